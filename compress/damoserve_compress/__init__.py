@@ -1,0 +1,1 @@
+"""Offline: trains, prunes, quantises, validates and writes profiles."""

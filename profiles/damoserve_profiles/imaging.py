@@ -1,0 +1,80 @@
+"""Encoded images to RGB arrays, and the stretch to the network's input.
+
+ImageError
+├── UndecodableImage   not a supported format, or broken, or cut short
+└── TooManyPixels      the header announces more pixels than allowed; nothing was decoded
+"""
+
+import io
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+DEFAULT_MAX_PIXELS = 50_000_000
+
+# Our own limit, checked against the header before anything is decoded, stands in for Pillow's process-wide warning.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class ImageError(ValueError):
+    """The image cannot be used."""
+
+
+class UndecodableImage(ImageError):
+    """The bytes are no image of a supported format, or are damaged."""
+
+
+class TooManyPixels(ImageError):
+    """The image has more pixels than allowed."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+
+def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decodes an image file to RGB `[height, width, 3]`, in the orientation in which a viewer displays it.
+
+    Raises UndecodableImage or TooManyPixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise TooManyPixels(f"the image has {width} x {height} pixels; at most {max_pixels} are accepted")
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UndecodableImage(
+            f"the image is not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+        ) from error
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise whatever the damage leads to: OSError, SyntaxError, struct.error
+        raise UndecodableImage(f"the image is damaged: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I"):
+        # 16-bit grey: keep the high byte, where Pillow's own conversion would clip everything above 255 to white.
+        grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
+
+
+def resize(image: NDArray[np.uint8], size: Size, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Stretches `[H, W, 3]` to `[size.height, size.width, 3]`, into `out` if given (contiguous, of that shape).
+
+    The aspect ratio is not kept: so DAMO-YOLO v0.3 is trained and evaluated.
+    """
+    resized: NDArray[np.uint8] = cv2.resize(image, (size.width, size.height), dst=out, interpolation=cv2.INTER_LINEAR)
+    return resized

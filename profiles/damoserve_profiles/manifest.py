@@ -1,0 +1,100 @@
+"""The manifest beside every built profile: what it is, how it was made, what it measured."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from damoserve_profiles.imaging import Size
+from damoserve_profiles.recipe import Fraction, Recipe
+
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class InputSpec(_Strict):
+    """What the network takes: `images` uint8 `[N, height, width, 3]`, RGB, 0..255."""
+
+    width: Annotated[int, Field(gt=0)]
+    height: Annotated[int, Field(gt=0)]
+    resize: Literal["stretch"] = "stretch"
+
+    @property
+    def size(self) -> Size:
+        return Size(self.width, self.height)
+
+
+class Thresholds(_Strict):
+    """How candidates become detections."""
+
+    score: Fraction
+    nms_iou: Fraction
+    max_detections: Annotated[int, Field(ge=1, le=1000)]
+
+
+class Accuracy(_Strict):
+    """COCO average precision on validation images, 0..1."""
+
+    dataset: str
+    images: Count
+    ap: Fraction
+    ap50: Fraction
+    per_class: dict[str, float]
+
+
+class Latency(_Strict):
+    """Milliseconds from the image tensor to the candidate boxes, for one image."""
+
+    median_ms: Annotated[float, Field(gt=0)]
+    p90_ms: Annotated[float, Field(gt=0)]
+    runs: Count
+    threads: Annotated[int, Field(gt=0)]
+    cpu: str
+    instruction_set: str
+    runtime: str
+
+
+class Source(_Strict):
+    """The checkpoint that the profile was made from."""
+
+    checkpoint: str
+    sha256: Sha256
+
+
+class FileRecord(_Strict):
+    """One file of the profile."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+class Manifest(_Strict):
+    """Everything a server, a router or a person needs to know about a profile without loading it."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    version: Annotated[int, Field(gt=0)]
+    profile: str
+    variant: str
+    labels: Annotated[tuple[str, ...], Field(min_length=1)]
+    input: InputSpec
+    candidates: Annotated[int, Field(gt=0)]
+    thresholds: Thresholds
+    parameters: Count
+    macs: Count
+    accuracy: Accuracy
+    latency: Latency
+    recipe: Recipe
+    source: Source
+    files: dict[str, FileRecord]
+
+    @property
+    def model_bytes(self) -> int:
+        return self.files[MODEL_FILE].bytes
+
+
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"

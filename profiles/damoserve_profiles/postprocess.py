@@ -1,0 +1,51 @@
+"""From candidate boxes to detections in pixels of the original image."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from damoserve_profiles.imaging import Size
+from damoserve_profiles.manifest import Thresholds
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Best score first: boxes `[M, 4]` (x_min, y_min, x_max, y_max), scores `[M]` in 0..1, labels `[M]`."""
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def select(
+    scores: NDArray[np.float32],
+    boxes: NDArray[np.float32],
+    thresholds: Thresholds,
+    network_size: Size,
+    image_size: Size,
+) -> Detections:
+    """Keeps the candidates above the score threshold that class-wise non-maximum suppression leaves.
+
+    `scores` is `[K, C]`; `boxes` is `[K, 4]` in pixels of the network's input, unclipped. Every (box, class) pair is a
+    candidate of its own, as in the reference evaluation. Boxes come back in pixels of the original image, inside it.
+    """
+    anchors, labels = np.nonzero(scores > thresholds.score)
+    candidate_scores = scores[anchors, labels]
+    candidates = boxes[anchors]
+    keep = _suppress(candidates, candidate_scores, labels, thresholds.nms_iou)[: thresholds.max_detections]
+    scale = np.array([image_size.width / network_size.width, image_size.height / network_size.height] * 2, np.float32)
+    limit = np.array([image_size.width, image_size.height] * 2, np.float32)
+    return Detections(np.clip(candidates[keep] * scale, 0, limit), candidate_scores[keep], labels[keep])
+
+
+def _suppress(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], labels: NDArray[np.int64], iou: float
+) -> NDArray[np.int64]:
+    """Indices of the survivors, best score first."""
+    if not len(scores):
+        return np.empty(0, np.int64)
+    corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    kept = cv2.dnn.NMSBoxesBatched(corner_and_size, scores, labels.astype(np.int32), 0.0, iou)
+    return np.asarray(kept, np.int64).reshape(-1)

@@ -1,0 +1,85 @@
+"""Recipes: how a profile is made, as data.
+
+A recipe is a YAML file; its stem is the name of the profile. Steps that are absent are not done:
+
+    prune:      # cut channels, then fine-tune
+      ratio: 0.2
+    quantise:   # 8-bit QDQ
+      calibration_images: 205
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class RecipeError(ValueError):
+    """The recipe is missing or not valid; the message names the file and the field."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FineTune(_Strict):
+    """Training after a cut."""
+
+    epochs: Annotated[int, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0)]
+
+
+class Prune(_Strict):
+    """Structured pruning over dependency groups."""
+
+    ratio: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the channels of every group that is cut."""
+    importance: Literal["l1"] = "l1"
+    """How channels are ranked: by the L1 norm of their weights."""
+    round_to: Annotated[int, Field(gt=0)] = 8
+    """Channel counts are kept multiples of this."""
+    fine_tune: FineTune
+
+
+class Quantise(_Strict):
+    """Static 8-bit quantisation: QDQ, activations QUInt8, weights QInt8 per channel."""
+
+    calibration_images: Annotated[int, Field(gt=0)]
+    """How many training images the activation ranges are taken from, in the data set's order."""
+    percentile: Annotated[float, Field(gt=50, le=100)] = 100.0
+    """Share of each image's activations that its range covers; 100 is minimum to maximum."""
+    reduce_range: bool = True
+    """Weights in 7 bits. Processors without VNNI add pairs of 8-bit products in 16 bits, which overflows with 8."""
+
+
+class Export(_Strict):
+    """The ONNX graph."""
+
+    candidates: Annotated[int, Field(gt=0)] = 300
+    """How many of the best anchors are decoded and returned."""
+    opset: Annotated[int, Field(ge=17)] = 20
+
+
+class Recipe(_Strict):
+    """All steps from a trained checkpoint to a profile, in the order in which they are done."""
+
+    name: str
+    prune: Prune | None = None
+    export: Export = Export()
+    quantise: Quantise | None = None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Reads a recipe file. Raises RecipeError."""
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+        return Recipe.model_validate({"name": path.stem} | content)
+    except FileNotFoundError as error:
+        raise RecipeError(f"no recipe at {path}") from error
+    except (yaml.YAMLError, TypeError, ValidationError) as error:
+        raise RecipeError(f"{path}: {error}") from error
