@@ -1,0 +1,51 @@
+"""Data sets of boxed pictures: what training, calibration and evaluation read. Needs NumPy and OpenCV, not torch.
+
+DatasetError (ValueError)
+├── AnnotationsError    the annotation file is missing, is not JSON or is not COCO
+└── PictureError        a picture is missing, cannot be decoded or has another size than annotated
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["AnnotationsError", "Dataset", "DatasetError", "PictureError", "Sample"]
+
+
+class DatasetError(ValueError):
+    """Any fault of a data set on disk."""
+
+
+class AnnotationsError(DatasetError):
+    """The annotations cannot be used."""
+
+
+class PictureError(DatasetError):
+    """One picture cannot be used."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One picture with its boxes.
+
+    ``image`` is H x W x 3 RGB; ``boxes`` is M x 4 as (left, top, right, bottom) in pixels, right and bottom exclusive;
+    ``labels`` are M indices into the data set's label names; ``identifier`` is unique within the data set.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    identifier: int
+
+
+class Dataset(Protocol):
+    """A finite, random-access collection of samples; asking for the same index again gives an equal sample."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...

@@ -1,0 +1,101 @@
+"""From the training form to the deploy form: the same function with fewer, biased convolutions.
+
+All folding happens in float64 and is rounded once, so that the outputs move by rounding only.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from damoserve_compress.network.backbone import Focus
+from damoserve_compress.network.blocks import ConvBN, Foldable, RepConv
+from damoserve_compress.network.network import Network
+
+
+def fuse(network: Network) -> Network:
+    """A copy in evaluation mode without any BatchNorm, every RepConv one convolution; the input is left as it is."""
+    fused = reparameterise(network)
+    for module in list(fused.modules()):
+        if isinstance(module, Foldable):
+            for conv_name, norm_name in module.FOLDS:
+                _fold(module, conv_name, norm_name)
+    return fused
+
+
+def reparameterise(network: Network) -> Network:
+    """A copy in evaluation mode whose RepConvs are one convolution each; other BatchNorms stay.
+
+    This is the deploy form of published checkpoints and of published parameter counts.
+    """
+    copied = copy.deepcopy(network).eval()
+    for module in list(copied.modules()):
+        if isinstance(module, RepConv):
+            _merge_branches(module)
+    return copied
+
+
+def _merge_branches(module: RepConv) -> None:
+    dense, pointwise = module.rbr_dense, module.rbr_1x1
+    if dense is None or pointwise is None:
+        return
+    weight, bias = _folded_branch(dense)
+    point_weight, point_bias = _folded_branch(pointwise)
+    margin = dense.conv.kernel_size[0] // 2
+    weight = weight + functional.pad(point_weight, [margin] * 4)
+    module.deploy(_biased(dense.conv, weight, bias + point_bias))
+
+
+def _folded_branch(branch: ConvBN) -> tuple[Tensor, Tensor]:
+    assert isinstance(branch.bn, nn.BatchNorm2d)
+    return _folded(branch.conv, branch.bn)
+
+
+def _fold(module: Foldable, conv_name: str, norm_name: str) -> None:
+    conv, norm = getattr(module, conv_name), getattr(module, norm_name)
+    if isinstance(norm, nn.BatchNorm2d):  # not so where the network was fused before
+        setattr(module, conv_name, _biased(conv, *_folded(conv, norm)))
+        setattr(module, norm_name, nn.Identity())
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias, float64, of the convolution that equals `conv` followed by `norm` in evaluation mode."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    shift = norm.running_mean.double()
+    if conv.bias is not None:
+        shift = shift - conv.bias.detach().double()
+    weight = conv.weight.detach().double() * scale.view(-1, 1, 1, 1)
+    return weight, norm.bias.detach().double() - shift * scale
+
+
+def _biased(like: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A convolution with these parameters, everything else as in `like`; its widths come from the weight."""
+    conv = copy.deepcopy(like)
+    dtype = like.weight.dtype
+    conv.weight = nn.Parameter(weight.to(dtype))
+    conv.bias = nn.Parameter(bias.to(dtype))
+    return conv
+
+
+def merge_focus(network: Network) -> Network:
+    """A copy of a fused network whose stem reads the image with one stride-2 convolution instead of slicing it first.
+
+    Exactly equal: a 3x3 window over 2x2 squares is a 6x6 window over pixels. Runtimes spend more time on the slices
+    than on the convolution, above all in 8 bits.
+    """
+    merged = copy.deepcopy(network)
+    focus = merged.backbone.block_list[0]
+    assert isinstance(focus, Focus)
+    sliced = focus.conv.conv
+    outputs, channels = sliced.out_channels, sliced.in_channels // 4
+    conv = nn.Conv2d(channels, outputs, 6, stride=2, padding=2)
+    conv.bias = sliced.bias
+    # Input channels are ordered (column, row, colour): see Focus.forward.
+    corners = sliced.weight.detach().unflatten(1, (2, 2, channels))
+    conv.weight = nn.Parameter(corners.permute(0, 3, 4, 2, 5, 1).reshape(outputs, channels, 6, 6))
+    merged.backbone.block_list[0] = nn.Sequential(conv, focus.conv.act)
+    return merged

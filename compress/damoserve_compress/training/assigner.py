@@ -1,0 +1,108 @@
+"""AlignOTA: which anchor learns which box (DAMO-YOLO, arXiv 2211.15444, section 2.3; terms as in its released code).
+
+An anchor is a candidate where its point lies in any box, or within `centre_radius` strides of any box's centre.
+Every (candidate, box) pair costs the quality focal loss it would have, plus the negative log of its IoU, plus a sum
+that rules out, until nothing else is left, the pairs whose point is not both in the box and near its centre.
+Each box takes its k cheapest candidates, k being the sum of its ten best IoUs, at least one.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from damoserve_compress.training.geometry import pairwise_iou
+
+
+@dataclass(frozen=True)
+class AssignerConfig:
+    centre_radius: float = 2.5
+    """In strides of the anchor's level."""
+    candidate_top_k: int = 10
+    class_weight: float = 1.0
+    iou_weight: float = 3.0
+    outside_cost: float = 1e8
+
+
+class Assignment(NamedTuple):
+    """The P positive anchors of one image."""
+
+    anchors: Tensor
+    """[P] int64, index of the anchor, ascending."""
+    boxes: Tensor
+    """[P] int64, index of the box that the anchor learns."""
+    ious: Tensor
+    """[P] float, IoU of the anchor's prediction with that box: the target of its class score."""
+
+
+class Anchors(NamedTuple):
+    """What the assigner reads of one image's A anchors, without gradient."""
+
+    class_logits: Tensor
+    """[A, C]"""
+    boxes: Tensor
+    """[A, 4] predicted boxes, xyxy in pixels of the network input."""
+    points: Tensor
+    """[A, 2] x, y in pixels."""
+    strides: Tensor
+    """[A]"""
+
+
+def _location(anchors: Anchors, boxes: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Whether each anchor's point is in each box, and near its centre: two boolean [A, G]."""
+    x, y = anchors.points[:, :1], anchors.points[:, 1:]
+    inside = (x > boxes[:, 0]) & (y > boxes[:, 1]) & (x < boxes[:, 2]) & (y < boxes[:, 3])
+    reach = anchors.strides[:, None] * radius
+    centre_x, centre_y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    near = ((x - centre_x).abs() < reach) & ((y - centre_y).abs() < reach)
+    return inside, near
+
+
+def _class_cost(logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+    """Quality focal loss [V, G], summed over the C classes, had candidate v [V, C] to learn box g at score iou [V, G].
+
+    All classes but the box's own have target zero, so their sum is shared by all boxes and [V, G, C] never exists.
+    """
+    background = F.softplus(logits) * logits.sigmoid().square()
+    own_logits = logits[:, labels]
+    own = (F.softplus(own_logits) - own_logits * ious) * (ious - own_logits.sigmoid()).square()
+    return background.sum(1, keepdim=True) - background[:, labels] + own
+
+
+def _match(cost: Tensor, ious: Tensor, top_k: int) -> Tensor:
+    """Boolean [V, G]: each box's dynamic k cheapest candidates, each candidate kept by one box at most."""
+    count, boxes = cost.shape
+    best_ious = ious.topk(min(top_k, count), dim=0).values
+    wanted = best_ious.sum(0).int().clamp(min=1)
+    depth = min(int(wanted.max()), count)
+    cheapest = cost.topk(depth, dim=0, largest=False).indices
+    taken = torch.arange(depth, device=cost.device)[:, None] < wanted
+    matched = torch.zeros_like(cost, dtype=torch.bool).scatter_(0, cheapest, taken)
+    contested = matched.sum(1) > 1
+    winner = F.one_hot(cost[contested].argmin(1), boxes).bool()
+    matched[contested] = winner
+    return matched
+
+
+@torch.no_grad()
+def assign(anchors: Anchors, boxes: Tensor, labels: Tensor, config: AssignerConfig | None = None) -> Assignment:
+    """Match one image's anchors with its boxes [G, 4] (xyxy pixels) and labels [G]; G may be 0.
+
+    A box can end without an anchor: where another box takes its only candidates, or none is near it.
+    """
+    config = config or AssignerConfig()
+    empty = boxes.new_zeros(0, dtype=torch.int64)
+    if len(boxes) == 0:
+        return Assignment(empty, empty, boxes.new_zeros(0))
+    inside, near = _location(anchors, boxes, config.centre_radius)
+    candidates = (inside | near).any(1).nonzero().squeeze(1)
+    if len(candidates) == 0:
+        return Assignment(empty, empty, boxes.new_zeros(0))
+    ious = pairwise_iou(anchors.boxes[candidates], boxes)
+    cost = _class_cost(anchors.class_logits[candidates], labels, ious) * config.class_weight
+    cost -= torch.log(ious + 1e-7) * config.iou_weight
+    cost += (~(inside & near)[candidates]) * config.outside_cost
+    rows, columns = _match(cost, ious, config.candidate_top_k).nonzero(as_tuple=True)
+    return Assignment(candidates[rows], columns, ious[rows, columns])

@@ -1,0 +1,58 @@
+"""`damoserve-compress train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# The command's module is read for every `--help`: torch comes only when there is something to train.
+
+
+def train(  # noqa: PLR0913, PLR0917
+    data: Annotated[
+        Path,
+        typer.Option(
+            envvar="DAMOSERVE_DATA", exists=True, file_okay=False, help="Folder with train.json, val.json and images/."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint, weights and logs.")],
+    variant: Annotated[str, typer.Option(help="Size of the network.")] = "P",
+    size: Annotated[int, typer.Option(help="Side of the network's input in pixels, a multiple of 32.")] = 416,
+    epochs: Annotated[int, typer.Option(min=1)] = 120,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    rendered: Annotated[int, typer.Option(min=0, help="Rendered images mixed into every epoch.")] = 0,
+    eval_every: Annotated[int, typer.Option(min=1, help="Epochs between evaluations.")] = 5,
+    threads: Annotated[int, typer.Option(min=0, help="Torch's threads; 0 takes all cores.")] = 0,
+    seed: Annotated[int, typer.Option()] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder, if any.")] = True,
+    init: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Weights (safetensors) to start from.")
+    ] = None,
+) -> None:
+    """Train a network, resuming where a run in the same folder stopped."""
+    from damoserve_compress.datasets.coco import CocoDataset
+    from damoserve_compress.training.checkpoint import TrainingError
+    from damoserve_compress.training.config import TrainConfig
+    from damoserve_compress.training.trainer import Trainer, new_network
+
+    images = data / "images"
+    try:
+        train_set, val_set = CocoDataset(data / "train.json", images), CocoDataset(data / "val.json", images)
+        config = TrainConfig(
+            variant=variant,
+            size=size,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=lr,
+            rendered=rendered,
+            eval_every=eval_every,
+            threads=threads,
+            seed=seed,
+        )
+        network = new_network(config, train_set.labels, init)
+        result = Trainer(network, config, train_set, val_set, out).run(resume=resume)
+    except (TrainingError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"AP {result.metrics.ap:.4f}, AP50 {result.metrics.ap50:.4f} on {result.metrics.images} images: {out}")

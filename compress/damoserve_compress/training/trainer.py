@@ -1,0 +1,234 @@
+"""Trains a network, resumably: an interrupted run, started again, gives the weights of an uninterrupted one."""
+
+import csv
+import io
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import torch
+from torch import nn
+
+from damoserve_compress.datasets import Dataset
+from damoserve_compress.evaluate import Metrics, average_precision, predict, torch_detector
+from damoserve_compress.network import Network, build_network
+from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
+from damoserve_compress.training.checkpoint import (
+    ResumeMismatch,
+    load_state,
+    load_weights,
+    replace_file,
+    save_json,
+    save_state,
+)
+from damoserve_compress.training.config import TrainConfig, learning_rate_factor
+from damoserve_compress.training.ema import ModelEma
+from damoserve_compress.training.loader import Batch, BatchLoader, CachedDataset, Extra, LoaderConfig
+from damoserve_compress.training.losses import Losses, detection_loss
+from damoserve_compress.training.progress import EpochRecord, Reporter
+from damoserve_profiles.imaging import Size
+
+CHECKPOINT = "checkpoint.pt"
+MODEL = "model.safetensors"
+BEST_MODEL = "best.safetensors"
+SUMMARY = "training.json"
+LOG = "log.csv"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """`metrics` is the last evaluation, of the averaged weights at the end: not the luckiest one."""
+
+    network: Network
+    metrics: Metrics
+    history: tuple[EpochRecord, ...]
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Weights of convolutions decay; batch norm, biases and scales, all of one dimension at most, do not."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+    others = [parameter for parameter in parameters if parameter.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+class Trainer:
+    """Trains `network` in place; one that was pruned will do.
+
+    `out_dir` gets, after every epoch, `checkpoint.pt` and `log.csv`; after every evaluation `model.safetensors` (the
+    averaged weights, float32) and `training.json`; and `best.safetensors` whenever the AP on `val_set` is the best yet.
+    `extra` gives the `config.rendered` further images of an epoch.
+    """
+
+    def __init__(
+        self, network: Network, config: TrainConfig, train_set: Dataset, val_set: Dataset, out_dir: Path
+    ) -> None:
+        if train_set.labels != val_set.labels:
+            raise ValueError(f"training labels {train_set.labels} differ from validation labels {val_set.labels}")
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.config = config
+        self.ema = ModelEma(self.network, config.ema_decay, config.ema_tau)
+        self.optimiser = torch.optim.AdamW(
+            parameter_groups(self.network, config.weight_decay), lr=config.learning_rate, fused=True
+        )
+        self._out = out_dir
+        self._val_set = CachedDataset(val_set)
+        loading = LoaderConfig(config.size, config.batch_size, config.seed, config.augment)
+        extra = _rendered(config) if config.rendered else None
+        self._loader = BatchLoader(CachedDataset(train_set), loading, extra, config.rendered)
+        self._step = 0
+        self._history: list[EpochRecord] = []
+        self._metrics: Metrics | None = None
+
+    def run(self, resume: bool = True, epochs: int | None = None) -> TrainResult:
+        """Trains to the end, or for the first `epochs` epochs of the schedule only.
+
+        With `resume`, goes on from the checkpoint in the output folder, if there is one. Raises ResumeMismatch where
+        that is of another configuration.
+        """
+        self._out.mkdir(parents=True, exist_ok=True)
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        # The batches have one thread, beside torch's: OpenCV must not start a pool of its own.
+        cv2.setNumThreads(1)
+        if resume and (self._out / CHECKPOINT).exists():
+            self._restore()
+        last = min(epochs or self.config.epochs, self.config.epochs)
+        with Reporter(self.config.epochs, len(self._loader), len(self._history)) as reporter:
+            for epoch in range(len(self._history), last):
+                self._run_epoch(epoch, last, reporter)
+        if self._metrics is None:
+            self._metrics = self.evaluate()
+        return TrainResult(self.ema.network, self._metrics, tuple(self._history))
+
+    def evaluate(self) -> Metrics:
+        """AP of the averaged weights on the validation set."""
+        size = Size(self.config.size, self.config.size)
+        detections = predict(torch_detector(self.ema.network), self._val_set, size, batch_size=self.config.batch_size)
+        return average_precision(self._val_set, detections)
+
+    def train_step(self, batch: Batch) -> Losses:
+        """One step of the optimiser; the losses come back without gradient."""
+        rate = self.config.learning_rate * learning_rate_factor(self._step, len(self._loader), self.config)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        images, targets = batch.tensors()
+        losses = detection_loss(self.network(images), targets, self.config.loss)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
+        self.optimiser.step()
+        self.ema.update(self.network)
+        self._step += 1
+        return Losses(*(value.detach() for value in losses))
+
+    def _run_epoch(self, epoch: int, last: int, reporter: Reporter) -> None:
+        started = time.perf_counter()
+        self.network.train()
+        sums = torch.zeros(len(Losses._fields))
+        for batch in self._loader.epoch(epoch):
+            losses = self.train_step(batch)
+            sums += torch.stack(list(losses))
+            reporter.step(float(losses.total))
+        loss, quality, giou, distribution = (sums / len(self._loader)).tolist()
+        evaluated = (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == last
+        self._metrics = self.evaluate() if evaluated else None
+        ap, ap50 = (self._metrics.ap, self._metrics.ap50) if self._metrics else (None, None)
+        rate = float(self.optimiser.param_groups[0]["lr"])
+        record = EpochRecord(epoch, rate, loss, quality, giou, distribution, ap, ap50, time.perf_counter() - started)
+        self._history.append(record)
+        self._save()
+        reporter.epoch(record)
+
+    def _save(self) -> None:
+        write_log(self._out / LOG, self._history)
+        if self._metrics is not None:
+            side = self.config.size
+            what = Description(self.config.model, self.network.variant, tuple(self._val_set.labels), side, side)
+            save_checkpoint(self._out / MODEL, self.ema.network, what)
+            if self._metrics.ap >= max(record.ap for record in self._history if record.ap is not None):
+                save_checkpoint(self._out / BEST_MODEL, self.ema.network, what)
+            save_json(self._out / SUMMARY, self._summary(self._metrics))
+        state = {
+            "curve": self.config.curve(),
+            "network": self.network.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self._step,
+            "history": [asdict(record) for record in self._history],
+            "random": torch.get_rng_state(),
+        }
+        # Last: whatever a crash leaves behind, the epoch counts as done only once all its files are there.
+        save_state(self._out / CHECKPOINT, state)
+
+    def _restore(self) -> None:
+        state = load_state(self._out / CHECKPOINT)
+        wanted = self.config.curve()
+        different = sorted(name for name in wanted if wanted[name] != state["curve"].get(name))
+        if different:
+            raise ResumeMismatch(f"{self._out / CHECKPOINT} was made with another {', '.join(different)}")
+        self.network.load_state_dict(state["network"])
+        self.ema.network.load_state_dict(state["ema"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self._step = self.ema.steps = state["step"]
+        self._history = [EpochRecord(**record) for record in state["history"]]
+        torch.set_rng_state(state["random"])
+
+    def _summary(self, metrics: Metrics) -> dict[str, object]:
+        return {
+            "config": self.config.curve(),
+            "labels": list(self._val_set.labels),
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "epochs_done": len(self._history),
+            "seconds": round(sum(record.seconds for record in self._history), 1),
+            "metrics": asdict(metrics),
+            "history": [asdict(record) for record in self._history],
+        }
+
+
+def write_log(path: Path, history: Iterable[EpochRecord]) -> None:
+    """All epochs anew, so that a resumed run's log has each of them once."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [column.name for column in fields(EpochRecord)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(record) for record in history)
+    replace_file(path, lambda temporary: _write_text(temporary, text.getvalue()))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _rendered(config: TrainConfig) -> Extra:
+    from damoserve_compress.datasets.rendered import RenderedSmears
+
+    @lru_cache(maxsize=1)
+    def series(number: int) -> Dataset:
+        # Far from the small seeds that others use, so that no test or demo picture is trained on.
+        return CachedDataset(RenderedSmears(config.rendered, seed=(config.seed + 1) * 1_000_003 + number))
+
+    return lambda epoch: series(epoch // config.rendered_reuse)
+
+
+def train(config: TrainConfig, train_set: Dataset, val_set: Dataset, out_dir: Path) -> TrainResult:
+    """Builds a network of the configured variant with random weights and trains it, resuming where it can."""
+    return Trainer(new_network(config, train_set.labels), config, train_set, val_set, out_dir).run()
+
+
+def new_network(config: TrainConfig, labels: tuple[str, ...], init: Path | None = None) -> Network:
+    """A network to train, its random weights given by the seed; `init` is a checkpoint to start from.
+
+    A checkpoint with the same labels gives its own network, pruned or not; one with others gives what fits.
+    """
+    torch.manual_seed(config.seed)
+    if init is not None:
+        network, what = load_checkpoint(init)
+        if (what.variant, what.labels) == (config.variant, labels):
+            return network
+    network = build_network(config.variant, len(labels))
+    if init is not None:
+        load_weights(network, init)
+    return network
