@@ -1,0 +1,58 @@
+"""Talks to a damoserve server.
+
+with Client("127.0.0.1:50051") as client:
+    result = client.detect("smear.jpg", tier="realtime")
+    print(result.profile, result.count_by_label())
+"""
+
+from .aio import AsyncClient
+from .channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT
+from .client import Client
+from .errors import (
+    AccuracyUnavailable,
+    Cancelled,
+    DamoserveError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Failure,
+    InvalidImage,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    Overloaded,
+    ProfileNotFound,
+    ProfileUnavailable,
+    ServerFault,
+    Unavailable,
+)
+from .types import Box, Detection, DetectionResult, DetectOptions, ImageSource, ProfileInfo, Tier, Timings
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "DEFAULT_TIMEOUT",
+    "AccuracyUnavailable",
+    "AsyncClient",
+    "Box",
+    "Cancelled",
+    "Client",
+    "DamoserveError",
+    "DeadlineExceeded",
+    "DetectOptions",
+    "Detection",
+    "DetectionResult",
+    "FailedPrecondition",
+    "Failure",
+    "ImageSource",
+    "InvalidImage",
+    "InvalidRequest",
+    "ModelNotFound",
+    "NotFound",
+    "Overloaded",
+    "ProfileInfo",
+    "ProfileNotFound",
+    "ProfileUnavailable",
+    "ServerFault",
+    "Tier",
+    "Timings",
+    "Unavailable",
+]

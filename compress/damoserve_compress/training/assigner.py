@@ -103,6 +103,7 @@ def assign(anchors: Anchors, boxes: Tensor, labels: Tensor, config: AssignerConf
     ious = pairwise_iou(anchors.boxes[candidates], boxes)
     cost = _class_cost(anchors.class_logits[candidates], labels, ious) * config.class_weight
     cost -= torch.log(ious + 1e-7) * config.iou_weight
-    cost += (~(inside & near)[candidates]) * config.outside_cost
+    # Double precision: at 1e8 a float counts in eights, and the order among ruled-out pairs would be lost.
+    cost = cost.double() + (~(inside & near)[candidates]) * config.outside_cost
     rows, columns = _match(cost, ious, config.candidate_top_k).nonzero(as_tuple=True)
     return Assignment(candidates[rows], columns, ious[rows, columns])

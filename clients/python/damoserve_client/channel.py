@@ -1,0 +1,39 @@
+"""How both clients reach the server: retries, limits and reconnection."""
+
+import json
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_TIMEOUT = 10.0
+
+# Only UNAVAILABLE is certain to pass: a request refused for its deadline or a full queue would only add to the load.
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # gRPC silently does not retry a message that does not fit here, and its default of 256 KiB is less than a photo.
+    ("grpc.per_rpc_retry_buffer_size", 64 * 1024 * 1024),
+    # The default waits up to two minutes before it looks again for a server that was restarted.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+
+
+def channel_options(address: str) -> tuple[tuple[str, str | int], ...]:
+    """Options for `grpc.insecure_channel` and its siblings."""
+    if address.startswith(("127.", "localhost:", "[::1]:")):
+        # gRPC obeys `http_proxy` even for this machine, where no proxy can reach.
+        return (*_OPTIONS, ("grpc.enable_http_proxy", 0))
+    return _OPTIONS

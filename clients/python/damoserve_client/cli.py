@@ -1,0 +1,213 @@
+"""The `damoserve` command.
+
+Exit codes: 0 done, 1 a call failed, 2 wrong usage.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from . import demo as demonstration
+from .channel import DEFAULT_ADDRESS
+from .client import Client
+from .draw import annotate
+from .errors import DamoserveError, InvalidImage
+from .types import DetectionResult, DetectOptions, Tier
+
+# Which extra brings the commands that other packages add.
+EXTRAS = {"serve": "server"}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Finds objects in images with a damoserve server.",
+)
+
+Address = Annotated[str, typer.Option(envvar="DAMOSERVE_ADDRESS", help="HOST:PORT of the server.")]
+Images = Annotated[
+    list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, help="JPEG, PNG, WebP or BMP.")
+]
+
+
+@app.command()
+def detect(  # noqa: PLR0913: every option of the command is a parameter
+    images: Images,
+    address: Address = DEFAULT_ADDRESS,
+    model: Annotated[str | None, typer.Option(help="Default: the server's.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Use this profile and no other.")] = None,
+    tier: Annotated[Tier | None, typer.Option(help="How quick the answer should be.")] = None,
+    budget_ms: Annotated[float | None, typer.Option(help="The longest time that the answer may take.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Lowest average precision of the profile, 0 to 1.")] = None,
+    score: Annotated[float | None, typer.Option(help="Leave out detections with a lower score, 0 to 1.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image, times in seconds.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Save the annotated picture: a file, or a folder.")] = None,
+) -> None:
+    """Detect the objects in images."""
+    options = DetectOptions(
+        model=model,
+        profile=profile,
+        tier=tier,
+        budget=None if budget_ms is None else budget_ms / 1000,
+        min_accuracy=min_accuracy,
+        score_threshold=score,
+    )
+    targets = _targets(images, save)
+    refused = False
+    with _connect(address) as client:
+        for image in images:
+            content = image.read_bytes()
+            try:
+                result = client.detect(content, **options)
+            except InvalidImage as error:  # the next image may still be a good one
+                _report(error, f"{image}: ")
+                refused = True
+                continue
+            if as_json:
+                typer.echo(json.dumps({"image": str(image), **dataclasses.asdict(result)}))
+            else:
+                _print_result(image, result)
+            if image in targets:
+                annotate(content, result.detections).save(targets[image])
+    if refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def profiles(
+    address: Address = DEFAULT_ADDRESS,
+    model: Annotated[str | None, typer.Option(help="Default: all models.")] = None,
+) -> None:
+    """List the server's profiles, the most accurate first."""
+    with _connect(address) as client:
+        infos = client.profiles(model)
+    table = Table("model", "version", "profile", "state")
+    for column in ("AP", "AP50", "MB", "M params", "G MACs", "expected ms"):
+        table.add_column(column, justify="right")
+    for info in infos:
+        table.add_row(
+            escape(info.model),
+            str(info.model_version),
+            escape(info.profile),
+            "active" if info.active else escape(f"failed: {info.error}"),
+            f"{info.average_precision:.3f}",
+            f"{info.average_precision_50:.3f}",
+            f"{info.model_bytes / 1e6:.1f}",
+            f"{info.parameter_count / 1e6:.2f}",
+            f"{info.mac_count / 1e9:.2f}",
+            f"{info.expected_latency * 1e3:.1f}",
+        )
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    image: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, help=f"Default: {demonstration.DEFAULT_IMAGE}.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for profiles.png.")] = Path("demo"),
+) -> None:
+    """Start a server, send one picture to every profile and tier, and show how they compare."""
+    image = image or demonstration.DEFAULT_IMAGE
+    if not image.is_file():
+        raise typer.BadParameter(f"{image} is only found at the root of the source tree: give an image")
+    try:
+        demonstration.run(image, output)
+    except DamoserveError as error:
+        _fail(error)
+    except demonstration.ServerDidNotStart as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _targets(images: list[Path], save: Path | None) -> dict[Path, Path]:
+    """Where the annotated picture of each image goes; the folder is made."""
+    if save is None:
+        return {}
+    if save.suffix and not save.is_dir():
+        if len(images) > 1:
+            raise typer.BadParameter("with several images it has to be a folder", param_hint="--save")
+        return {images[0]: save}
+    targets = {image: save / f"{image.stem}.png" for image in images}
+    if len(set(targets.values())) < len(images):
+        raise typer.BadParameter("two of the images have the same name", param_hint="--save")
+    save.mkdir(parents=True, exist_ok=True)
+    return targets
+
+
+def _print_result(image: Path, result: DetectionResult) -> None:
+    console = Console()
+    table = Table("label", title_justify="left")
+    for column in ("score", "x min", "y min", "x max", "y max"):
+        table.add_column(column, justify="right")
+    for detection in result.detections:
+        box = dataclasses.astuple(detection.box)
+        table.add_row(escape(detection.label), f"{detection.score:.2f}", *(f"{value:.0f}" for value in box))
+    console.print(table)
+    counts = ", ".join(f"{count} {label}" for label, count in result.count_by_label().items()) or "nothing"
+    served = f"{result.model} {result.model_version}, {result.profile}, {result.selection_reason.replace('_', ' ')}"
+    console.print(escape(f"{image}: {counts} ({served}, {result.timings.total * 1e3:.1f} ms)"), highlight=False)
+
+
+@contextmanager
+def _connect(address: str) -> Iterator[Client]:
+    try:
+        with Client(address) as client:
+            yield client
+    except DamoserveError as error:
+        _fail(error)
+
+
+def _fail(error: DamoserveError) -> NoReturn:
+    _report(error)
+    raise typer.Exit(1) from None
+
+
+def _report(error: DamoserveError, subject: str = "") -> None:
+    request = f" Request {error.request_id}." if error.request_id else ""
+    typer.echo(f"error: {subject}{error}. {error.advice}{request}", err=True)
+
+
+def add_commands(target: typer.Typer, invoked: str | None) -> None:
+    """Adds the commands of the entry-point group `damoserve.commands`, each a function that typer can read.
+
+    Only the invoked one is loaded, so that `damoserve detect` does not import a server.
+    """
+    for entry in entry_points(group="damoserve.commands"):
+        command = _load(entry) if entry.name == invoked else _placeholder(entry)
+        target.command(entry.name)(command)
+
+
+def _load(entry: EntryPoint) -> Callable[..., Any]:
+    try:
+        command: Callable[..., Any] = entry.load()
+    except ImportError as error:
+        extra = EXTRAS.get(entry.name, entry.name)
+        typer.echo(
+            f"error: `damoserve {entry.name}` cannot start ({error}). Install it: pip install 'damoserve[{extra}]'",
+            err=True,
+        )
+        raise SystemExit(1) from None
+    return command
+
+
+def _placeholder(entry: EntryPoint) -> Callable[[], None]:
+    def command() -> None:
+        pass
+
+    command.__doc__ = f"See `damoserve {entry.name} --help` (extra `{EXTRAS.get(entry.name, entry.name)}`)."
+    return command
+
+
+def main() -> None:
+    add_commands(app, invoked=sys.argv[1] if len(sys.argv) > 1 else None)
+    app()

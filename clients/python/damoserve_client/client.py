@@ -1,0 +1,79 @@
+"""The client for ordinary code; `aio` has the same for asyncio."""
+
+from collections.abc import Callable
+from typing import Self, TypeVar, Unpack
+
+import grpc
+
+from damoserve.v1 import detection_pb2 as pb
+from damoserve.v1.detection_pb2_grpc import DetectionServiceStub, ProfileServiceStub
+
+from .channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, channel_options
+from .convert import detect_request, read_image, to_profile, to_profiles, to_result
+from .errors import from_rpc_error
+from .types import DetectionResult, DetectOptions, ImageSource, ProfileInfo
+
+Response = TypeVar("Response")
+
+
+class Client:
+    """One connection to a server; threads may share it.
+
+    `credentials` (`grpc.ssl_channel_credentials()`) turn TLS on. `timeout` is the deadline of every call in seconds;
+    each call can set its own. Every call raises a `DamoserveError` when it fails.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        options = channel_options(address)
+        self._channel = (
+            grpc.secure_channel(address, credentials, options)
+            if credentials
+            else grpc.insecure_channel(address, options)
+        )
+        self._detection = DetectionServiceStub(self._channel)
+        self._profiles = ProfileServiceStub(self._channel)
+        self._timeout = timeout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def detect(
+        self, image: ImageSource, *, timeout: float | None = None, **options: Unpack[DetectOptions]
+    ) -> DetectionResult:
+        """Finds the objects in one image, given as the content or the path of a file."""
+        request = detect_request(read_image(image), options)
+        return to_result(self._call(self._detection.Detect, request, timeout))
+
+    def profiles(self, model: str | None = None, *, timeout: float | None = None) -> tuple[ProfileInfo, ...]:
+        """The profiles of one model or of all, by model, then the most accurate first."""
+        request = pb.ListProfilesRequest(model=model or "")
+        return to_profiles(self._call(self._profiles.ListProfiles, request, timeout))
+
+    def profile(self, name: str, *, model: str | None = None, timeout: float | None = None) -> ProfileInfo:
+        """One profile of the server's default model, or of another."""
+        request = pb.GetProfileRequest(model=model or "", profile=name)
+        return to_profile(self._call(self._profiles.GetProfile, request, timeout))
+
+    def wait_until_ready(self, timeout: float) -> None:
+        """Waits until the server answers; raises DeadlineExceeded if it does not within `timeout` seconds."""
+        self._call(self._profiles.ListProfiles, pb.ListProfilesRequest(), timeout, wait_for_ready=True)
+
+    def _call(
+        self, method: Callable[..., Response], request: object, timeout: float | None, wait_for_ready: bool = False
+    ) -> Response:
+        try:
+            return method(request, timeout=self._timeout if timeout is None else timeout, wait_for_ready=wait_for_ready)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error

@@ -1,0 +1,101 @@
+"""Between protobuf messages and the client's own types; the sync and the async client share it."""
+
+from pathlib import Path
+
+from google.protobuf.duration_pb2 import Duration
+
+from damoserve.v1 import detection_pb2 as pb
+
+from .types import Box, Detection, DetectionResult, DetectOptions, ImageSource, ProfileInfo, Timings
+
+
+def read_image(source: ImageSource) -> bytes:
+    """The bytes of an encoded image. Raises OSError if it is a path that cannot be read."""
+    return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
+def detect_request(content: bytes, options: DetectOptions) -> pb.DetectRequest:
+    """Raises TypeError on an unknown option, ValueError on an unknown tier; values are judged by the server."""
+    if unknown := options.keys() - DetectOptions.__annotations__.keys():
+        raise TypeError(f"detect() got unexpected options: {', '.join(sorted(unknown))}")
+    tier = options.get("tier") or "unspecified"
+    budget = options.get("budget")
+    return pb.DetectRequest(
+        image=pb.Image(content=content),
+        model=options.get("model") or "",
+        profile=options.get("profile") or "",
+        latency_tier=pb.LatencyTier.Value(f"LATENCY_TIER_{tier.upper()}"),
+        latency_budget=None if budget is None else _duration(budget),
+        min_accuracy=options.get("min_accuracy"),
+        score_threshold=options.get("score_threshold"),
+        max_detections=options.get("max_detections"),
+    )
+
+
+def to_result(response: pb.DetectResponse) -> DetectionResult:
+    timings = response.timings
+    return DetectionResult(
+        detections=tuple(map(_to_detection, response.detections)),
+        image_size=(response.image_width_px, response.image_height_px),
+        model=response.model,
+        model_version=response.model_version,
+        profile=response.profile,
+        selection_reason=_reason_name(response.selection_reason),
+        batch_size=response.batch_size,
+        timings=Timings(
+            decode=_seconds(timings.decode),
+            queue=_seconds(timings.queue),
+            inference=_seconds(timings.inference),
+            postprocess=_seconds(timings.postprocess),
+            total=_seconds(timings.total),
+        ),
+    )
+
+
+def to_profile(profile: pb.Profile) -> ProfileInfo:
+    return ProfileInfo(
+        model=profile.model,
+        model_version=profile.model_version,
+        profile=profile.profile,
+        active=profile.state == pb.Profile.STATE_ACTIVE,
+        error=profile.error,
+        labels=tuple(profile.labels),
+        average_precision=profile.average_precision,
+        average_precision_50=profile.average_precision_50,
+        validation_image_count=profile.validation_image_count,
+        model_bytes=profile.model_bytes,
+        parameter_count=profile.parameter_count,
+        mac_count=profile.mac_count,
+        expected_latency=_seconds(profile.expected_latency),
+        input_size=(profile.input_width_px, profile.input_height_px),
+    )
+
+
+def to_profiles(response: pb.ListProfilesResponse) -> tuple[ProfileInfo, ...]:
+    return tuple(map(to_profile, response.profiles))
+
+
+def _to_detection(detection: pb.Detection) -> Detection:
+    box = detection.box
+    return Detection(
+        label=detection.label,
+        label_id=detection.label_id,
+        score=detection.score,
+        box=Box(box.x_min, box.y_min, box.x_max, box.y_max),
+    )
+
+
+def _reason_name(reason: "pb.SelectionReason.ValueType") -> str:
+    if reason not in pb.SelectionReason.values():  # a newer server may have reasons that this client does not know
+        reason = pb.SELECTION_REASON_UNSPECIFIED
+    return pb.SelectionReason.Name(reason).removeprefix("SELECTION_REASON_").lower()
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.ToNanoseconds() / 1e9

@@ -1,0 +1,144 @@
+"""`damoserve demo`: one picture through every profile and every tier of a server that lives as long as the demo.
+
+ServerDidNotStart   the server ended, or did not answer in time; the message has the end of its log
+"""
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, get_args
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .client import Client
+from .draw import Panel, annotate, sheet
+from .errors import DeadlineExceeded, Unavailable
+from .types import DetectionResult, ProfileInfo, Tier, Timings
+
+DEFAULT_IMAGE = Path("docs/images/smear.jpg")
+SERVER = (sys.executable, "-m", "damoserve_server")
+STARTUP_SECONDS = 120.0
+SHUTDOWN_SECONDS = 15.0
+LOG_LINES = 20
+
+
+class ServerDidNotStart(Exception):
+    """The server ended or did not answer in time."""
+
+
+def run(image: Path, output: Path, server: Sequence[str] = SERVER) -> None:
+    """Shows how the profiles and tiers answer for one image; writes `profiles.png` into `output`.
+
+    `server` is the command to which `--port P --metrics-port M` is added. Raises ServerDidNotStart, DamoserveError.
+    """
+    console = Console()
+    content = image.read_bytes()
+    console.print("Starting a server ...")
+    with _running_server(server) as client:
+        infos = [info for info in client.profiles() if info.active]
+        by_profile = [(info, client.detect(content, model=info.model, profile=info.profile)) for info in infos]
+        by_tier = [(tier, client.detect(content, tier=tier)) for tier in get_args(Tier)]
+    console.print(_profile_table(image, by_profile), _tier_table(by_tier))
+    output.mkdir(parents=True, exist_ok=True)
+    picture = output / "profiles.png"
+    sheet([Panel(_caption(info, result), annotate(content, result.detections)) for info, result in by_profile]).save(
+        picture
+    )
+    console.print(f"Annotated pictures: {picture}")
+
+
+def _profile_table(image: Path, rows: Sequence[tuple[ProfileInfo, DetectionResult]]) -> Table:
+    table = Table("profile", "detections", title=f"{image} through every profile", title_justify="left")
+    for column in ("AP", "MB", "decode ms", "queue ms", "inference ms", "postprocess ms", "total ms"):
+        table.add_column(column, justify="right")
+    for info, result in rows:
+        table.add_row(
+            escape(info.profile),
+            escape(_counts(result)),
+            f"{info.average_precision:.3f}",
+            f"{info.model_bytes / 1e6:.1f}",
+            *_milliseconds(result.timings),
+        )
+    return table
+
+
+def _tier_table(rows: Sequence[tuple[str, DetectionResult]]) -> Table:
+    table = Table("tier", "profile chosen", "why", title="The same picture through every tier", title_justify="left")
+    table.add_column("total ms", justify="right")
+    for tier, result in rows:
+        why = result.selection_reason.replace("_", " ")
+        table.add_row(tier, escape(result.profile), why, f"{result.timings.total * 1e3:.1f}")
+    return table
+
+
+def _milliseconds(timings: Timings) -> list[str]:
+    stages = (timings.decode, timings.queue, timings.inference, timings.postprocess, timings.total)
+    return [f"{seconds * 1e3:.1f}" for seconds in stages]
+
+
+def _counts(result: DetectionResult) -> str:
+    return ", ".join(f"{count} {label}" for label, count in result.count_by_label().items()) or "nothing"
+
+
+def _caption(info: ProfileInfo, result: DetectionResult) -> str:
+    size, inference = info.model_bytes / 1e6, result.timings.inference * 1e3
+    return f"{info.profile}: AP {info.average_precision:.3f}, {size:.1f} MB, {inference:.1f} ms, {_counts(result)}"
+
+
+@contextmanager
+def _running_server(command: Sequence[str]) -> Iterator[Client]:
+    port, metrics_port = _free_ports(2)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--metrics-port", str(metrics_port)], stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            with Client(f"127.0.0.1:{port}") as client:
+                _wait_until_ready(client, process, log)
+                yield client
+        finally:
+            _stop(process)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago; held together while choosing, so that they differ."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    end = time.monotonic() + STARTUP_SECONDS
+    while time.monotonic() < end:
+        try:
+            return client.wait_until_ready(timeout=0.5)
+        except (DeadlineExceeded, Unavailable):
+            if process.poll() is not None:
+                raise ServerDidNotStart(f"the server ended with code {process.returncode}:\n{_end_of(log)}") from None
+    raise ServerDidNotStart(f"the server did not answer within {STARTUP_SECONDS:.0f} s:\n{_end_of(log)}")
+
+
+def _end_of(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
+    if any("ModuleNotFoundError" in line for line in lines):
+        lines.append("Install the server: pip install 'damoserve[server]'")
+    return "\n".join(lines)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(SHUTDOWN_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,105 @@
+"""What goes into a call and what comes out, free of protobuf and gRPC."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+ImageSource = bytes | str | os.PathLike[str]
+"""The content of a JPEG, PNG, WebP or BMP file, or the path of one."""
+
+Tier = Literal["realtime", "balanced", "accurate"]
+
+
+class DetectOptions(TypedDict, total=False):
+    """The keyword arguments of `detect`. Left out or None: the server decides."""
+
+    model: str | None
+    # Never replaced by another; at most one of `profile` and `tier`.
+    profile: str | None
+    # How quick the answer should be; the server picks the most accurate profile that is expected to make it.
+    tier: Tier | None
+    # Seconds that the answer may take; the call's timeout counts as well, the smaller wins.
+    budget: float | None
+    # The lowest average precision, 0 to 1, that the serving profile may have.
+    min_accuracy: float | None
+    # Detections with a lower score, 0 to 1, are left out.
+    score_threshold: float | None
+    # At most so many of the best detections, 1 to 1000.
+    max_detections: int | None
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box in pixels of the displayed image; the origin is its top left corner."""
+
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object; the score is a confidence from 0 to 1."""
+
+    label: str
+    label_id: int
+    score: float
+    box: Box
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds that a request spent in each stage of the server."""
+
+    decode: float
+    queue: float
+    inference: float
+    postprocess: float
+    total: float
+
+
+@dataclass(frozen=True)
+class DetectionResult:
+    """What was found in one image, best score first, and how it was served."""
+
+    detections: tuple[Detection, ...]
+    # Width and height in pixels of the image as a viewer displays it, the frame of the boxes.
+    image_size: tuple[int, int]
+    model: str
+    model_version: int
+    profile: str
+    # `requested`, `most_accurate_in_time`, `quickest`, or `unspecified` from a newer server.
+    selection_reason: str
+    batch_size: int
+    timings: Timings
+
+    def count_by_label(self) -> dict[str, int]:
+        """The number of detections of each class that was found, the most frequent first."""
+        return dict(Counter(detection.label for detection in self.detections).most_common())
+
+
+@dataclass(frozen=True)
+class ProfileInfo:
+    """One compressed form of a model. Of a profile that is not active, the measurements may be 0."""
+
+    model: str
+    model_version: int
+    profile: str
+    active: bool
+    # Why the profile is not served; empty when it is active.
+    error: str
+    labels: tuple[str, ...]
+    # On the validation images, averaged over IoU 0.50 to 0.95 and at IoU 0.50; 0 to 1.
+    average_precision: float
+    average_precision_50: float
+    validation_image_count: int
+    model_bytes: int
+    parameter_count: int
+    # Multiply-accumulate operations for one image.
+    mac_count: int
+    # Seconds the network is expected to take for one image on this server.
+    expected_latency: float
+    # Width and height in pixels that images are stretched to.
+    input_size: tuple[int, int]

@@ -1,0 +1,82 @@
+"""ONNX Runtime."""
+
+import functools
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from damoserve_profiles.manifest import Manifest
+from damoserve_server.engines import EngineError, EngineOptions, Outputs
+
+ARENA_STEP_BYTES = 16 * 2**20
+
+
+class OnnxRuntimeEngine:
+    """A session with its outputs bound to buffers that are allocated once.
+
+    The model takes `images` uint8 `[N, height, width, 3]` and gives `scores` float32 `[N, K, C]` and `boxes` float32
+    `[N, K, 4]`; only N is dynamic.
+    """
+
+    def __init__(self, model: bytes, manifest: Manifest, options: EngineOptions) -> None:
+        """Raises EngineError."""
+        _share_arena()
+        try:
+            self._session = onnxruntime.InferenceSession(model, _session_options(options), providers=options.providers)
+        except Exception as error:  # the runtime has a dozen unrelated exception classes
+            raise EngineError(f"ONNX Runtime refused the model: {error}") from error
+        expected = _interface(manifest)
+        if (found := _describe(self._session)) != expected:
+            raise EngineError(f"the model has {found}; its manifest promises {expected}")
+        self._outputs = {
+            name: np.empty((options.max_batch_size, *shape), np.float32)
+            for name, (_, shape) in expected.items()
+            if name != "images"
+        }
+        self._binding = self._session.io_binding()
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        self._binding.bind_input("images", "cpu", 0, np.uint8, images.shape, images.ctypes.data)
+        for name, buffer in self._outputs.items():
+            shape = (len(images), *buffer.shape[1:])
+            self._binding.bind_output(name, "cpu", 0, np.float32, shape, buffer.ctypes.data)
+        self._session.run_with_iobinding(self._binding)
+        return self._outputs["scores"][: len(images)], self._outputs["boxes"][: len(images)]
+
+
+Interface = dict[str, tuple[str, tuple[int, ...]]]
+"""Type and shape, without the batch axis, of each input and output."""
+
+
+def _interface(manifest: Manifest) -> Interface:
+    return {
+        "images": ("tensor(uint8)", (manifest.input.height, manifest.input.width, 3)),
+        "scores": ("tensor(float)", (manifest.candidates, len(manifest.labels))),
+        "boxes": ("tensor(float)", (manifest.candidates, 4)),
+    }
+
+
+def _describe(session: onnxruntime.InferenceSession) -> Interface:
+    nodes = [*session.get_inputs(), *session.get_outputs()]
+    return {node.name: (node.type, tuple(node.shape[1:])) for node in nodes}
+
+
+def _session_options(options: EngineOptions) -> onnxruntime.SessionOptions:
+    session = onnxruntime.SessionOptions()
+    session.intra_op_num_threads = options.threads
+    session.inter_op_num_threads = 1
+    # Threads that spin while they wait would take the cores from the other workers and from decoding.
+    session.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session.add_session_config_entry("session.use_env_allocators", "1")
+    return session
+
+
+@functools.cache
+def _share_arena() -> None:
+    """One arena for all sessions of the process, growing in small steps; by default each doubles for itself."""
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    growth = onnxruntime.OrtArenaCfg({"max_power_of_two_extend_bytes": ARENA_STEP_BYTES})
+    onnxruntime.create_and_register_allocator(memory, growth)

@@ -1,0 +1,147 @@
+"""What a call can fail with. Each error has the gRPC code and the reason of the contract's table.
+
+DamoserveError
+├── InvalidRequest               INVALID_ARGUMENT, names the field
+│   ├── ImageEmpty
+│   ├── ImageUndecodable
+│   ├── ImageTooLarge
+│   ├── ArgumentOutOfRange
+│   └── ProfileAndTier
+├── NotFound                     NOT_FOUND, names the resource
+│   ├── ModelNotFound
+│   └── ProfileNotFound
+├── ProfileUnavailable           FAILED_PRECONDITION
+├── AccuracyUnavailable          FAILED_PRECONDITION
+├── DeadlineUnreachable          DEADLINE_EXCEEDED
+├── DeadlineExpired              DEADLINE_EXCEEDED
+├── QueueFull                    RESOURCE_EXHAUSTED, says when to try again
+├── ShuttingDown                 UNAVAILABLE
+└── InternalError                INTERNAL
+
+`interceptors` turns them into `google.rpc.Status`; nothing else needs to know about gRPC.
+"""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import grpc
+
+
+class DamoserveError(Exception):
+    """The message is for the caller; `details` repeats its variable parts for programs."""
+
+    code: ClassVar[grpc.StatusCode]
+    reason: ClassVar[str]
+
+    def __init__(self, message: str, **details: object) -> None:
+        super().__init__(message)
+        self.details = {name: str(value) for name, value in details.items()}
+
+
+class InvalidRequest(DamoserveError):
+    """`field` is the path of the offending field in the request."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, field: str, message: str, **details: object) -> None:
+        super().__init__(message, **details)
+        self.field = field
+
+
+class ImageEmpty(InvalidRequest):
+    reason = "IMAGE_EMPTY"
+
+
+class ImageUndecodable(InvalidRequest):
+    reason = "IMAGE_UNDECODABLE"
+
+
+class ImageTooLarge(InvalidRequest):
+    reason = "IMAGE_TOO_LARGE"
+
+
+class ArgumentOutOfRange(InvalidRequest):
+    reason = "ARGUMENT_OUT_OF_RANGE"
+
+
+class ProfileAndTier(InvalidRequest):
+    reason = "PROFILE_AND_TIER"
+
+
+class NotFound(DamoserveError):
+    code = grpc.StatusCode.NOT_FOUND
+    resource_type: ClassVar[str]
+
+    def __init__(self, name: str, message: str, **details: object) -> None:
+        super().__init__(message, **details)
+        self.name = name
+
+
+class ModelNotFound(NotFound):
+    reason = "MODEL_NOT_FOUND"
+    resource_type = "damoserve.v1.Model"
+
+
+class ProfileNotFound(NotFound):
+    reason = "PROFILE_NOT_FOUND"
+    resource_type = "damoserve.v1.Profile"
+
+
+class ProfileUnavailable(DamoserveError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "PROFILE_UNAVAILABLE"
+
+
+class AccuracyUnavailable(DamoserveError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "ACCURACY_UNAVAILABLE"
+
+
+class DeadlineUnreachable(DamoserveError):
+    """`expected` and `budget` are in seconds from now."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_UNREACHABLE"
+
+    def __init__(self, expected: float, budget: float) -> None:
+        expected_ms, budget_ms = f"{1000 * expected:.1f}", f"{1000 * budget:.1f}"
+        message = f"an answer is expected in {expected_ms} ms; only {budget_ms} ms are left"
+        super().__init__(message, expected_ms=expected_ms, budget_ms=budget_ms)
+
+
+class DeadlineExpired(DamoserveError):
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXPIRED"
+
+
+class QueueFull(DamoserveError):
+    """`retry_after` is in seconds."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "QUEUE_FULL"
+
+    def __init__(self, message: str, retry_after: float, **details: object) -> None:
+        super().__init__(message, **details)
+        self.retry_after = retry_after
+
+
+class ShuttingDown(DamoserveError):
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "SHUTTING_DOWN"
+
+
+class InternalError(DamoserveError):
+    """Stands in for every unexpected exception; says nothing about it."""
+
+    code = grpc.StatusCode.INTERNAL
+    reason = "INTERNAL"
+
+
+def reasons() -> Iterator[str]:
+    """The reasons of all errors: the contract's table."""
+    waiting: list[type[DamoserveError]] = [DamoserveError]
+    while waiting:
+        kind = waiting.pop()
+        waiting.extend(kind.__subclasses__())
+        if hasattr(kind, "reason"):
+            yield kind.reason

@@ -1,0 +1,70 @@
+"""Buffers for network inputs, allocated once."""
+
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from damoserve_profiles.imaging import Size
+from damoserve_server.errors import QueueFull
+
+RETRY_AFTER_SECONDS = 0.1
+
+
+class Pool:
+    """A fixed number of network inputs, uint8 `[height, width, 3]` each. Not thread-safe: the event loop leases."""
+
+    def __init__(self, slots: int, size: Size) -> None:
+        self._rows = np.empty((slots, size.height, size.width, 3), np.uint8)
+        self._free = list(range(slots))
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    @property
+    def leased(self) -> int:
+        return len(self._rows) - len(self._free)
+
+    def lease(self) -> "Lease":
+        """Lends a row. Raises QueueFull when all are lent."""
+        if not self._free:
+            message = f"the server already works on {len(self._rows)} images of this size; try again later"
+            raise QueueFull(message, RETRY_AFTER_SECONDS, limit=len(self._rows))
+        return Lease(self, self._free.pop())
+
+    def _view(self, slot: int) -> NDArray[np.uint8]:
+        return self._rows[slot]
+
+    def _return(self, slot: int) -> None:
+        self._free.append(slot)
+
+
+class Lease:
+    """A row until it is given back: by `with`, or by one call of `release`."""
+
+    def __init__(self, pool: Pool, slot: int) -> None:
+        self._pool: Pool | None = pool
+        self._slot = slot
+
+    @property
+    def row(self) -> NDArray[np.uint8]:
+        """Raises RuntimeError after the release: someone else may be writing there."""
+        if self._pool is None:
+            raise RuntimeError("the row was given back")
+        return self._pool._view(self._slot)
+
+    def release(self) -> None:
+        """Raises RuntimeError the second time, which would lend one row to two requests."""
+        if self._pool is None:
+            raise RuntimeError("the row was given back already")
+        pool, self._pool = self._pool, None
+        pool._return(self._slot)
+
+    def __enter__(self) -> NDArray[np.uint8]:
+        return self.row
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -1,0 +1,113 @@
+"""What an operator can set: by option, environment (`DAMOSERVE_...`) or YAML file, in this order of precedence."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FilePath, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from damoserve_profiles.imaging import DEFAULT_MAX_PIXELS
+from damoserve_profiles.recipe import Fraction
+from damoserve_profiles.repository import BUNDLED
+from damoserve_server.router import Tier
+
+Positive = Annotated[int, Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+"""0 lets the system choose."""
+
+CGROUP_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+class TierSettings(BaseModel):
+    """What a latency tier promises."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    objective_ms: Annotated[float, Field(gt=0)]
+    accuracy_floor: Fraction = 0.0
+
+
+class Tiers(BaseModel):
+    """The tiers by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    realtime: TierSettings = TierSettings(objective_ms=40)
+    balanced: TierSettings = TierSettings(objective_ms=100)
+    accurate: TierSettings = TierSettings(objective_ms=1000)
+
+    def __getitem__(self, tier: Tier) -> TierSettings:
+        return {Tier.REALTIME: self.realtime, Tier.BALANCED: self.balanced, Tier.ACCURATE: self.accurate}[tier]
+
+
+def usable_cores(quota: Path = CGROUP_CPU_QUOTA) -> int:
+    """Cores that this process may use: its affinity, and its container's quota (cgroup v2), rounded down."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        granted, period = quota.read_text().split()
+        return max(1, min(cores, int(granted) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return cores
+
+
+class Settings(BaseSettings):
+    """All settings of the server. Nested ones are set as `DAMOSERVE_TIERS__REALTIME__OBJECTIVE_MS`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DAMOSERVE_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    config: FilePath | None = None
+    """A YAML file with any of the other settings."""
+
+    repository: Path = BUNDLED
+    default_model: str | None = None
+    """Unset: the first by name."""
+    default_tier: Tier = Tier.BALANCED
+    tiers: Tiers = Tiers()
+
+    host: str = "127.0.0.1"
+    port: Port = 50051
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port = 9464
+    reflection: bool = True
+
+    workers: Positive = Field(default_factory=usable_cores)
+    """Batches that are computed at the same time."""
+    threads_per_worker: Positive = 1
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    """ONNX Runtime execution providers, the preferred first."""
+
+    max_batch_size: Positive = 4
+    max_batch_wait_ms: Annotated[float, Field(ge=0)] = 2.0
+    """How long the first request of a batch waits for others."""
+    max_queue: Positive = 64
+    """Requests that wait for one profile. As many, and full batches for all workers, are held in memory per input size."""
+    default_deadline_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """For a call with neither a deadline nor a latency budget."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 10.0
+    """How long a stopping server waits for the requests it has accepted."""
+
+    max_image_bytes: Positive = 16 * 2**20
+    max_pixels: Positive = DEFAULT_MAX_PIXELS
+    max_message_bytes: Positive = 16 * 2**20 + 64 * 2**10
+    """gRPC refuses larger messages unread. Above `max_image_bytes`, so that a large image gets our own error."""
+
+    @model_validator(mode="after")
+    def _image_fits_into_message(self) -> Self:
+        if self.max_message_bytes <= self.max_image_bytes:
+            raise ValueError("max_message_bytes must be larger than max_image_bytes")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = init_settings().get("config") or env_settings().get("config")
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, path)

@@ -1,0 +1,141 @@
+"""Average precision against pycocotools, and detections of a whole data set."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from damoserve_compress.datasets import Sample
+from damoserve_compress.evaluate import COCO_THRESHOLDS, average_precision, predict
+from damoserve_profiles.imaging import Size
+from damoserve_profiles.postprocess import Detections
+
+
+class Listed:
+    """A data set of given samples."""
+
+    def __init__(self, samples: list[Sample], labels: tuple[str, ...] = ("a", "b", "c")) -> None:
+        self.labels = labels
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index]
+
+
+def random_boxes(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
+    corner = rng.uniform(0, 60, (count, 2))
+    return np.concatenate([corner, corner + rng.uniform(4, 60, (count, 2))], 1).astype(np.float32)
+
+
+def random_dataset(rng: np.random.Generator, images: int = 12) -> Listed:
+    image = np.zeros((120, 160, 3), np.uint8)
+    boxes = [random_boxes(rng, int(rng.integers(0, 8))) for _ in range(images)]
+    return Listed([Sample(image, b, rng.integers(0, 3, len(b)), i * 7) for i, b in enumerate(boxes)])
+
+
+def near_misses(rng: np.random.Generator, dataset: Listed) -> list[Detections]:
+    found = []
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        shaken = sample.boxes + rng.normal(0, 2, sample.boxes.shape)
+        boxes = np.concatenate([shaken, random_boxes(rng, 5)]).astype(np.float32)
+        labels = np.concatenate([sample.labels, rng.integers(0, 3, 5)])
+        scores = np.sort(rng.random(len(boxes)).astype(np.float32))[::-1]
+        found.append(Detections(boxes, scores.copy(), labels))
+    return found
+
+
+def as_found(sample: Sample) -> Detections:
+    return Detections(sample.boxes, np.linspace(1, 0.5, len(sample.boxes), dtype=np.float32), sample.labels)
+
+
+def oracle(dataset: Listed, detections: list[Detections]) -> NDArray[np.float64]:
+    """Precision [IoU, recall, class] by pycocotools, from annotations written out here."""
+    annotations, rows = [], []
+    for image in range(len(dataset)):
+        for (left, top, right, bottom), label in zip(
+            dataset[image].boxes.tolist(), dataset[image].labels.tolist(), strict=True
+        ):
+            sides = [right - left, bottom - top]
+            box = {"id": len(annotations) + 1, "image_id": image, "category_id": label, "bbox": [left, top, *sides]}
+            annotations.append(box | {"area": sides[0] * sides[1], "iscrowd": 0})
+        found = detections[image]
+        for (left, top, right, bottom), score, label in zip(
+            found.boxes.tolist(), found.scores, found.labels, strict=True
+        ):
+            rows.append([image, left, top, right - left, bottom - top, score, label])
+    truth = COCO()
+    images = [{"id": index, "width": 160, "height": 120} for index in range(len(dataset))]
+    truth.dataset = {"images": images, "annotations": annotations, "categories": [{"id": i} for i in range(3)]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(np.array(rows)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision: NDArray[np.float64] = evaluation.eval["precision"][..., 0, -1]
+    return precision
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_agrees_with_pycocotools(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    dataset = random_dataset(rng)
+    detections = near_misses(rng, dataset)
+    metrics, precision = average_precision(dataset, detections), oracle(dataset, detections)
+    assert 0.05 < metrics.ap < 0.95
+    assert metrics.ap == pytest.approx(precision[precision > -1].mean(), abs=1e-9)
+    assert metrics.ap50 == pytest.approx(precision[0][precision[0] > -1].mean(), abs=1e-9)
+    expected = [precision[..., index][precision[..., index] > -1].mean() for index in range(3)]
+    assert list(metrics.per_class.values()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_perfect_detections_give_one_and_none_give_zero() -> None:
+    dataset = random_dataset(np.random.default_rng(1))
+    perfect = average_precision(dataset, [as_found(dataset[index]) for index in range(len(dataset))])
+    assert (perfect.ap, perfect.ap50, perfect.images) == (pytest.approx(1), pytest.approx(1), 12)
+    assert perfect.per_class == {"a": pytest.approx(1), "b": pytest.approx(1), "c": pytest.approx(1)}
+    nothing = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
+    assert average_precision(dataset, [nothing] * len(dataset)).ap == 0
+
+
+def test_a_class_without_boxes_has_no_precision() -> None:
+    one = Sample(np.zeros((120, 160, 3), np.uint8), np.array([[1, 2, 30, 40]], np.float32), np.array([1]), 0)
+    metrics = average_precision(Listed([one]), [as_found(one)])
+    assert metrics.per_class == {"b": pytest.approx(1)}
+    assert metrics.ap == pytest.approx(1)
+
+
+def test_every_image_needs_its_detections() -> None:
+    with pytest.raises(ValueError, match="0 lists of detections for 12 images"):
+        average_precision(random_dataset(np.random.default_rng(0)), [])
+
+
+def test_predict_returns_pixels_of_each_original_in_order() -> None:
+    shapes = [(120, 160), (64, 64), (30, 90), (200, 100), (48, 32)]
+    samples = [
+        Sample(np.full((*shape, 3), 10 * index, np.uint8), np.empty((0, 4), np.float32), np.empty(0, np.int64), index)
+        for index, shape in enumerate(shapes)
+    ]
+    batches = []
+
+    def detector(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Finds the lower right quarter in class 1, with the brightness as the score, and one thing below threshold."""
+        batches.append(images.shape)
+        scores = np.zeros((len(images), 2, 3), np.float32)
+        scores[:, 0, 1] = 0.1 + images[:, 0, 0, 0] / 255
+        scores[:, 1, 2] = COCO_THRESHOLDS.score - 0.01
+        return scores, np.tile(np.array([32, 32, 64, 64], np.float32), (len(images), 2, 1))
+
+    found = predict(detector, Listed(samples), Size(64, 64), batch_size=2)
+    assert batches == [(2, 64, 64, 3), (2, 64, 64, 3), (1, 64, 64, 3)]
+    for index, ((height, width), detections) in enumerate(zip(shapes, found, strict=True)):
+        assert detections.boxes.tolist() == [pytest.approx([width / 2, height / 2, width, height])]
+        assert detections.labels.tolist() == [1]
+        assert detections.scores[0] == pytest.approx(0.1 + 10 * index / 255)
