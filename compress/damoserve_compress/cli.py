@@ -2,16 +2,11 @@
 
 import typer
 
-from damoserve_compress.training.command import train
+from damoserve_compress.commands import benchmark, build, train
 
 app = typer.Typer(help="Train, compress and measure DAMO-YOLO detectors.", no_args_is_help=True)
-app.command()(train)
-
-
-@app.callback()
-def _group() -> None:
-    # With a callback, Typer keeps the command names even while there is only one.
-    pass
+for command in (train, build, benchmark):
+    app.command()(command)
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from damoserve_compress.session import open_session
 from damoserve_profiles.recipe import Quantise
 
 
@@ -46,8 +46,10 @@ def quantise_onnx(source: Path, target: Path, images: Iterable[NDArray[np.uint8]
     """
     model = onnx.load(source)
     cast = _input_cast(model)
+    # The mark of ONNX Runtime's own preparation, which would find nothing left to fold: without it, it warns.
+    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     quantize_static(
-        source,
+        model,
         target,
         _Reader(image for image, _ in zip(images, range(options.calibration_images), strict=False)),
         quant_format=QuantFormat.QDQ,
@@ -58,9 +60,14 @@ def quantise_onnx(source: Path, target: Path, images: Iterable[NDArray[np.uint8]
         calibrate_method=CalibrationMethod.MinMax,
         nodes_to_exclude=sorted(_behind_the_head(model)),
         # Pixels are whole numbers from 0 to 255: with this scale they pass without any loss.
-        extra_options={"TensorQuantOverrides": {cast.output[0]: [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}]}},
+        extra_options={
+            "TensorQuantOverrides": {
+                cast.output[0]: [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}]
+            }
+        },
     )
     quantised = onnx.load(target)
+    quantised.ClearField("metadata_props")
     _take_pixels_directly(quantised, cast.name)
     onnx.checker.check_model(quantised, full_check=True)
     onnx.save(quantised, target)
@@ -113,11 +120,9 @@ def _take_pixels_directly(model: ModelProto, cast_name: str) -> None:
 def _check_fused(path: Path) -> None:
     """Raises QuantisationError unless ONNX Runtime's optimised graph runs every convolution as QLinearConv."""
     with TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        operators = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+        optimised = Path(folder) / "optimised.onnx"
+        open_session(path, optimised=optimised)
+        operators = [node.op_type for node in onnx.load(optimised).graph.node]
     floating = sum(operator in ("Conv", "FusedConv") for operator in operators)
     if floating or "QLinearConv" not in operators:
         raise QuantisationError(f"{floating} of {floating + operators.count('QLinearConv')} convolutions stay in float")

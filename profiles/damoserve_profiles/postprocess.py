@@ -46,6 +46,8 @@ def _suppress(
     """Indices of the survivors, best score first."""
     if not len(scores):
         return np.empty(0, np.int64)
-    corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    # OpenCV keeps classes apart by moving each by the largest coordinate, which fails where there are negative ones.
+    corners = boxes[:, :2] - boxes[:, :2].min(axis=0)
+    corner_and_size = np.concatenate([corners, boxes[:, 2:] - boxes[:, :2]], axis=1)
     kept = cv2.dnn.NMSBoxesBatched(corner_and_size, scores, labels.astype(np.int32), 0.0, iou)
     return np.asarray(kept, np.int64).reshape(-1)

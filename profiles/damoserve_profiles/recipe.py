@@ -32,6 +32,8 @@ class FineTune(_Strict):
 
     epochs: Annotated[int, Field(gt=0)]
     learning_rate: Annotated[float, Field(gt=0)]
+    rendered: Annotated[int, Field(ge=0)] = 0
+    """Rendered images mixed into each epoch."""
 
 
 class Prune(_Strict):
@@ -51,8 +53,6 @@ class Quantise(_Strict):
 
     calibration_images: Annotated[int, Field(gt=0)]
     """How many training images the activation ranges are taken from, in the data set's order."""
-    percentile: Annotated[float, Field(gt=50, le=100)] = 100.0
-    """Share of each image's activations that its range covers; 100 is minimum to maximum."""
     reduce_range: bool = True
     """Weights in 7 bits. Processors without VNNI add pairs of 8-bit products in 16 bits, which overflows with 8."""
 
@@ -63,6 +63,9 @@ class Export(_Strict):
     candidates: Annotated[int, Field(gt=0)] = 300
     """How many of the best anchors are decoded and returned."""
     opset: Annotated[int, Field(ge=17)] = 20
+    stem: Literal["convolution", "space_to_depth"] = "convolution"
+    """How the stem reads the image: one stride-2 convolution, which suits float kernels, or 2x2 squares of pixels laid
+    side by side before a 3x3 convolution, which suits 8-bit kernels. Both compute the same."""
 
 
 class Recipe(_Strict):
@@ -72,6 +75,8 @@ class Recipe(_Strict):
     prune: Prune | None = None
     export: Export = Export()
     quantise: Quantise | None = None
+    max_ap_drop: Fraction = 1.0
+    """The build fails when the average precision (0..1) falls by more than this below the source network's."""
 
 
 def read_recipe(path: Path) -> Recipe:

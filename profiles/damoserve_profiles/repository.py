@@ -6,13 +6,13 @@ RepositoryError
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from damoserve_profiles.files import replace_file
 from damoserve_profiles.manifest import MANIFEST_FILE, MODEL_FILE, FileRecord, Manifest
 
 BUNDLED = Path(__file__).parent.parent / "repository"
@@ -78,9 +78,8 @@ class ProfileFolder:
 
     def write(self, manifest: Manifest) -> None:
         """Writes the manifest last, so that an interrupted build never looks complete."""
-        temporary = self.path / f"{MANIFEST_FILE}.new"
-        temporary.write_text(manifest.model_dump_json(indent=2) + "\n")
-        os.replace(temporary, self.path / MANIFEST_FILE)
+        text = manifest.model_dump_json(indent=2) + "\n"
+        replace_file(self.path / MANIFEST_FILE, lambda temporary: temporary.write_text(text))
 
 
 def describe_file(path: Path) -> FileRecord:

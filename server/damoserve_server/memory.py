@@ -34,7 +34,8 @@ class Pool:
         return Lease(self, self._free.pop())
 
     def _view(self, slot: int) -> NDArray[np.uint8]:
-        return self._rows[slot]
+        row: NDArray[np.uint8] = self._rows[slot]
+        return row
 
     def _return(self, slot: int) -> None:
         self._free.append(slot)

@@ -63,10 +63,10 @@ class Scheduler(Generic[P, T]):
     def submit(self, profile: P, payload: T, deadline: float) -> Ticket[P, T]:
         """Queues a request. Raises QueueFull, DeadlineExpired or DeadlineUnreachable, and then keeps nothing of it."""
         now = self._clock()
-        queue = self._queues.setdefault(profile, [])
-        wait = self.expected_wait(deadline)
         if deadline <= now:
             raise DeadlineExpired("the time ran out before the network could start")
+        queue = self._queues.setdefault(profile, [])
+        wait = self.expected_wait(deadline)
         if len(queue) >= self._policy.max_queue:
             limit = self._policy.max_queue
             raise QueueFull(f"{limit} requests wait for this profile; try again later", wait, limit=limit)
@@ -145,10 +145,10 @@ class Scheduler(Generic[P, T]):
     def _ready_at(self, tickets: list[Ticket[P, T]]) -> float:
         """When these requests of one profile should start."""
         if len(tickets) >= self._policy.max_batch_size:
-            return max(ticket.enqueued for ticket in tickets[:1])
-        most_urgent, size = tickets[0], len(tickets)
+            return tickets[0].enqueued
         waited_enough = min(ticket.enqueued for ticket in tickets) + self._policy.max_batch_wait
-        return min(waited_enough, most_urgent.deadline - self._expected(most_urgent.profile, size))
+        latest_start = tickets[0].deadline - self._expected(tickets[0].profile, len(tickets))
+        return min(waited_enough, latest_start)
 
 
 def _deadline(ticket: Ticket[P, T]) -> float:

@@ -55,7 +55,11 @@ class Settings(BaseSettings):
     """All settings of the server. Nested ones are set as `DAMOSERVE_TIERS__REALTIME__OBJECTIVE_MS`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DAMOSERVE_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix="DAMOSERVE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
     config: FilePath | None = None
@@ -83,7 +87,7 @@ class Settings(BaseSettings):
     max_batch_wait_ms: Annotated[float, Field(ge=0)] = 2.0
     """How long the first request of a batch waits for others."""
     max_queue: Positive = 64
-    """Requests that wait for one profile. As many, and full batches for all workers, are held in memory per input size."""
+    """Requests that wait for one profile. For each input size, so many and a batch for each worker fit into memory."""
     default_deadline_seconds: Annotated[float, Field(gt=0)] = 10.0
     """For a call with neither a deadline nor a latency budget."""
     drain_seconds: Annotated[float, Field(ge=0)] = 10.0

@@ -5,10 +5,10 @@ with Client("127.0.0.1:50051") as client:
     print(result.profile, result.count_by_label())
 """
 
-from .aio import AsyncClient
-from .channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT
-from .client import Client
-from .errors import (
+from damoserve_client.aio import AsyncClient
+from damoserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT
+from damoserve_client.client import Client
+from damoserve_client.errors import (
     AccuracyUnavailable,
     Cancelled,
     DamoserveError,
@@ -25,7 +25,16 @@ from .errors import (
     ServerFault,
     Unavailable,
 )
-from .types import Box, Detection, DetectionResult, DetectOptions, ImageSource, ProfileInfo, Tier, Timings
+from damoserve_client.types import (
+    Box,
+    Detection,
+    DetectionResult,
+    DetectOptions,
+    ImageSource,
+    ProfileInfo,
+    Tier,
+    Timings,
+)
 
 __all__ = [
     "DEFAULT_ADDRESS",

@@ -9,11 +9,10 @@ import grpc.aio
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1.detection_pb2_grpc import DetectionServiceStub, ProfileServiceStub
-
-from .channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, channel_options
-from .convert import detect_request, read_image, to_profile, to_profiles, to_result
-from .errors import from_rpc_error
-from .types import DetectionResult, DetectOptions, ImageSource, ProfileInfo
+from damoserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, channel_options
+from damoserve_client.convert import detect_request, read_image, to_profile, to_profiles, to_result
+from damoserve_client.errors import from_rpc_error
+from damoserve_client.types import DetectionResult, DetectOptions, ImageSource, ProfileInfo
 
 Response = TypeVar("Response")
 

@@ -14,18 +14,19 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from . import demo as demonstration
-from .channel import DEFAULT_ADDRESS
-from .client import Client
-from .draw import annotate
-from .errors import DamoserveError, InvalidImage
-from .types import DetectionResult, DetectOptions, Tier
+from damoserve_client import demo as demonstration
+from damoserve_client import tables
+from damoserve_client.channel import DEFAULT_ADDRESS
+from damoserve_client.client import Client
+from damoserve_client.draw import annotate
+from damoserve_client.errors import DamoserveError, InvalidImage
+from damoserve_client.types import DetectionResult, DetectOptions, Tier
 
 # Which extra brings the commands that other packages add.
 EXTRAS = {"serve": "server"}
+# Any other name given to --save is a folder.
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,13 +35,11 @@ app = typer.Typer(
 )
 
 Address = Annotated[str, typer.Option(envvar="DAMOSERVE_ADDRESS", help="HOST:PORT of the server.")]
-Images = Annotated[
-    list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, help="JPEG, PNG, WebP or BMP.")
-]
+Images = Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="JPEG, PNG, WebP or BMP files.")]
 
 
 @app.command()
-def detect(  # noqa: PLR0913: every option of the command is a parameter
+def detect(  # noqa: PLR0913, PLR0917 - typer reads one parameter per option
     images: Images,
     address: Address = DEFAULT_ADDRESS,
     model: Annotated[str | None, typer.Option(help="Default: the server's.")] = None,
@@ -50,7 +49,7 @@ def detect(  # noqa: PLR0913: every option of the command is a parameter
     min_accuracy: Annotated[float | None, typer.Option(help="Lowest average precision of the profile, 0 to 1.")] = None,
     score: Annotated[float | None, typer.Option(help="Leave out detections with a lower score, 0 to 1.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image, times in seconds.")] = False,
-    save: Annotated[Path | None, typer.Option(help="Save the annotated picture: a file, or a folder.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Save annotated pictures: OUT.png, or a folder.")] = None,
 ) -> None:
     """Detect the objects in images."""
     options = DetectOptions(
@@ -90,23 +89,10 @@ def profiles(
     """List the server's profiles, the most accurate first."""
     with _connect(address) as client:
         infos = client.profiles(model)
-    table = Table("model", "version", "profile", "state")
-    for column in ("AP", "AP50", "MB", "M params", "G MACs", "expected ms"):
-        table.add_column(column, justify="right")
+    Console().print(tables.profiles(infos))
     for info in infos:
-        table.add_row(
-            escape(info.model),
-            str(info.model_version),
-            escape(info.profile),
-            "active" if info.active else escape(f"failed: {info.error}"),
-            f"{info.average_precision:.3f}",
-            f"{info.average_precision_50:.3f}",
-            f"{info.model_bytes / 1e6:.1f}",
-            f"{info.parameter_count / 1e6:.2f}",
-            f"{info.mac_count / 1e9:.2f}",
-            f"{info.expected_latency * 1e3:.1f}",
-        )
-    Console().print(table)
+        if not info.active:
+            typer.echo(f"{info.profile} failed: {info.error}")
 
 
 @app.command()
@@ -133,29 +119,23 @@ def _targets(images: list[Path], save: Path | None) -> dict[Path, Path]:
     """Where the annotated picture of each image goes; the folder is made."""
     if save is None:
         return {}
-    if save.suffix and not save.is_dir():
-        if len(images) > 1:
-            raise typer.BadParameter("with several images it has to be a folder", param_hint="--save")
-        return {images[0]: save}
-    targets = {image: save / f"{image.stem}.png" for image in images}
+    if save.suffix.lower() in PICTURE_SUFFIXES and not save.is_dir():
+        targets = dict.fromkeys(images, save)
+    else:
+        targets = {image: save / f"{image.stem}.png" for image in images}
     if len(set(targets.values())) < len(images):
-        raise typer.BadParameter("two of the images have the same name", param_hint="--save")
-    save.mkdir(parents=True, exist_ok=True)
+        raise typer.BadParameter("several images need a folder, and different names", param_hint="--save")
+    if {image.resolve() for image in images} & {target.resolve() for target in targets.values()}:
+        raise typer.BadParameter("this would overwrite an image with its annotated picture", param_hint="--save")
+    for target in targets.values():
+        target.parent.mkdir(parents=True, exist_ok=True)
     return targets
 
 
 def _print_result(image: Path, result: DetectionResult) -> None:
-    console = Console()
-    table = Table("label", title_justify="left")
-    for column in ("score", "x min", "y min", "x max", "y max"):
-        table.add_column(column, justify="right")
-    for detection in result.detections:
-        box = dataclasses.astuple(detection.box)
-        table.add_row(escape(detection.label), f"{detection.score:.2f}", *(f"{value:.0f}" for value in box))
-    console.print(table)
-    counts = ", ".join(f"{count} {label}" for label, count in result.count_by_label().items()) or "nothing"
-    served = f"{result.model} {result.model_version}, {result.profile}, {result.selection_reason.replace('_', ' ')}"
-    console.print(escape(f"{image}: {counts} ({served}, {result.timings.total * 1e3:.1f} ms)"), highlight=False)
+    Console().print(tables.detections(result))
+    served = f"{result.model} {result.model_version}, {result.profile}, {tables.reason(result)}"
+    typer.echo(f"{image}: {tables.counts(result)} ({served}, {tables.milliseconds(result.timings.total)} ms)")
 
 
 @contextmanager

@@ -5,8 +5,7 @@ from pathlib import Path
 from google.protobuf.duration_pb2 import Duration
 
 from damoserve.v1 import detection_pb2 as pb
-
-from .types import Box, Detection, DetectionResult, DetectOptions, ImageSource, ProfileInfo, Timings
+from damoserve_client.types import Box, Detection, DetectionResult, DetectOptions, ImageSource, ProfileInfo, Timings
 
 
 def read_image(source: ImageSource) -> bytes:

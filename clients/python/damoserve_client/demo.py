@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, get_args
 
+import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from .client import Client
-from .draw import Panel, annotate, sheet
-from .errors import DeadlineExceeded, Unavailable
-from .types import DetectionResult, ProfileInfo, Tier, Timings
+from damoserve_client import tables
+from damoserve_client.client import Client
+from damoserve_client.draw import Panel, annotate, sheet
+from damoserve_client.errors import DeadlineExceeded, Unavailable
+from damoserve_client.types import DetectionResult, ProfileInfo, Tier
 
 DEFAULT_IMAGE = Path("docs/images/smear.jpg")
 SERVER = (sys.executable, "-m", "damoserve_server")
@@ -40,56 +40,26 @@ def run(image: Path, output: Path, server: Sequence[str] = SERVER) -> None:
     """
     console = Console()
     content = image.read_bytes()
-    console.print("Starting a server ...")
+    typer.echo("Starting a server ...")
     with _running_server(server) as client:
         infos = [info for info in client.profiles() if info.active]
         by_profile = [(info, client.detect(content, model=info.model, profile=info.profile)) for info in infos]
         by_tier = [(tier, client.detect(content, tier=tier)) for tier in get_args(Tier)]
-    console.print(_profile_table(image, by_profile), _tier_table(by_tier))
-    output.mkdir(parents=True, exist_ok=True)
     picture = output / "profiles.png"
-    sheet([Panel(_caption(info, result), annotate(content, result.detections)) for info, result in by_profile]).save(
-        picture
-    )
-    console.print(f"Annotated pictures: {picture}")
+    output.mkdir(parents=True, exist_ok=True)
+    sheet([_panel(content, info, result) for info, result in by_profile]).save(picture)
+    typer.echo(f"\n{image} through every profile:\n")
+    console.print(tables.by_profile(by_profile))
+    typer.echo("\nThe same picture through every tier:\n")
+    console.print(tables.by_tier(by_tier))
+    typer.echo(f"\nAnnotated pictures, one for each profile: {picture}")
 
 
-def _profile_table(image: Path, rows: Sequence[tuple[ProfileInfo, DetectionResult]]) -> Table:
-    table = Table("profile", "detections", title=f"{image} through every profile", title_justify="left")
-    for column in ("AP", "MB", "decode ms", "queue ms", "inference ms", "postprocess ms", "total ms"):
-        table.add_column(column, justify="right")
-    for info, result in rows:
-        table.add_row(
-            escape(info.profile),
-            escape(_counts(result)),
-            f"{info.average_precision:.3f}",
-            f"{info.model_bytes / 1e6:.1f}",
-            *_milliseconds(result.timings),
-        )
-    return table
-
-
-def _tier_table(rows: Sequence[tuple[str, DetectionResult]]) -> Table:
-    table = Table("tier", "profile chosen", "why", title="The same picture through every tier", title_justify="left")
-    table.add_column("total ms", justify="right")
-    for tier, result in rows:
-        why = result.selection_reason.replace("_", " ")
-        table.add_row(tier, escape(result.profile), why, f"{result.timings.total * 1e3:.1f}")
-    return table
-
-
-def _milliseconds(timings: Timings) -> list[str]:
-    stages = (timings.decode, timings.queue, timings.inference, timings.postprocess, timings.total)
-    return [f"{seconds * 1e3:.1f}" for seconds in stages]
-
-
-def _counts(result: DetectionResult) -> str:
-    return ", ".join(f"{count} {label}" for label, count in result.count_by_label().items()) or "nothing"
-
-
-def _caption(info: ProfileInfo, result: DetectionResult) -> str:
-    size, inference = info.model_bytes / 1e6, result.timings.inference * 1e3
-    return f"{info.profile}: AP {info.average_precision:.3f}, {size:.1f} MB, {inference:.1f} ms, {_counts(result)}"
+def _panel(content: bytes, info: ProfileInfo, result: DetectionResult) -> Panel:
+    figures = f"AP {info.average_precision:.3f}, {tables.megabytes(info)} MB"
+    time = tables.milliseconds(result.timings.inference)
+    caption = f"{info.profile}: {figures}, {time} ms, {tables.counts(result)}"
+    return Panel(caption, annotate(content, result.detections))
 
 
 @contextmanager

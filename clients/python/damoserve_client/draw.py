@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .types import Detection
+from damoserve_client.types import Detection
 
 # Dark and saturated, so that they stand out on light pictures and carry white text.
 _COLOURS = ("#c2185b", "#1a4fba", "#0b7a3b", "#8a4b08", "#6a1b9a", "#00707a", "#b3261e", "#37474f")
@@ -34,11 +34,13 @@ def annotate(content: bytes, detections: Sequence[Detection]) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     width = max(2, round(min(picture.size) / 240))
     font = ImageFont.load_default(size=max(11, min(picture.size) / 36))
-    # The best ones come last and so on top.
+    for detection in detections:
+        box = detection.box
+        draw.rectangle((box.x_min, box.y_min, box.x_max, box.y_max), outline=colour_of(detection.label_id), width=width)
+    # Above all boxes, and the best on top.
     for detection in reversed(detections):
-        colour, box = colour_of(detection.label_id), detection.box
-        draw.rectangle((box.x_min, box.y_min, box.x_max, box.y_max), outline=colour, width=width)
-        _tag(draw, (box.x_min, box.y_min), f"{detection.label} {detection.score:.2f}", colour, font)
+        corner = (detection.box.x_min, detection.box.y_min)
+        _tag(draw, corner, f"{detection.label} {detection.score:.2f}", colour_of(detection.label_id), font)
     return picture
 
 
@@ -57,16 +59,15 @@ def sheet(panels: Sequence[Panel]) -> Image.Image:
     for index, panel in enumerate(panels):
         x = _MARGIN + index % columns * (width + _MARGIN)
         y = _MARGIN + index // columns * (height + head + _MARGIN)
-        draw.text(
-            (x, y + head // 2), panel.caption, fill="black", font=_fitting_font(panel.caption, width, size), anchor="lm"
-        )
+        font = _fitting_font(panel.caption, width, size)
+        draw.text((x, y + head // 2), panel.caption, fill="black", font=font, anchor="lm")
         canvas.paste(panel.picture, (x, y + head))
     return canvas
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip everything above 255 to white
-        image = image.point(lambda value: value / 256, "L")
+        image = image.point(lambda value: value / 256)
     return image.convert("RGB")
 
 

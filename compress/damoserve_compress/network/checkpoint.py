@@ -7,7 +7,6 @@ CheckpointError   the file is missing, not one of ours, or its tensors do not fi
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from damoserve_compress.network.network import Network, build_network
+from damoserve_profiles.files import replace_file
 
 
 class CheckpointError(ValueError):
@@ -35,14 +35,17 @@ class Description:
 
 
 def save_checkpoint(path: Path, network: Network, description: Description, dtype: torch.dtype = torch.float32) -> None:
-    """Writes the training form of a network, replacing `path` in one step."""
+    """Writes the training form of a network, replacing `path` in one step.
+
+    `dtype` is that of the convolutions' weights; the statistics of batch norms, which exceed what 16 bits hold, stay
+    in 32.
+    """
     tensors = {
-        key: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+        key: (tensor.to(dtype) if tensor.ndim > 1 else tensor).contiguous()
         for key, tensor in network.state_dict().items()
     }
-    temporary = path.with_name(f"{path.name}.new")
-    save_file(tensors, temporary, metadata={"damoserve": json.dumps(asdict(description))})
-    os.replace(temporary, path)
+    header = {"damoserve": json.dumps(asdict(description))}
+    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
 
 def load_checkpoint(path: Path) -> tuple[Network, Description]:

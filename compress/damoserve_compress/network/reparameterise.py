@@ -6,7 +6,9 @@ All folding happens in float64 and is rounded once, so that the outputs move by 
 from __future__ import annotations
 
 import copy
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -81,21 +83,47 @@ def _biased(like: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
     return conv
 
 
-def merge_focus(network: Network) -> Network:
+def stem_over_pixels(network: Network) -> Network:
     """A copy of a fused network whose stem reads the image with one stride-2 convolution instead of slicing it first.
 
-    Exactly equal: a 3x3 window over 2x2 squares is a 6x6 window over pixels. Runtimes spend more time on the slices
-    than on the convolution, above all in 8 bits.
+    Exactly equal: a 3x3 window over 2x2 squares is a 6x6 window over pixels.
     """
-    merged = copy.deepcopy(network)
-    focus = merged.backbone.block_list[0]
-    assert isinstance(focus, Focus)
-    sliced = focus.conv.conv
-    outputs, channels = sliced.out_channels, sliced.in_channels // 4
+    copied = copy.deepcopy(network)
+    corners, focus = _stem_weight(copied)
+    outputs, channels = corners.shape[:2]
+    weight = corners.permute(0, 1, 4, 2, 5, 3).reshape(outputs, channels, 6, 6)
     conv = nn.Conv2d(channels, outputs, 6, stride=2, padding=2)
-    conv.bias = sliced.bias
-    # Input channels are ordered (column, row, colour): see Focus.forward.
-    corners = sliced.weight.detach().unflatten(1, (2, 2, channels))
-    conv.weight = nn.Parameter(corners.permute(0, 3, 4, 2, 5, 1).reshape(outputs, channels, 6, 6))
-    merged.backbone.block_list[0] = nn.Sequential(conv, focus.conv.act)
-    return merged
+    _blocks(copied)[0] = _stem(conv, weight, focus)
+    return copied
+
+
+def stem_over_squares(network: Network) -> Network:
+    """A copy of a fused network that takes 2x2 squares of pixels, [N, 12, H/2, W/2], channels by (row, column, colour).
+
+    For images in row-major memory that is the cheapest order to bring them into.
+    """
+    copied = copy.deepcopy(network)
+    corners, focus = _stem_weight(copied)
+    weight = corners.permute(0, 2, 3, 1, 4, 5).flatten(1, 3)
+    conv = nn.Conv2d(weight.shape[1], len(weight), 3, padding=1)
+    _blocks(copied)[0] = _stem(conv, weight, focus)
+    return copied
+
+
+def _blocks(network: Network) -> nn.ModuleList:
+    return cast(nn.ModuleList, network.backbone.get_submodule("block_list"))
+
+
+def _stem_weight(network: Network) -> tuple[Tensor, Focus]:
+    """The weight of a fused Focus as [out, colour, row, column, 3, 3]."""
+    focus = _blocks(network)[0]
+    assert isinstance(focus, Focus)
+    weight = focus.conv.conv.weight.detach()
+    # Focus lays the corners side by side by (column, row, colour).
+    return torch.unflatten(weight, 1, (2, 2, -1)).permute(0, 3, 2, 1, 4, 5), focus
+
+
+def _stem(conv: nn.Conv2d, weight: Tensor, focus: Focus) -> nn.Module:
+    conv.weight = nn.Parameter(weight)
+    conv.bias = focus.conv.conv.bias
+    return nn.Sequential(conv, focus.conv.act)

@@ -6,14 +6,15 @@ TrainingError
 """
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
+
+from damoserve_profiles.files import replace_file
 
 
 class TrainingError(Exception):
@@ -26,13 +27,6 @@ class ResumeMismatch(TrainingError):
 
 class UnusableWeights(TrainingError):
     """The weights are not those of such a network."""
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Has `write` fill a temporary file, then puts it at `path`: a reader sees the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

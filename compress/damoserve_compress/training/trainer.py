@@ -20,7 +20,6 @@ from damoserve_compress.training.checkpoint import (
     ResumeMismatch,
     load_state,
     load_weights,
-    replace_file,
     save_json,
     save_state,
 )
@@ -29,6 +28,7 @@ from damoserve_compress.training.ema import ModelEma
 from damoserve_compress.training.loader import Batch, BatchLoader, CachedDataset, Extra, LoaderConfig
 from damoserve_compress.training.losses import Losses, detection_loss
 from damoserve_compress.training.progress import EpochRecord, Reporter
+from damoserve_profiles.files import replace_file
 from damoserve_profiles.imaging import Size
 
 CHECKPOINT = "checkpoint.pt"

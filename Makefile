@@ -1,0 +1,62 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+PACKAGES := proto profiles server compress clients tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format type proto check-proto train profiles benchmark image clean
+
+help: ## Lists the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+install: .venv/dev ## Everything for working on the project.
+
+demo: .venv/server ## Serves the bundled model and shows what each profile finds: make demo [IMAGE=path].
+	@$(BIN)/damoserve demo $(IMAGE)
+
+test: .venv/dev ## Runs the tests.
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/dev ## Style.
+	$(BIN)/ruff check $(PACKAGES)
+	$(BIN)/ruff format --check $(PACKAGES)
+
+format: .venv/dev ## Puts the style right.
+	$(BIN)/ruff check --fix $(PACKAGES)
+	$(BIN)/ruff format $(PACKAGES)
+
+type: .venv/dev ## Types.
+	$(BIN)/mypy
+
+proto: .venv/dev ## Generates the stubs of the contract.
+	PATH="$(CURDIR)/$(BIN):$$PATH" proto/generate.sh
+
+check-proto: proto ## Fails when the committed stubs are not those of the contract.
+	git diff --exit-code -- proto
+
+train: .venv/dev ## Trains the bundled model: make train DAMOSERVE_DATA=folder.
+	$(BIN)/damoserve-compress train --out runs/P --epochs 140 --rendered 48 --eval-every 10
+
+profiles: .venv/dev ## Builds the bundled profiles: make profiles DAMOSERVE_DATA=folder.
+	$(BIN)/damoserve-compress build profiles/checkpoints/blood-cells.safetensors --work runs/build
+
+benchmark: .venv/dev ## Times the bundled profiles against each other.
+	$(BIN)/damoserve-compress benchmark
+
+image: ## Builds the server's container image.
+	docker build --target server --tag damoserve:latest .
+
+clean: ## Removes what the other targets made.
+	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/python:
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/server: pyproject.toml constraints.txt | .venv/python
+	$(INSTALL) '.[server]'
+	@touch $@
+
+.venv/dev: pyproject.toml constraints.txt | .venv/python
+	$(INSTALL) '.[server,compress,dev]'
+	@touch $@

@@ -1,0 +1,84 @@
+"""What the commands print, laid out for a terminal of 80 columns."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from damoserve_client.types import DetectionResult, ProfileInfo
+
+
+def detections(result: DetectionResult) -> Table:
+    """One row per detection, corners in pixels."""
+    table = _table(["label"], ["score", "x min", "y min", "x max", "y max"])
+    for detection in result.detections:
+        corners = dataclasses.astuple(detection.box)
+        table.add_row(escape(detection.label), f"{detection.score:.2f}", *(f"{value:.0f}" for value in corners))
+    return table
+
+
+def profiles(infos: Sequence[ProfileInfo]) -> Table:
+    """One row per profile with what was measured of it."""
+    table = _table(["model", "profile", "state"], ["AP", "AP50", "MB", "params\n(M)", "MACs\n(G)", "expected\nms"])
+    for info in infos:
+        table.add_row(
+            escape(f"{info.model}/{info.model_version}"),
+            escape(info.profile),
+            "active" if info.active else "failed",
+            f"{info.average_precision:.3f}",
+            f"{info.average_precision_50:.3f}",
+            megabytes(info),
+            f"{info.parameter_count / 1e6:.2f}",
+            f"{info.mac_count / 1e9:.2f}",
+            milliseconds(info.expected_latency),
+        )
+    return table
+
+
+def by_profile(rows: Sequence[tuple[ProfileInfo, DetectionResult]]) -> Table:
+    """How each profile answered for one image, times in ms."""
+    table = _table(
+        ["profile", "detections"],
+        ["AP", "MB", "decode\nms", "queue\nms", "inference\nms", "post-\nprocess", "total\nms"],
+    )
+    for info, result in rows:
+        times = map(milliseconds, dataclasses.astuple(result.timings))
+        table.add_row(
+            escape(info.profile), escape(counts(result)), f"{info.average_precision:.3f}", megabytes(info), *times
+        )
+    return table
+
+
+def by_tier(rows: Sequence[tuple[str, DetectionResult]]) -> Table:
+    """Which profile each tier got for one image, and why."""
+    table = _table(["tier", "profile chosen", "why"], ["total ms"])
+    for tier, result in rows:
+        table.add_row(tier, escape(result.profile), reason(result), milliseconds(result.timings.total))
+    return table
+
+
+def counts(result: DetectionResult) -> str:
+    """For example `17 RBC, 1 WBC`."""
+    return ", ".join(f"{count} {label}" for label, count in result.count_by_label().items()) or "nothing"
+
+
+def reason(result: DetectionResult) -> str:
+    return result.selection_reason.replace("_", " ")
+
+
+def megabytes(info: ProfileInfo) -> str:
+    return f"{info.model_bytes / 1e6:.1f}"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f}"
+
+
+def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in left:
+        table.add_column(column, no_wrap=column != "detections")
+    for column in right:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,76 @@
+"""Latency, measured so that it can be compared: runs interleaved, ratios of pairs, with their spread."""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from damoserve_compress.session import open_session
+from damoserve_profiles.imaging import Size
+from damoserve_profiles.manifest import Latency
+
+INSTRUCTION_SETS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "asimddp")
+"""By how much they speed up 8-bit kernels, best first."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster than the reference: median and quartiles over pairs of runs next to each other."""
+
+    median: float
+    lower: float
+    upper: float
+
+
+def interleave(runs: Sequence[Callable[[], object]], rounds: int, warm_up: int = 5) -> NDArray[np.float64]:
+    """Milliseconds `[rounds, len(runs)]`: every round times each run once, so that all share the machine's moods."""
+    milliseconds = np.empty((rounds + warm_up, len(runs)))
+    for row in milliseconds:
+        for column, run in enumerate(runs):
+            started = time.perf_counter()
+            run()
+            row[column] = (time.perf_counter() - started) * 1e3
+    return milliseconds[warm_up:]
+
+
+def time_models(paths: Sequence[Path], size: Size, rounds: int, threads: int = 1) -> NDArray[np.float64]:
+    """Milliseconds `[rounds, len(paths)]` from one uint8 image tensor to the candidate boxes before suppression."""
+    image = np.random.default_rng(0).integers(0, 256, (1, size.height, size.width, 3), dtype=np.uint8)
+    sessions = [open_session(path, threads) for path in paths]
+    return interleave([lambda s=s: s.run(None, {"images": image}) for s in sessions], rounds)  # type: ignore[misc]
+
+
+def speed_up(milliseconds: NDArray[np.float64], column: int, reference: int = 0) -> Ratio:
+    """Speed of one column of `interleave`'s result against another."""
+    lower, median, upper = np.percentile(milliseconds[:, reference] / milliseconds[:, column], (25, 50, 75))
+    return Ratio(float(median), float(lower), float(upper))
+
+
+def summarise(milliseconds: NDArray[np.float64], threads: int) -> Latency:
+    """The manifest's record of one column `[rounds]`."""
+    return Latency(
+        median_ms=round(float(np.median(milliseconds)), 3),
+        p90_ms=round(float(np.percentile(milliseconds, 90)), 3),
+        runs=len(milliseconds),
+        threads=threads,
+        cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
+        instruction_set=_instruction_set(),
+        runtime=f"onnxruntime {onnxruntime.__version__}",
+    )
+
+
+def _instruction_set() -> str:
+    flags = (_cpu_field("flags") or _cpu_field("Features") or "").split()
+    return next((name for name in INSTRUCTION_SETS if name in flags), platform.machine())
+
+
+def _cpu_field(name: str) -> str | None:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    values = (line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name)
+    return next(values, None)

@@ -1,0 +1,190 @@
+"""From a trained checkpoint and recipes to profiles in a repository: prune, export, quantise, validate, measure.
+
+BuildError   a profile does not meet its recipe, or there is too little data; nothing of it is written
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from damoserve_compress.benchmark import summarise, time_models
+from damoserve_compress.datasets import Dataset
+from damoserve_compress.evaluate import Detector, Metrics, average_precision, predict, torch_detector
+from damoserve_compress.export import check_parity, export_onnx
+from damoserve_compress.network import Network, fuse
+from damoserve_compress.network.checkpoint import load_checkpoint
+from damoserve_compress.prune import prune
+from damoserve_compress.quantise import quantise_onnx
+from damoserve_compress.session import onnx_detector
+from damoserve_compress.training.config import TrainConfig
+from damoserve_compress.training.trainer import Trainer
+from damoserve_profiles.imaging import Size, resize
+from damoserve_profiles.manifest import MODEL_FILE, Accuracy, InputSpec, Manifest, Source, Thresholds
+from damoserve_profiles.recipe import Prune, Recipe
+from damoserve_profiles.repository import Repository, describe_file
+
+PARITY_IMAGES = 4
+THREADS = 1
+
+
+class BuildError(RuntimeError):
+    """A profile cannot be built as its recipe says."""
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Where from, where to, and how to measure."""
+
+    checkpoint: Path
+    repository: Path
+    work: Path
+    """Folder for intermediate results; fine-tuning resumes from it."""
+    data_name: str
+    """What the manifests call the validation images."""
+    version: int = 1
+    rounds: int = 100
+    """Timed runs of every profile."""
+    thresholds: Thresholds = field(default_factory=lambda: Thresholds(score=0.35, nms_iou=0.7, max_detections=100))
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A profile that met its recipe, not yet timed."""
+
+    recipe: Recipe
+    path: Path
+    network: Network
+    metrics: Metrics
+
+
+class Builder:
+    """Builds profiles of one checkpoint. `train_set` calibrates and fine-tunes; `val_set` only measures."""
+
+    def __init__(
+        self,
+        config: BuildConfig,
+        train_set: Dataset,
+        val_set: Dataset,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        self.config = config
+        self.network, self.description = load_checkpoint(config.checkpoint)
+        if tuple(train_set.labels) != self.description.labels:
+            raise BuildError(f"the data set has labels {train_set.labels}, the checkpoint {self.description.labels}")
+        self.size = Size(self.description.width, self.description.height)
+        self.source = describe_file(config.checkpoint)
+        self._train_set = train_set
+        self._val_set = val_set
+        self._report = report
+
+    def build(self, recipes: Sequence[Recipe]) -> list[Manifest]:
+        """Builds, validates and measures all recipes, then writes them. Raises BuildError.
+
+        All profiles are timed together, interleaved, so that their latencies can be compared.
+        """
+        built = [self._build(recipe) for recipe in recipes]
+        self._report(f"timing {len(built)} profiles, {self.config.rounds} interleaved runs of each")
+        times = time_models([profile.path for profile in built], self.size, self.config.rounds, THREADS)
+        return [self._write(profile, times[:, index]) for index, profile in enumerate(built)]
+
+    @cached_property
+    def source_metrics(self) -> Metrics:
+        """What the network scores before anything is done to it."""
+        self._report("validating the source network")
+        return self._measure(torch_detector(fuse(self.network)))
+
+    def _measure(self, detector: Detector) -> Metrics:
+        return average_precision(self._val_set, predict(detector, self._val_set, self.size))
+
+    def _build(self, recipe: Recipe) -> _Built:
+        network = self._pruned(recipe.prune) if recipe.prune else self.network
+        folder = self.config.work / recipe.name
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / MODEL_FILE
+        self._report(f"{recipe.name}: exporting")
+        export_onnx(network, self.size, recipe.export, path)
+        check_parity(onnx_detector(path), network, self._inputs(self._val_set, PARITY_IMAGES))
+        if recipe.quantise:
+            self._report(f"{recipe.name}: quantising")
+            images = (self._input(self._train_set, index) for index in range(len(self._train_set)))
+            quantise_onnx(path, path, images, recipe.quantise)
+        self._report(f"{recipe.name}: validating")
+        metrics = self._measure(onnx_detector(path))
+        drop = self.source_metrics.ap - metrics.ap
+        self._report(f"{recipe.name}: AP {metrics.ap:.4f}, {-drop:+.4f} against the source network")
+        if drop > recipe.max_ap_drop:
+            raise BuildError(f"{recipe.name} loses {drop:.4f} AP; its recipe allows {recipe.max_ap_drop}")
+        return _Built(recipe, path, network, metrics)
+
+    def _pruned(self, options: Prune) -> Network:
+        """Cut and fine-tuned; a result for the same checkpoint and options in the work folder is taken as it is."""
+        key = hashlib.sha256(f"{self.source.sha256} {options.model_dump_json()}".encode()).hexdigest()[:12]
+        folder = self.config.work / f"pruned-{key}"
+        self._report(f"pruning and fine-tuning in {folder}")
+        tuning = TrainConfig(
+            model=self.description.model,
+            variant=self.description.variant,
+            size=self.size.width,
+            epochs=options.fine_tune.epochs,
+            learning_rate=options.fine_tune.learning_rate,
+            rendered=options.fine_tune.rendered,
+            eval_every=10,
+        )
+        torch.manual_seed(tuning.seed)
+        smaller = prune(self.network, self.size, options).train().requires_grad_(True)
+        return Trainer(smaller, tuning, self._train_set, self._val_set, folder).run().network
+
+    def _input(self, dataset: Dataset, index: int) -> NDArray[np.uint8]:
+        return resize(dataset[index].image, self.size)
+
+    def _inputs(self, dataset: Dataset, count: int) -> NDArray[np.uint8]:
+        return np.stack([self._input(dataset, index) for index in range(min(count, len(dataset)))])
+
+    def _write(self, built: _Built, milliseconds: NDArray[np.float64]) -> Manifest:
+        recipe, metrics = built.recipe, built.metrics
+        repository = Repository(self.config.repository)
+        folder = repository.folder(self.description.model, self.config.version, recipe.name)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(built.path, folder.model_path)
+        parameters, macs = complexity(built.network, self.size)
+        manifest = Manifest(
+            model=self.description.model,
+            version=self.config.version,
+            profile=recipe.name,
+            variant=self.description.variant,
+            labels=self.description.labels,
+            input=InputSpec(width=self.size.width, height=self.size.height),
+            candidates=recipe.export.candidates,
+            thresholds=self.config.thresholds,
+            parameters=parameters,
+            macs=macs,
+            accuracy=Accuracy(
+                dataset=self.config.data_name,
+                images=metrics.images,
+                ap=round(metrics.ap, 5),
+                ap50=round(metrics.ap50, 5),
+                per_class={name: round(value, 5) for name, value in metrics.per_class.items()},
+            ),
+            latency=summarise(milliseconds, THREADS),
+            recipe=recipe,
+            source=Source(checkpoint=self.config.checkpoint.name, sha256=self.source.sha256),
+            files={MODEL_FILE: describe_file(folder.model_path)},
+        )
+        folder.write(manifest)
+        return manifest
+
+
+def complexity(network: Network, size: Size) -> tuple[int, int]:
+    """Parameters and multiply-accumulate operations of the deploy form, for one image."""
+    deployed = fuse(network)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        deployed(torch.zeros(1, 3, size.height, size.width))
+    return sum(parameter.numel() for parameter in deployed.parameters()), counter.get_total_flops() // 2

@@ -1,0 +1,130 @@
+"""The commands of `damoserve-compress`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from damoserve_profiles.recipe import RECIPES, read_recipe
+from damoserve_profiles.repository import BUNDLED, Repository
+
+# This module is read for every `--help`: torch comes only when there is something to do.
+
+DataFolder = Annotated[
+    Path,
+    typer.Option(
+        envvar="DAMOSERVE_DATA", exists=True, file_okay=False, help="Folder with train.json, val.json and images/."
+    ),
+]
+RepositoryFolder = Annotated[Path, typer.Option(file_okay=False, help="Repository of models.")]
+
+
+def train(  # noqa: PLR0913, PLR0917
+    data: DataFolder,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint, weights and logs.")],
+    variant: Annotated[str, typer.Option(help="Size of the network.")] = "P",
+    size: Annotated[int, typer.Option(help="Side of the network's input in pixels, a multiple of 32.")] = 416,
+    epochs: Annotated[int, typer.Option(min=1)] = 120,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    rendered: Annotated[int, typer.Option(min=0, help="Rendered images mixed into every epoch.")] = 0,
+    eval_every: Annotated[int, typer.Option(min=1, help="Epochs between evaluations.")] = 5,
+    threads: Annotated[int, typer.Option(min=0, help="Torch's threads; 0 takes all cores.")] = 0,
+    seed: Annotated[int, typer.Option()] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder, if any.")] = True,
+    init: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Weights (safetensors) to start from.")
+    ] = None,
+) -> None:
+    """Train a network, resuming where a run in the same folder stopped."""
+    from damoserve_compress.datasets.coco import CocoDataset
+    from damoserve_compress.training.checkpoint import TrainingError
+    from damoserve_compress.training.config import TrainConfig
+    from damoserve_compress.training.trainer import Trainer, new_network
+
+    images = data / "images"
+    try:
+        train_set, val_set = CocoDataset(data / "train.json", images), CocoDataset(data / "val.json", images)
+        config = TrainConfig(
+            variant=variant,
+            size=size,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=lr,
+            rendered=rendered,
+            eval_every=eval_every,
+            threads=threads,
+            seed=seed,
+        )
+        network = new_network(config, train_set.labels, init)
+        result = Trainer(network, config, train_set, val_set, out).run(resume=resume)
+    except (TrainingError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"AP {result.metrics.ap:.4f}, AP50 {result.metrics.ap50:.4f} on {result.metrics.images} images: {out}")
+
+
+def build(  # noqa: PLR0913, PLR0917
+    checkpoint: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Trained network (safetensors).")],
+    data: DataFolder,
+    work: Annotated[Path, typer.Option(help="Folder for intermediate results; fine-tuning resumes from it.")],
+    repository: RepositoryFolder = BUNDLED,
+    version: Annotated[int, typer.Option(min=1)] = 1,
+    recipe: Annotated[
+        list[Path] | None, typer.Option(help="Recipe file; may be repeated. Default: all bundled recipes.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of every profile.")] = 100,
+) -> None:
+    """Build profiles from a trained network: prune, export, quantise, validate, measure."""
+    from damoserve_compress.build import BuildConfig, Builder, BuildError
+    from damoserve_compress.datasets.coco import CocoDataset
+    from damoserve_compress.export import ExportError
+    from damoserve_compress.network.checkpoint import CheckpointError
+    from damoserve_compress.quantise import QuantisationError
+    from damoserve_compress.training.checkpoint import TrainingError
+
+    images = data / "images"
+    try:
+        recipes = [read_recipe(path) for path in recipe or sorted(RECIPES.glob("*.yaml"))]
+        train_set, val_set = CocoDataset(data / "train.json", images), CocoDataset(data / "val.json", images)
+        config = BuildConfig(checkpoint, repository, work, f"{data.name}/val", version, rounds)
+        manifests = Builder(config, train_set, val_set, typer.echo).build(recipes)
+    except (BuildError, CheckpointError, ExportError, QuantisationError, TrainingError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    for manifest in manifests:
+        accuracy, latency = manifest.accuracy, manifest.latency
+        typer.echo(
+            f"{manifest.profile:12} AP {accuracy.ap:.4f}  AP50 {accuracy.ap50:.4f}"
+            f"  {manifest.model_bytes / 1e6:6.2f} MB  {latency.median_ms:7.2f} ms"
+        )
+
+
+def benchmark(
+    repository: RepositoryFolder = BUNDLED,
+    reference: Annotated[str, typer.Option(help="Profile that the others are compared with.")] = "fp32",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of every profile.")] = 200,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Time the profiles of every model, interleaved, from the image tensor to the candidate boxes."""
+    from damoserve_compress.benchmark import speed_up, summarise, time_models
+
+    source = Repository(repository)
+    for model in source.models():
+        manifests = {
+            folder.model_path: folder.verify() for folder in source.profiles(model, source.versions(model)[-1])
+        }
+        ordered = sorted(manifests.items(), key=lambda item: item[1].profile != reference)
+        if ordered[0][1].profile != reference:
+            raise typer.BadParameter(f"{model} has no profile {reference}", param_hint="--reference")
+        times = time_models([path for path, _ in ordered], ordered[0][1].input.size, rounds, threads)
+        latency = summarise(times[:, 0], threads)
+        typer.echo(f"{model}: {latency.cpu} ({latency.instruction_set}), {threads} thread(s), {latency.runtime}")
+        for column, (_, manifest) in enumerate(ordered):
+            ratio = speed_up(times, column)
+            typer.echo(
+                f"{manifest.profile:12} {summarise(times[:, column], threads).median_ms:8.2f} ms"
+                f"  {ratio.median:5.2f}x ({ratio.lower:.2f} to {ratio.upper:.2f})"
+                f"  AP {100 * (manifest.accuracy.ap - ordered[0][1].accuracy.ap):+5.2f}"
+                f"  bytes {manifest.model_bytes / ordered[0][1].model_bytes:5.3f}"
+            )

@@ -1,0 +1,159 @@
+"""Puts the server together, starts it and stops it."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import cv2
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from damoserve.v1 import detection_pb2 as pb
+from damoserve.v1 import detection_pb2_grpc as pb_grpc
+from damoserve_profiles.repository import Repository
+from damoserve_server.catalogue import Catalogue, Loading, load_catalogue
+from damoserve_server.detector import Detector
+from damoserve_server.engines import EngineLoader, EngineOptions
+from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
+from damoserve_server.health import Health
+from damoserve_server.images import ImageLimits, ImageReader
+from damoserve_server.interceptors import CallInterceptor
+from damoserve_server.metrics import Endpoint, Metrics
+from damoserve_server.scheduler import Policy
+from damoserve_server.service import DetectionService, ProfileService
+from damoserve_server.settings import Settings, usable_cores
+from damoserve_server.workers import Workers
+
+LAST_ANSWERS_SECONDS = 1.0
+"""After the drain: time for answers on their way, and for streams that their clients leave open."""
+
+SERVICES = [
+    *pb.DESCRIPTOR.services_by_name.values(),
+    *health_pb2.DESCRIPTOR.services_by_name.values(),
+]
+
+
+class Application:
+    """One server. Made and used on a running event loop; `async with` starts and stops it."""
+
+    def __init__(self, settings: Settings, load_engine: EngineLoader = OnnxRuntimeEngine) -> None:
+        self._settings = settings
+        self._load_engine = load_engine
+        self._registry = CollectorRegistry()
+        self._metrics = Metrics(self._registry)
+        self._health = Health()
+        self._detector: asyncio.Future[Detector] = asyncio.get_running_loop().create_future()
+        self._server = self._build_server()
+        self._endpoint: Endpoint | None = None
+        self.port = 0
+        self.metrics_port = 0
+
+    async def __aenter__(self) -> Self:
+        """Returns when all profiles are warm. Raises CatalogueError, or OSError or RuntimeError if a port is taken."""
+        try:
+            await self.listen()
+            await self.load()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def listen(self) -> None:
+        """Opens both ports; the health service says NOT_SERVING. Port 0 in the settings lets the system choose."""
+        settings = self._settings
+        await self._health.starting()
+        self._endpoint = Endpoint(self._registry, settings.metrics_host, settings.metrics_port)
+        self.metrics_port = self._endpoint.port
+        self.port = self._server.add_insecure_port(f"{settings.host}:{settings.port}")
+        await self._server.start()
+
+    async def load(self) -> None:
+        """Loads and warms up all profiles, then says SERVING. Raises CatalogueError."""
+        settings = self._settings
+        options = EngineOptions(settings.max_batch_size, settings.threads_per_worker, settings.providers)
+        loading = Loading(self._load_engine, options, settings.workers)
+        repository = Repository(settings.repository)
+        catalogue = await asyncio.to_thread(load_catalogue, repository, loading, settings.default_model)
+        self._detector.set_result(self._build_detector(catalogue))
+        await self._health.serving()
+
+    async def stop(self) -> None:
+        """Takes no more work, waits for what was accepted, closes everything."""
+        await self._health.stopping()
+        loaded = self._detector.result() if self._detector.done() else None
+        if loaded is not None:
+            await loaded.drain(self._settings.drain_seconds)
+        else:
+            self._detector.cancel()
+        await self._server.stop(LAST_ANSWERS_SECONDS)
+        if loaded is not None:
+            await loaded.close()
+        if self._endpoint is not None:
+            await self._endpoint.close()
+
+    def describe(self) -> str:
+        """One line for the operator: what is served where."""
+        models = self._detector.result().catalogue.models.values()
+        served = ", ".join(f"{model.name} ({', '.join(profile.name for profile in model.active)})" for model in models)
+        host, metrics_host = self._settings.host, self._settings.metrics_host
+        return f"serving {served} on {host}:{self.port}, metrics on http://{metrics_host}:{self.metrics_port}/metrics"
+
+    def _build_server(self) -> grpc.aio.Server:
+        options = [
+            ("grpc.max_receive_message_length", self._settings.max_message_bytes),
+            ("grpc.so_reuseport", 0),  # a second server on the same port is to fail, not to share its calls
+        ]
+        server = grpc.aio.server(interceptors=[CallInterceptor(self._metrics)], options=options)
+        pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(self._detector), server)
+        pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(self._detector), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        if self._settings.reflection:
+            names = [service.full_name for service in SERVICES]
+            reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+        for service in SERVICES:
+            unary = [method.name for method in service.methods if not method.server_streaming]
+            self._metrics.add_methods(service.full_name, unary)
+        return server
+
+    def _build_detector(self, catalogue: Catalogue) -> Detector:
+        settings = self._settings
+        # Each image is decoded and resized by one thread; a second layer of threads would only compete with them.
+        cv2.setNumThreads(1)
+        decoders = ThreadPoolExecutor(usable_cores(), "decode")
+        images = ImageReader(ImageLimits(settings.max_image_bytes, settings.max_pixels), decoders)
+        policy = Policy(
+            settings.workers, settings.max_batch_size, settings.max_batch_wait_ms / 1000, settings.max_queue
+        )
+        workers = Workers(catalogue.active(), policy, self._metrics)
+        detector = Detector(settings, catalogue, images, workers, self._metrics)
+        self._metrics.watch_pools(detector.free_slots, detector.leased_slots)
+        for model in catalogue.models.values():
+            for failed in model.failed:
+                self._metrics.set_profile_state(model.name, failed.name, active=False)
+            for profile in model.active:
+                self._metrics.add_profile(profile.manifest, partial(workers.queued, profile))
+        return detector
+
+
+async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. `announce` is told once, when the server is ready.
+
+    Raises CatalogueError, or OSError or RuntimeError if a port is taken.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with Application(settings) as application:
+        announce(application.describe())
+        await stop.wait()

@@ -1,0 +1,173 @@
+"""The loaded models.
+
+CatalogueError   no profile at all could be loaded, or the default model does not exist: the server cannot start
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from damoserve_profiles.imaging import Size
+from damoserve_profiles.manifest import Manifest
+from damoserve_profiles.repository import ManifestInvalid, ProfileFolder, Repository
+from damoserve_server.engines import Engine, EngineLoader, EngineOptions
+from damoserve_server.errors import ModelNotFound, ProfileNotFound, ProfileUnavailable
+from damoserve_server.latency import LatencyEstimate
+
+WARM_UP_RUNS = 3
+
+log = logging.getLogger(__name__)
+
+
+class CatalogueError(Exception):
+    """There is nothing to serve; the message says what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveProfile:
+    """Loaded and warmed up: one engine for each worker."""
+
+    manifest: Manifest
+    engines: tuple[Engine, ...]
+    latency: LatencyEstimate
+
+    @property
+    def name(self) -> str:
+        return self.manifest.profile
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The model and the profile: the first labels of its metrics."""
+        return self.manifest.model, self.manifest.profile
+
+    @property
+    def size(self) -> Size:
+        return self.manifest.input.size
+
+
+@dataclass(frozen=True)
+class FailedProfile:
+    """Refused at load. The manifest is there if it could be read."""
+
+    folder: ProfileFolder
+    manifest: Manifest | None
+    error: str
+
+    @property
+    def name(self) -> str:
+        return self.folder.profile
+
+
+@dataclass(frozen=True)
+class Model:
+    """The newest version of a model; its active profiles the most accurate first."""
+
+    name: str
+    version: int
+    active: tuple[ActiveProfile, ...]
+    failed: tuple[FailedProfile, ...]
+
+    @property
+    def profiles(self) -> tuple[ActiveProfile | FailedProfile, ...]:
+        return (*self.active, *self.failed)
+
+    def find(self, profile: str) -> ActiveProfile | FailedProfile:
+        """Raises ProfileNotFound."""
+        for found in self.profiles:
+            if found.name == profile:
+                return found
+        name = f"{self.name}/{profile}"
+        raise ProfileNotFound(name, f"the model {self.name} has no profile {profile!r}", profile=profile)
+
+    def serving(self, profile: str | None) -> tuple[ActiveProfile, ...]:
+        """The named profile, or all that are active; never empty. Raises ProfileNotFound or ProfileUnavailable."""
+        found = (self.find(profile),) if profile is not None else self.active
+        active = tuple(candidate for candidate in found if isinstance(candidate, ActiveProfile))
+        if not active:
+            what = f"the profile {profile}" if profile is not None else "any profile"
+            raise ProfileUnavailable(f"{what} of the model {self.name} could not be loaded", model=self.name)
+        return active
+
+
+class Catalogue:
+    """All models by name."""
+
+    def __init__(self, models: Sequence[Model], default: str | None = None) -> None:
+        """`default` None is the first model. Raises CatalogueError."""
+        self.models: Mapping[str, Model] = {model.name: model for model in models}
+        if not any(model.active for model in models):
+            failures = [f"{failed.name}: {failed.error}" for model in models for failed in model.failed]
+            raise CatalogueError("no profile could be loaded: " + ("; ".join(failures) or "the repository is empty"))
+        self._default = default if default is not None else models[0].name
+        if self._default not in self.models:
+            raise CatalogueError(f"the default model {self._default!r} is not in the repository")
+
+    def model(self, name: str) -> Model:
+        """An empty name means the default model. Raises ModelNotFound."""
+        try:
+            return self.models[name or self._default]
+        except KeyError:
+            raise ModelNotFound(name, f"there is no model {name!r}", model=name) from None
+
+    def active(self) -> list[ActiveProfile]:
+        return [profile for model in self.models.values() for profile in model.active]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How profiles are loaded."""
+
+    load_engine: EngineLoader
+    options: EngineOptions
+    workers: int
+    clock: Callable[[], float] = time.monotonic
+
+
+def load_catalogue(repository: Repository, loading: Loading, default: str | None = None) -> Catalogue:
+    """Loads the newest version of every model and warms it up. Raises CatalogueError."""
+    return Catalogue([_load_model(repository, name, loading) for name in repository.models()], default)
+
+
+def _load_model(repository: Repository, name: str, loading: Loading) -> Model:
+    version = repository.versions(name)[-1]
+    loaded = [_load_profile(folder, loading) for folder in repository.profiles(name, version)]
+    active = [profile for profile in loaded if isinstance(profile, ActiveProfile)]
+    active.sort(key=lambda profile: profile.manifest.accuracy.ap, reverse=True)
+    failed = tuple(profile for profile in loaded if isinstance(profile, FailedProfile))
+    return Model(name, version, tuple(active), failed)
+
+
+def _load_profile(folder: ProfileFolder, loading: Loading) -> ActiveProfile | FailedProfile:
+    try:
+        manifest = folder.verify()
+        model = folder.model_path.read_bytes()
+        engines = tuple(loading.load_engine(model, manifest, loading.options) for _ in range(loading.workers))
+        seconds = [_warm_up(engine, manifest.input.size, loading) for engine in engines]
+        return ActiveProfile(manifest, engines, LatencyEstimate(median(seconds), loading.clock))
+    except Exception as error:  # whatever is wrong with one profile, the others can serve
+        log.exception("profile %s/%s is not served", folder.model, folder.profile)
+        return FailedProfile(folder, _manifest_of(folder), str(error))
+
+
+def _warm_up(engine: Engine, size: Size, loading: Loading) -> float:
+    """Runs every batch size, so that all memory is allocated; returns the seconds of a single image."""
+    images = np.zeros((loading.options.max_batch_size, size.height, size.width, 3), np.uint8)
+    for count in range(len(images), 1, -1):
+        engine.run(images[:count])
+    seconds = []
+    for _ in range(1 + WARM_UP_RUNS):
+        started = loading.clock()
+        engine.run(images[:1])
+        seconds.append(loading.clock() - started)
+    return median(seconds[1:])
+
+
+def _manifest_of(folder: ProfileFolder) -> Manifest | None:
+    try:
+        return folder.read_manifest()
+    except ManifestInvalid:
+        return None

@@ -1,0 +1,45 @@
+"""The command `damoserve serve`, found through the entry point group `damoserve.commands`."""
+
+import asyncio
+import logging
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from damoserve_server.app import serve as serve_until_stopped
+from damoserve_server.catalogue import CatalogueError
+from damoserve_server.settings import Settings
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def serve(  # noqa: PLR0913, PLR0917 - one argument for each option
+    repository: Annotated[Path | None, typer.Option(help="Folder of models. Default: the bundled model.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the gRPC server. Default: 50051.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of the metrics. Default: 9464.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with any of the settings.")] = None,
+    log_level: Annotated[LogLevel, typer.Option(help="Least level that is logged.")] = LogLevel.INFO,
+) -> None:
+    """Serve the models of a repository over gRPC until SIGTERM or Ctrl-C.
+
+    Every setting can also be given as an environment variable, DAMOSERVE_PORT for example; options win.
+    """
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options = {"repository": repository, "host": host, "port": port, "metrics_port": metrics_port, "config": config}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    try:
+        asyncio.run(serve_until_stopped(Settings(**given), typer.echo))
+    except (CatalogueError, ValidationError, OSError, RuntimeError) as error:
+        typer.echo(f"damoserve cannot start: {error}", err=True)
+        raise typer.Exit(1) from error

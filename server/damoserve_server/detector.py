@@ -1,0 +1,158 @@
+"""The use case: an image and wishes in, detections out. Knows nothing of protobuf or gRPC."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from damoserve_profiles.imaging import Size
+from damoserve_profiles.manifest import Thresholds
+from damoserve_profiles.postprocess import Detections, select
+from damoserve_server.catalogue import ActiveProfile, Catalogue
+from damoserve_server.gate import Gate
+from damoserve_server.images import ImageReader
+from damoserve_server.latency import LatencyEstimate
+from damoserve_server.memory import Pool
+from damoserve_server.metrics import NO_TIER, STAGES, Metrics
+from damoserve_server.router import Candidate, Choice, Reason, Tier, Wish, choose
+from damoserve_server.settings import Settings
+from damoserve_server.workers import Workers
+
+
+@dataclass(frozen=True)
+class DetectionRequest:
+    """What is asked for. Times are on the monotonic clock; None means the default."""
+
+    image: bytes
+    arrival: float
+    deadline: float | None = None
+    model: str = ""
+    profile: str | None = None
+    tier: Tier | None = None
+    min_accuracy: float = 0.0
+    score_threshold: float | None = None
+    max_detections: int | None = None
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds in each stage; they follow one another."""
+
+    decode: float
+    queue: float
+    inference: float
+    postprocess: float
+    total: float
+
+
+@dataclass(frozen=True)
+class DetectionResult:
+    """What was found; boxes are in pixels of an image of `image_size`."""
+
+    detections: Detections
+    image_size: Size
+    profile: ActiveProfile
+    reason: Reason
+    batch_size: int
+    timings: Timings
+
+
+class Detector:
+    """Holds what all requests share."""
+
+    def __init__(
+        self, settings: Settings, catalogue: Catalogue, images: ImageReader, workers: Workers, metrics: Metrics
+    ) -> None:
+        self.catalogue = catalogue
+        self._gate = Gate()
+        self._settings = settings
+        self._images = images
+        self._workers = workers
+        self._metrics = metrics
+        self._decode_latency = LatencyEstimate(baseline=0.0)
+        slots = settings.max_queue + settings.workers * settings.max_batch_size
+        self._pools: Mapping[Size, Pool] = {
+            size: Pool(slots, size) for size in {profile.size for profile in catalogue.active()}
+        }
+
+    async def detect(self, request: DetectionRequest) -> DetectionResult:
+        """Raises any DamoserveError. Once the network has started, the answer is given even if it comes late."""
+        with self._gate.passage():
+            self._images.limits.check(request.image)
+            deadline = request.deadline
+            if deadline is None:
+                deadline = request.arrival + self._settings.default_deadline_seconds
+            tier = None if request.profile is not None else request.tier or self._settings.default_tier
+            choice = self._route(request, tier, deadline)
+            result = await self._serve(request, choice, deadline)
+        self._record(result, tier)
+        return result
+
+    def free_slots(self) -> int:
+        return sum(pool.free for pool in self._pools.values())
+
+    def leased_slots(self) -> int:
+        return sum(pool.leased for pool in self._pools.values())
+
+    async def drain(self, patience: float) -> None:
+        """Refuses new requests; returns when the accepted ones are answered, or after `patience` seconds."""
+        await self._gate.close(patience)
+
+    async def close(self) -> None:
+        """Ends the threads. No request may be inside."""
+        await self._workers.close()
+        await self._images.close()
+
+    def _route(self, request: DetectionRequest, tier: Tier | None, deadline: float) -> Choice[ActiveProfile]:
+        profiles = self.catalogue.model(request.model).serving(request.profile)
+        before = self._decode_latency.expected() + self._workers.expected_wait(deadline)
+        candidates = [
+            Candidate(profile, profile.manifest.accuracy.ap, before + profile.latency.expected())
+            for profile in profiles
+        ]
+        now = time.monotonic()
+        objective, min_accuracy = None, request.min_accuracy
+        if tier is not None:
+            promised = self._settings.tiers[tier]
+            objective = request.arrival + promised.objective_ms / 1000 - now
+            min_accuracy = max(min_accuracy, promised.accuracy_floor)
+        choice = choose(candidates, Wish(deadline - now, objective, min_accuracy))
+        self._metrics.routed.labels(*choice.profile.key, tier or NO_TIER, choice.reason).inc()
+        return choice
+
+    async def _serve(
+        self, request: DetectionRequest, choice: Choice[ActiveProfile], deadline: float
+    ) -> DetectionResult:
+        profile = choice.profile
+        with self._pools[profile.size].lease() as row:
+            started = time.monotonic()
+            image_size = await self._images.read(request.image, row)
+            decoded = time.monotonic()
+            self._decode_latency.observe(decoded - started)
+            find = partial(
+                select,
+                thresholds=_thresholds(profile, request),
+                network_size=profile.size,
+                image_size=image_size,
+            )
+            found = await self._workers.infer(profile, row, find, deadline)
+        timings = Timings(
+            decode=decoded - started,
+            queue=found.started - decoded,
+            inference=found.inference,
+            postprocess=found.postprocess,
+            total=time.monotonic() - request.arrival,
+        )
+        return DetectionResult(found.detections, image_size, profile, choice.reason, found.batch_size, timings)
+
+    def _record(self, result: DetectionResult, tier: Tier | None) -> None:
+        key = result.profile.key
+        for stage in STAGES:
+            self._metrics.stage_seconds.labels(*key, stage).observe(getattr(result.timings, stage))
+        self._metrics.request_seconds.labels(*key, tier or NO_TIER).observe(result.timings.total)
+
+
+def _thresholds(profile: ActiveProfile, request: DetectionRequest) -> Thresholds:
+    wanted = {"score": request.score_threshold, "max_detections": request.max_detections}
+    set_by_caller = {name: value for name, value in wanted.items() if value is not None}
+    return profile.manifest.thresholds.model_copy(update=set_by_caller)

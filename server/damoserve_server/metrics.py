@@ -1,0 +1,116 @@
+"""What Prometheus sees. Label values come from closed sets only, and every series exists from the start, at zero."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from damoserve_profiles.manifest import Manifest
+from damoserve_server import errors
+from damoserve_server.router import Reason, Tier
+
+# fmt: off
+SECONDS = (
+    0.001, 0.0015, 0.0025, 0.004, 0.006, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
+    0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10,
+)
+# fmt: on
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+STAGES = ("decode", "queue", "inference", "postprocess")
+NO_TIER = "none"
+"""The tier label of a request that names its profile."""
+
+
+class Metrics:
+    """The metrics of one server. The `grpc_server_` ones have the names and labels of go-grpc-middleware."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        rpc = ["grpc_type", "grpc_service", "grpc_method"]
+        profile = ["model", "profile"]
+        self.started = Counter("grpc_server_started", "Calls started.", rpc, registry=registry)
+        self.handled = Counter("grpc_server_handled", "Calls completed.", [*rpc, "grpc_code"], registry=registry)
+        self.handling = Histogram(
+            "grpc_server_handling_seconds", "Time from start to end of a call.", rpc, registry=registry, buckets=SECONDS
+        )
+        self.refused = Counter("damoserve_refused", "Calls that failed, by reason.", ["reason"], registry=registry)
+        self.routed = Counter(
+            "damoserve_routed", "Choices of a profile.", [*profile, "tier", "reason"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "damoserve_request_seconds",
+            "Time from the arrival of an answered request to its answer.",
+            [*profile, "tier"],
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.stage_seconds = Histogram(
+            "damoserve_stage_seconds",
+            "Time of an answered request in each stage.",
+            [*profile, "stage"],
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.batch_size = Histogram(
+            "damoserve_batch_size",
+            "Requests computed together.",
+            profile,
+            registry=registry,
+            buckets=BATCH_SIZES,
+        )
+        self.queued = Gauge("damoserve_queued_requests", "Requests that wait for a batch.", profile, registry=registry)
+        self.profile_state = Gauge(
+            "damoserve_profile_state", "1 for the state that the profile is in.", [*profile, "state"], registry=registry
+        )
+        self.profile_info = Gauge(
+            "damoserve_profile_info", "1; what the profile is.", [*profile, "version", "variant"], registry=registry
+        )
+        self.pool_slots = Gauge("damoserve_pool_slots", "Buffers for network inputs.", ["state"], registry=registry)
+        for reason in errors.reasons():
+            self.refused.labels(reason)
+
+    def add_methods(self, service: str, methods: Iterable[str]) -> None:
+        """Creates the series of a gRPC service's unary methods."""
+        for method in methods:
+            self.started.labels("unary", service, method)
+            self.handling.labels("unary", service, method)
+            for code in grpc.StatusCode:
+                self.handled.labels("unary", service, method, code.name)
+
+    def add_profile(self, manifest: Manifest, queued: Callable[[], int]) -> None:
+        """Creates the series of a profile that serves."""
+        model, profile = manifest.model, manifest.profile
+        for tier in (*Tier, NO_TIER):
+            self.request_seconds.labels(model, profile, tier)
+        for stage in STAGES:
+            self.stage_seconds.labels(model, profile, stage)
+        for tier in Tier:
+            for reason in (Reason.MOST_ACCURATE_IN_TIME, Reason.QUICKEST):
+                self.routed.labels(model, profile, tier, reason)
+        self.routed.labels(model, profile, NO_TIER, Reason.REQUESTED)
+        self.batch_size.labels(model, profile)
+        self.queued.labels(model, profile).set_function(queued)
+        self.profile_info.labels(model, profile, manifest.version, manifest.variant).set(1)
+        self.set_profile_state(model, profile, active=True)
+
+    def set_profile_state(self, model: str, profile: str, active: bool) -> None:
+        self.profile_state.labels(model, profile, "active").set(active)
+        self.profile_state.labels(model, profile, "failed").set(not active)
+
+    def watch_pools(self, free: Callable[[], int], leased: Callable[[], int]) -> None:
+        self.pool_slots.labels("free").set_function(free)
+        self.pool_slots.labels("leased").set_function(leased)
+
+
+class Endpoint:
+    """Serves a registry over HTTP from a thread of its own."""
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        """Raises OSError if the port is taken."""
+        self._server, self._thread = start_http_server(port, host, registry)
+        self.port = self._server.server_port
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._server.shutdown)
+        self._server.server_close()
+        self._thread.join()

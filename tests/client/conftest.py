@@ -1,0 +1,39 @@
+import io
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+sys.path.append(str(Path(__file__).parent))  # importlib mode does not make neighbours importable
+
+from fake_server import FakeServer
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def smear() -> bytes:
+    """A light picture of 200 x 150 pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (200, 150), "#f4ecec").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def smear_file(tmp_path: Path, smear: bytes) -> Path:
+    path = tmp_path / "smear.png"
+    path.write_bytes(smear)
+    return path
+
+
+@pytest.fixture
+def unused_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"

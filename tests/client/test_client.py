@@ -1,0 +1,198 @@
+"""Both clients against a real gRPC server with canned answers; every test runs for the sync and the async client."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from fake_server import DETECTIONS, FakeServer, Refusal
+
+from damoserve.v1 import detection_pb2 as pb
+from damoserve_client import AsyncClient, Cancelled, Client, DeadlineExceeded, InvalidImage, Unavailable
+from damoserve_client.types import Box, Detection, DetectionResult, Timings
+
+Call = Callable[..., Any]
+
+
+def call_sync(address: str, method: str, *args: Any, client: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+    with Client(address, **(client or {})) as connected:
+        return getattr(connected, method)(*args, **kwargs)
+
+
+def call_async(address: str, method: str, *args: Any, client: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+    async def run() -> Any:
+        async with AsyncClient(address, **(client or {})) as connected:
+            return await getattr(connected, method)(*args, **kwargs)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(params=[call_sync, call_async], ids=["sync", "async"])
+def call(request: pytest.FixtureRequest) -> Call:
+    return request.param  # type: ignore[no-any-return]
+
+
+def test_detect_returns_what_the_server_said(call: Call, server: FakeServer, smear: bytes) -> None:
+    assert call(server.address, "detect", smear, profile="int8") == DetectionResult(
+        detections=(
+            Detection("RBC", 0, 0.75, Box(40, 30, 100, 90)),
+            Detection("WBC", 1, 0.5, Box(120, 40, 180, 110)),
+            Detection("RBC", 0, 0.25, Box(10, 120, 50, 140)),
+        ),
+        image_size=(200, 150),
+        model="blood-cells",
+        model_version=1,
+        profile="int8",
+        selection_reason="requested",
+        batch_size=4,
+        timings=Timings(decode=0.001, queue=0.002, inference=0.03, postprocess=0.004, total=0.038),
+    )
+
+
+def test_the_options_of_detect_arrive(call: Call, server: FakeServer, smear: bytes) -> None:
+    call(
+        server.address,
+        "detect",
+        smear,
+        model="blood-cells",
+        tier="balanced",
+        budget=0.25,
+        min_accuracy=0.5,
+        score_threshold=0.0,
+        max_detections=7,
+    )
+    expected = pb.DetectRequest(
+        image=pb.Image(content=smear),
+        model="blood-cells",
+        latency_tier=pb.LATENCY_TIER_BALANCED,
+        min_accuracy=0.5,
+        score_threshold=0.0,
+        max_detections=7,
+    )
+    expected.latency_budget.FromMilliseconds(250)
+    assert server.service.requests == [expected]
+
+
+def test_options_left_out_or_none_are_not_set(call: Call, server: FakeServer, smear: bytes) -> None:
+    call(server.address, "detect", smear)
+    call(server.address, "detect", smear, model=None, profile=None, tier=None, budget=None, score_threshold=None)
+    assert server.service.requests == [pb.DetectRequest(image=pb.Image(content=smear))] * 2
+
+
+@pytest.mark.parametrize("as_type", [str, Path])
+def test_an_image_may_be_a_path(
+    call: Call, server: FakeServer, smear_file: Path, as_type: Callable[[Path], str | Path]
+) -> None:
+    assert call(server.address, "detect", as_type(smear_file)).image_size == (200, 150)
+
+
+def test_wrong_keywords_never_reach_the_server(call: Call, server: FakeServer, smear: bytes) -> None:
+    with pytest.raises(TypeError, match="profil"):
+        call(server.address, "detect", smear, profil="int8")
+    with pytest.raises(ValueError, match="INSTANT"):
+        call(server.address, "detect", smear, tier="instant")
+    with pytest.raises(FileNotFoundError):
+        call(server.address, "detect", "no/such/file.png")
+    assert server.service.requests == []
+
+
+def test_profiles(call: Call, server: FakeServer) -> None:
+    fp32, int8, pruned = call(server.address, "profiles", "blood-cells")
+    assert server.service.requests == [pb.ListProfilesRequest(model="blood-cells")]
+    assert (fp32.profile, fp32.active, int8.profile, int8.active) == ("fp32", True, "int8", True)
+    assert (pruned.active, pruned.error) == (False, "wrong hash")
+    assert (fp32.average_precision, fp32.average_precision_50, fp32.validation_image_count) == (0.625, 0.875, 87)
+    assert (fp32.model_bytes, fp32.parameter_count, fp32.mac_count) == (2_500_000, 2_200_000, 1_500_000_000)
+    assert (fp32.expected_latency, fp32.input_size) == (0.012, (416, 352))
+
+
+def test_profile_is_one_of_profiles(call: Call, server: FakeServer) -> None:
+    assert call(server.address, "profile", "int8") == call(server.address, "profiles")[1]
+
+
+@pytest.mark.parametrize(("method", "argument"), [("detect", b""), ("profiles", None), ("profile", "int8")])
+def test_every_call_has_a_deadline(call: Call, server: FakeServer, method: str, argument: Any, smear: bytes) -> None:
+    argument = smear if method == "detect" else argument
+    call(server.address, method, argument)
+    call(server.address, method, argument, client={"timeout": 5000.0})
+    call(server.address, method, argument, client={"timeout": 5000.0}, timeout=2000.0)
+    default, of_client, of_call = server.service.deadlines
+    # On the wire a timeout has few digits and is rounded up.
+    assert 0 < default < 11
+    assert 2200 < of_client < 5500
+    assert 11 < of_call < 2200
+
+
+def test_a_call_ends_at_its_deadline(call: Call, server: FakeServer, smear: bytes) -> None:
+    server.service.gate.clear()
+    with pytest.raises(DeadlineExceeded) as raised:
+        call(server.address, "detect", smear, timeout=0.05)
+    assert raised.value.reason == ""
+
+
+def test_unavailable_is_retried_even_for_a_large_image(call: Call, server: FakeServer, smear: bytes) -> None:
+    server.service.refusals += [Refusal(grpc.StatusCode.UNAVAILABLE)] * 2
+    photo = smear + bytes(2_000_000)  # what follows the end of a PNG is ignored
+    assert call(server.address, "detect", photo).image_size == (200, 150)
+    assert len(server.service.requests) == 3
+
+
+def test_retries_come_to_an_end(call: Call, server: FakeServer) -> None:
+    server.service.refusals += [Refusal(grpc.StatusCode.UNAVAILABLE)] * 10
+    with pytest.raises(Unavailable):
+        call(server.address, "profiles")
+    assert len(server.service.requests) == 4
+
+
+@pytest.mark.parametrize("code", [each for each in grpc.StatusCode if each.name not in ("OK", "UNAVAILABLE")])
+def test_nothing_else_is_retried(call: Call, server: FakeServer, code: grpc.StatusCode) -> None:
+    server.service.refusals.append(Refusal(code))
+    with pytest.raises(Exception, match=code.name):
+        call(server.address, "profiles")
+    assert len(server.service.requests) == 1
+
+
+def test_a_message_above_the_servers_limit_is_an_invalid_image(call: Call, server: FakeServer) -> None:
+    with pytest.raises(InvalidImage, match="RESOURCE_EXHAUSTED"):
+        call(server.address, "detect", bytes(5_000_000))
+
+
+def test_no_server(call: Call, unused_address: str) -> None:
+    with pytest.raises(Unavailable):
+        call(unused_address, "profiles")
+    with pytest.raises(DeadlineExceeded):
+        call(unused_address, "wait_until_ready", 0.05)
+
+
+def test_a_proxy_is_not_asked_for_this_machine(
+    call: Call, server: FakeServer, unused_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{unused_address}")
+    assert call(server.address, "profile", "int8").active
+
+
+def test_wait_until_ready_survives_a_server_that_starts_later(call: Call, unused_address: str) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        ready = pool.submit(call, unused_address, "wait_until_ready", 30.0)
+        with FakeServer(int(unused_address.rpartition(":")[2])):
+            ready.result()
+
+
+def test_credentials_are_used(call: Call, smear: bytes) -> None:
+    with FakeServer(credentials=grpc.local_server_credentials()) as server:
+        secure = {"credentials": grpc.local_channel_credentials()}
+        assert len(call(server.address, "detect", smear, client=secure).detections) == len(DETECTIONS)
+
+
+def test_closing_the_client_cancels_its_calls(server: FakeServer) -> None:
+    server.service.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        client = Client(server.address)
+        running = pool.submit(client.profiles)
+        server.service.arrived.wait()
+        client.close()
+        with pytest.raises(Cancelled):
+            running.result()

@@ -1,0 +1,34 @@
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from damoserve_client import demo
+
+FAKE_SERVER = (sys.executable, str(Path(__file__).with_name("fake_server.py")))
+
+
+def test_every_active_profile_and_every_tier_is_shown_and_the_server_stopped(
+    smear_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    farewell = tmp_path / "farewell"
+    demo.run(smear_file, tmp_path / "demo", (*FAKE_SERVER, "--farewell", str(farewell)))
+    assert farewell.exists()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for profile in ("fp32", "int8"):
+        assert [profile, "2", "RBC,", "1", "WBC", "0.625", "2.5", "1.0", "2.0", "30.0", "4.0", "38.0"] in rows
+    for tier, profile in (("realtime", "int8"), ("balanced", "fp32"), ("accurate", "fp32")):
+        assert [tier, profile, "most", "accurate", "in", "time", "38.0"] in rows
+    assert not any("pruned" in row for row in rows)
+    with Image.open(tmp_path / "demo" / "profiles.png") as sheet:
+        assert sheet.width > 2 * 200
+        assert sheet.height > 150
+
+
+def test_a_server_that_ends_shows_its_log(smear_file: Path, tmp_path: Path) -> None:
+    command = (sys.executable, "-c", "print('first'); import a_module_that_is_not_installed")
+    with pytest.raises(demo.ServerDidNotStart, match="first") as raised:
+        demo.run(smear_file, tmp_path, command)
+    assert "a_module_that_is_not_installed" in str(raised.value)
+    assert "damoserve[server]" in str(raised.value)

@@ -1,0 +1,73 @@
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageColor
+
+from damoserve_client.draw import Panel, annotate, colour_of, sheet
+from damoserve_client.types import Box, Detection
+
+PAPER = (244, 236, 236)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, kind, exif=exif)
+    return buffer.getvalue()
+
+
+def cell(box: Box, label_id: int = 0) -> Detection:
+    return Detection(label="RBC", label_id=label_id, score=0.9, box=box)
+
+
+def test_a_box_is_drawn_on_its_edges_only() -> None:
+    picture = annotate(encoded(Image.new("RGB", (200, 150), PAPER)), [cell(Box(40, 50, 140, 120), label_id=1)])
+    colour = ImageColor.getrgb(colour_of(1))
+    for edge in ((40, 90), (140, 90), (120, 50), (90, 120)):
+        assert picture.getpixel(edge) == colour
+    for elsewhere in ((90, 90), (20, 90), (180, 90), (90, 140)):
+        assert picture.getpixel(elsewhere) == PAPER
+
+
+def test_the_label_stands_above_the_box() -> None:
+    picture = annotate(encoded(Image.new("RGB", (200, 150), PAPER)), [cell(Box(40, 50, 140, 120))])
+    tag = picture.crop((40, 36, 80, 50)).getcolors() or []
+    assert {ImageColor.getrgb(colour_of(0)), (255, 255, 255)} <= {colour for _, colour in tag}
+
+
+def test_boxes_are_drawn_on_the_picture_as_displayed() -> None:
+    # Orientation 6: stored lying on its side, displayed turned clockwise, so 200 x 150 becomes 150 x 200.
+    picture = annotate(encoded(Image.new("RGB", (200, 150), PAPER), orientation=6), [cell(Box(20, 30, 130, 180))])
+    assert picture.size == (150, 200)
+    assert picture.getpixel((75, 180)) == ImageColor.getrgb(colour_of(0))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1"])
+def test_any_mode_becomes_rgb(mode: str) -> None:
+    assert annotate(encoded(Image.new(mode, (64, 64))), []).mode == "RGB"
+
+
+def test_sixteen_bits_keep_their_shades() -> None:
+    picture = annotate(encoded(Image.new("I;16", (64, 64), 0x4000)), [])
+    assert picture.getpixel((5, 5)) == (0x40, 0x40, 0x40)
+
+
+@given(st.integers(0, 79), st.integers(0, 79), st.integers(1, 80), st.integers(1, 80))
+def test_any_box_inside_the_picture_can_be_drawn(x: int, y: int, width: int, height: int) -> None:
+    box = Box(x, y, min(80, x + width), min(80, y + height))
+    picture = annotate(encoded(Image.new("RGB", (80, 80), PAPER)), [cell(box)])
+    assert picture.size == (80, 80)
+
+
+@pytest.mark.parametrize(("count", "across", "down"), [(1, 1, 1), (2, 2, 1), (4, 2, 2), (5, 3, 2)])
+def test_a_sheet_shows_every_picture_under_its_caption(count: int, across: int, down: int) -> None:
+    shades = [(10 * index, 100, 200) for index in range(count)]
+    made = sheet([Panel("int8: AP 0.6", Image.new("RGB", (90, 60), shade)) for shade in shades])
+    assert made.width == pytest.approx(across * 90, abs=12 * (across + 1))
+    assert made.height == pytest.approx(down * 60, abs=36 * (down + 1))
+    pixels = {colour: number for number, colour in made.getcolors(1 << 16) or []}
+    assert [pixels[shade] for shade in shades] == [90 * 60] * count
+    assert min(colour[0] for colour in pixels if len(set(colour)) == 1) < 64  # the captions' text

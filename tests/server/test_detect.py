@@ -1,0 +1,137 @@
+"""Detect and the profile service over a real connection."""
+
+import asyncio
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from damoserve.v1 import detection_pb2 as pb
+
+COLOURS = ["red", "lime", "blue", "yellow", "cyan", "magenta", "white", "black"]
+
+
+def found(response: pb.DetectResponse) -> set[tuple[str, tuple[float, ...]]]:
+    return {(d.label, (d.box.x_min, d.box.y_min, d.box.x_max, d.box.y_max)) for d in response.detections}
+
+
+def test_boxes_are_in_pixels_of_the_image(serve, pictures):
+    async def scenario():
+        async with serve() as client:
+            return await client.detect(pictures.encode(pictures.draw("red", "lime", "blue", "black", size=(200, 100))))
+
+    response = asyncio.run(scenario())
+    assert found(response) == {
+        ("red", (0, 0, 100, 50)),
+        ("green", (100, 0, 200, 50)),
+        ("blue", (0, 50, 100, 100)),
+    }
+    assert (response.image_width_px, response.image_height_px) == (200, 100)
+    assert (response.model, response.model_version) == ("colours", 3)
+    timings = response.timings
+    stages = [timings.decode, timings.queue, timings.inference, timings.postprocess]
+    assert all(stage.ToNanoseconds() > 0 for stage in stages)
+    assert sum(stage.ToNanoseconds() for stage in stages) <= timings.total.ToNanoseconds()
+
+
+def test_who_serves(serve, pictures):
+    async def scenario():
+        async with serve(tiers={"realtime": {"objective_ms": 1e-3}, "balanced": {"objective_ms": 5000}}) as client:
+
+            async def served(**wishes):
+                response = await client.detect(pictures.red, **wishes)
+                return response.profile, pb.SelectionReason.Name(response.selection_reason)
+
+            return [
+                await served(profile="quick"),
+                await served(),
+                await served(latency_tier=pb.LATENCY_TIER_REALTIME),
+                await served(latency_tier=pb.LATENCY_TIER_REALTIME, min_accuracy=0.6),
+                await served(latency_tier=pb.LATENCY_TIER_ACCURATE, latency_budget=Duration(seconds=5)),
+                await served(model="colours", profile="accurate", latency_budget=Duration(seconds=5)),
+            ]
+
+    answers = asyncio.run(scenario())
+    assert answers[0] == ("quick", "SELECTION_REASON_REQUESTED")
+    assert answers[1] == ("accurate", "SELECTION_REASON_MOST_ACCURATE_IN_TIME")
+    assert answers[2][1] == "SELECTION_REASON_QUICKEST"
+    assert answers[3] == ("accurate", "SELECTION_REASON_QUICKEST")
+    assert answers[4] == ("accurate", "SELECTION_REASON_MOST_ACCURATE_IN_TIME")
+    assert answers[5] == ("accurate", "SELECTION_REASON_REQUESTED")
+
+
+def test_a_tier_excludes_profiles_below_its_floor(serve, pictures):
+    async def scenario():
+        tiers = {"realtime": {"objective_ms": 1e-3, "accuracy_floor": 0.5}}
+        async with serve(tiers=tiers, default_tier="realtime") as client:
+            return [(await client.detect(pictures.red)).profile for _ in range(3)]
+
+    assert asyncio.run(scenario()) == ["accurate"] * 3
+
+
+def test_thresholds_of_the_request_replace_those_of_the_model(serve, pictures):
+    async def scenario():
+        async with serve() as client:
+            image = pictures.encode(pictures.draw("red", "maroon", "blue", "#200000"))
+
+            async def scores(**thresholds):
+                return [round(d.score, 2) for d in (await client.detect(image, **thresholds)).detections]
+
+            return [
+                await scores(),
+                await scores(score_threshold=0.0),
+                await scores(score_threshold=1.0),
+                await scores(max_detections=1),
+            ]
+
+    assert asyncio.run(scenario()) == [[1.0, 1.0, 0.5], [1.0, 1.0, 0.5, 0.13], [], [1.0]]
+
+
+def test_every_caller_of_a_batch_gets_its_own_answer(serve, pictures, valve):
+    async def scenario():
+        async with serve(valve.load, max_batch_size=4) as client:
+            valve.shut()
+            first = asyncio.ensure_future(client.detect(pictures.red, profile="quick"))
+            await valve.entered()
+            images = [pictures.encode(pictures.draw(colour)) for colour in COLOURS]
+            together = [asyncio.ensure_future(client.detect(image, profile="quick")) for image in images]
+            await client.until(lambda now: now.sum("damoserve_queued_requests") == len(images))
+            valve.open()
+            alone = [await client.detect(image, profile="quick") for image in images]
+            return await first, await asyncio.gather(*together), alone
+
+    first, together, alone = asyncio.run(scenario())
+    assert first.batch_size == 1
+    assert [response.batch_size for response in together] == [4] * 8
+    assert valve.sizes[:3] == [1, 4, 4]
+    assert [found(response) for response in together] == [found(response) for response in alone]
+    assert len({frozenset(found(response)) for response in together}) == len(COLOURS)
+
+
+def test_calls_that_fit_no_batch_run_at_the_same_time_on_all_workers(serve, pictures, valve):
+    async def scenario():
+        async with serve(valve.load, workers=2, max_batch_size=1) as client:
+            valve.shut()
+            calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(3)]
+            await client.until(lambda now: len(valve.sizes) == 2 and now.sum("damoserve_queued_requests") == 1)
+            valve.open()
+            return await asyncio.gather(*calls)
+
+    assert [len(response.detections) for response in asyncio.run(scenario())] == [4, 4, 4]
+
+
+def test_profiles_are_listed_the_most_accurate_first(serve):
+    async def scenario():
+        async with serve() as client:
+            listed = await client.profiles.ListProfiles(pb.ListProfilesRequest())
+            got = await client.profiles.GetProfile(pb.GetProfileRequest(profile="quick"))
+            return listed.profiles, got
+
+    listed, quick = asyncio.run(scenario())
+    assert [profile.profile for profile in listed] == ["accurate", "quick"]
+    assert quick == listed[1]
+    assert (quick.model, quick.model_version, quick.state) == ("colours", 3, pb.Profile.STATE_ACTIVE)
+    assert list(quick.labels) == ["red", "green", "blue"]
+    assert quick.average_precision == pytest.approx(0.4)
+    assert (quick.input_width_px, quick.input_height_px, quick.validation_image_count) == (64, 32, 5)
+    assert quick.model_bytes > 0
+    assert quick.expected_latency.ToNanoseconds() > 0

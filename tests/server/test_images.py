@@ -1,0 +1,110 @@
+"""What images the server understands."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from damoserve_profiles.imaging import Size
+from damoserve_server.errors import ImageTooLarge
+from damoserve_server.images import ImageLimits, ImageReader
+
+EXIF_ORIENTATION = 0x0112
+
+
+def modes(pictures):
+    red = pictures.draw("red")
+    grey16 = Image.fromarray(np.full((60, 80), 0xFFFF, np.uint16))
+    transparent = red.convert("RGBA")
+    transparent.putalpha(0)
+    return {
+        "cmyk": (pictures.encode(red.convert("CMYK"), "JPEG", quality=95), {"red"}),
+        "grey": (pictures.encode(pictures.draw("white").convert("L")), {"red", "green", "blue"}),
+        "grey16": (pictures.encode(grey16), {"red", "green", "blue"}),
+        "rgba": (pictures.encode(transparent), {"red"}),
+        "palette": (pictures.encode(red.convert("P")), {"red"}),
+        "bilevel": (pictures.encode(pictures.draw("white").convert("1")), {"red", "green", "blue"}),
+        "webp": (pictures.encode(red, "WEBP"), {"red"}),
+        "bmp": (pictures.encode(red, "BMP"), {"red"}),
+    }
+
+
+def test_all_kinds_of_images(serve, pictures):
+    cases = modes(pictures)
+
+    async def scenario():
+        async with serve() as client:
+            return {
+                name: {d.label for d in (await client.detect(image, score_threshold=0.9)).detections}
+                for name, (image, _) in cases.items()
+            }
+
+    assert asyncio.run(scenario()) == {name: labels for name, (_, labels) in cases.items()}
+
+
+def test_boxes_follow_the_orientation_in_which_the_image_is_displayed(serve, pictures):
+    """The file is stored lying on its side: displayed, its top left quarter is at the top right."""
+    stored = pictures.draw("red", "black", "black", "black", size=(160, 80))
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6  # to be turned by 90 degrees clockwise
+
+    async def scenario():
+        async with serve() as client:
+            return await client.detect(pictures.encode(stored, "JPEG", exif=exif, quality=95))
+
+    response = asyncio.run(scenario())
+    assert (response.image_width_px, response.image_height_px) == (80, 160)
+    box = response.detections[0].box
+    assert (box.x_min, box.y_min, box.x_max, box.y_max) == (40, 0, 80, 80)
+
+
+@pytest.fixture
+def reader():
+    with ThreadPoolExecutor(1) as threads:
+        yield ImageReader(ImageLimits(max_bytes=10_000, max_pixels=4800), threads)
+
+
+def test_an_image_is_resized_into_the_row_and_nowhere_else(reader, pictures):
+    rows = np.zeros((3, 32, 64, 3), np.uint8)
+    assert asyncio.run(reader.read(pictures.red, rows[1])) == Size(80, 60)
+    assert (rows[1] == [255, 0, 0]).all()
+    assert not rows[[0, 2]].any()
+
+
+def test_limits_hold_at_their_edge(reader, pictures):
+    row = np.zeros((32, 64, 3), np.uint8)
+    assert asyncio.run(reader.read(pictures.encode(pictures.draw("red", size=(4800, 1))), row)) == Size(4800, 1)
+    with pytest.raises(ImageTooLarge):
+        asyncio.run(reader.read(pictures.encode(pictures.draw("red", size=(4801, 1))), row))
+    reader.limits.check(bytes(10_000))
+    with pytest.raises(ImageTooLarge):
+        reader.limits.check(bytes(10_001))
+
+
+def test_a_cancelled_read_leaves_only_when_its_thread_has_left_the_row(pictures):
+    row = np.zeros((32, 64, 3), np.uint8)
+
+    async def scenario():
+        threads = ThreadPoolExecutor(1)
+        reader = ImageReader(ImageLimits(10_000, 10_000), threads)
+        entered, leave = threading.Event(), threading.Event()
+
+        def block():
+            entered.set()
+            assert leave.wait(20)
+
+        threads.submit(block)
+        await asyncio.to_thread(entered.wait, 20)
+        waiting = asyncio.ensure_future(reader.read(pictures.red, row))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        leave.set()
+        await reader.close()
+        return waiting
+
+    assert asyncio.run(scenario()).cancelled()
+    assert not row.any()
