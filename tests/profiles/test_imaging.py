@@ -1,0 +1,103 @@
+"""Decoding and stretching, with files made by Pillow."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from damoserve_profiles.imaging import Size, TooManyPixels, UndecodableImage, decode, resize
+
+RED_LEFT = np.zeros((40, 60, 3), np.uint8)
+RED_LEFT[:, :30] = (250, 10, 10)
+
+
+def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP"])
+def test_lossless_formats_come_back_as_they_were(format: str) -> None:
+    assert np.array_equal(decode(encode(Image.fromarray(RED_LEFT), format, lossless=True)), RED_LEFT)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    format = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    image = decode(encode(Image.fromarray(RED_LEFT).convert(mode), format))
+    assert image.shape == RED_LEFT.shape
+    assert image.dtype == np.uint8
+    assert image[:, :25].mean() > image[:, 35:].mean() + 40
+
+
+def test_sixteen_bit_grey_keeps_its_range() -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(8, axis=0)
+    image = decode(encode(Image.fromarray(ramp)))
+    assert np.array_equal(image[0, :, 0], ramp[0] >> 8)
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: display rotates by 90 degrees clockwise
+    image = decode(encode(Image.fromarray(RED_LEFT), "JPEG", exif=exif, quality=95))
+    assert image.shape == (60, 40, 3)
+    assert image[:25, :, 0].min() > 200
+    assert image[35:, :, 0].max() < 60
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_too_many_pixels_are_refused_from_the_header() -> None:
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    with pytest.raises(TooManyPixels, match="40000 x 40000"):
+        decode(bomb)
+
+
+def test_the_pixel_limit_is_inclusive() -> None:
+    data = encode(Image.fromarray(RED_LEFT))
+    assert decode(data, max_pixels=2400).shape == RED_LEFT.shape
+    with pytest.raises(TooManyPixels):
+        decode(data, max_pixels=2399)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
+def test_truncated_files_are_refused(format: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), format)
+    with pytest.raises(UndecodableImage):
+        decode(data[: int(len(data) * share)])
+
+
+def test_other_formats_are_refused() -> None:
+    with pytest.raises(UndecodableImage, match="JPEG, PNG, WEBP or BMP"):
+        decode(encode(Image.fromarray(RED_LEFT), "GIF"))
+
+
+@given(st.binary(max_size=300), st.integers(0, 200))
+@settings(max_examples=200, deadline=None)
+def test_damaged_bytes_are_refused_or_decoded_but_never_crash(noise: bytes, position: int) -> None:
+    data = bytearray(encode(Image.fromarray(RED_LEFT[:8, :8])))
+    data[position : position + len(noise)] = noise
+    try:
+        image = decode(bytes(data), max_pixels=10_000)
+    except (UndecodableImage, TooManyPixels):
+        return
+    assert image.dtype == np.uint8
+
+
+def test_resize_writes_into_the_given_row() -> None:
+    pool = np.zeros((2, 20, 30, 3), np.uint8)
+    resized = resize(RED_LEFT, Size(30, 20), out=pool[1])
+    assert np.shares_memory(resized, pool)
+    assert np.array_equal(pool[1], resize(RED_LEFT, Size(30, 20)))
+    assert not pool[0].any()

@@ -1,0 +1,69 @@
+"""Suppression and scaling against a plain reading of their definition."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from damoserve_profiles.imaging import Size
+from damoserve_profiles.manifest import Thresholds
+from damoserve_profiles.postprocess import select
+
+NETWORK = Size(100, 100)
+
+
+def thresholds(score: float = 0.1, nms_iou: float = 0.5, max_detections: int = 100) -> Thresholds:
+    return Thresholds(score=score, nms_iou=nms_iou, max_detections=max_detections)
+
+
+def iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
+    shared = float(np.prod(np.maximum(sides, 0)))
+    area = [float(np.prod(box[2:] - box[:2])) for box in (first, second)]
+    return shared / (sum(area) - shared)
+
+
+def candidates(seed: int, count: int, classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    rng = np.random.default_rng(seed)
+    centres, sides = rng.uniform(-5, 105, (count, 2)), rng.uniform(5, 40, (count, 2))
+    boxes = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1).astype(np.float32)
+    return rng.permutation(count * classes).reshape(count, classes).astype(np.float32) / (count * classes), boxes
+
+
+@given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_survivors_are_those_of_greedy_suppression(seed: int, count: int, classes: int) -> None:
+    scores, boxes = candidates(seed, count, classes)
+    wanted: list[tuple[float, int, int]] = []
+    for score, anchor, label in sorted(
+        ((float(scores[a, c]), a, c) for a in range(count) for c in range(classes) if scores[a, c] > 0.1), reverse=True
+    ):
+        if all(other != label or iou(boxes[kept], boxes[anchor]) <= 0.5 for _, kept, other in wanted):
+            wanted.append((score, anchor, label))
+    found = select(scores, boxes, thresholds(), NETWORK, NETWORK)
+    assert found.labels.tolist() == [label for _, _, label in wanted]
+    assert np.allclose(found.scores, [score for score, _, _ in wanted])
+    assert np.allclose(found.boxes, boxes[np.array([anchor for _, anchor, _ in wanted], int)].clip(0, 100))
+
+
+def test_negative_corners_do_not_mix_classes() -> None:
+    scores = np.array([[0.9, 0], [0, 0.8]], np.float32)
+    boxes = np.array([[90, 90, 100, 100], [-14, -14, -4, -4]], np.float32)
+    assert select(scores, boxes, thresholds(nms_iou=0.3), NETWORK, NETWORK).labels.tolist() == [0, 1]
+
+
+def test_boxes_come_back_in_pixels_of_the_image() -> None:
+    scores, boxes = np.array([[0.5]], np.float32), np.array([[-10, 10, 50, 120]], np.float32)
+    found = select(scores, boxes, thresholds(), NETWORK, Size(640, 480))
+    assert found.boxes.tolist() == [[0, 48, 320, 480]]
+
+
+def test_thresholds_and_limits() -> None:
+    scores = np.array([[0.2], [0.6], [0.4]], np.float32)
+    boxes = np.array([[0, 0, 10, 10], [30, 30, 40, 40], [60, 60, 70, 70]], np.float32)
+    assert select(scores, boxes, thresholds(score=0.3), NETWORK, NETWORK).scores.tolist() == [
+        np.float32(0.6),
+        np.float32(0.4),
+    ]
+    assert len(select(scores, boxes, thresholds(max_detections=1), NETWORK, NETWORK).scores) == 1
+    assert select(scores, boxes, thresholds(score=0.9), NETWORK, NETWORK).boxes.shape == (0, 4)

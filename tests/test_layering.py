@@ -1,0 +1,53 @@
+"""Who may import whom, read off the source of every package."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+PACKAGES = {
+    "damoserve": ROOT / "proto",
+    "damoserve_profiles": ROOT / "profiles",
+    "damoserve_server": ROOT / "server",
+    "damoserve_compress": ROOT / "compress",
+    "damoserve_client": ROOT / "clients" / "python",
+}
+MAY_IMPORT = {
+    "damoserve": set(),
+    "damoserve_client": {"damoserve"},
+    "damoserve_profiles": set(),
+    "damoserve_server": {"damoserve", "damoserve_profiles"},
+    "damoserve_compress": {"damoserve_profiles"},
+}
+FORBIDDEN = {
+    "damoserve_client": {"numpy", "torch", "onnxruntime", "cv2", "pydantic"},
+    "damoserve_profiles": {"torch", "onnx", "onnxruntime", "grpc"},
+    "damoserve_server": {"torch", "onnx"},
+}
+
+
+def imported(package: str) -> Iterator[tuple[Path, str]]:
+    for path in (PACKAGES[package] / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((path, alias.name.split(".")[0]) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield path, node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_lies_below_them(package: str) -> None:
+    not_allowed = (set(PACKAGES) - {package} - MAY_IMPORT[package]) | FORBIDDEN.get(package, set())
+    wrong = [f"{path.relative_to(ROOT)} imports {name}" for path, name in imported(package) if name in not_allowed]
+    assert not wrong
+
+
+def test_every_package_was_read() -> None:
+    assert all(any(imported(package)) for package in PACKAGES)
+
+
+def test_proto_is_an_import_root_and_never_a_package() -> None:
+    assert not (ROOT / "proto" / "__init__.py").exists()
