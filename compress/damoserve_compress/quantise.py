@@ -10,6 +10,7 @@ QuantisationError   a convolution would still run in float
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -51,7 +52,7 @@ def quantise_onnx(source: Path, target: Path, images: Iterable[NDArray[np.uint8]
     quantize_static(
         model,
         target,
-        _Reader(image for image, _ in zip(images, range(options.calibration_images), strict=False)),
+        _Reader(islice(images, options.calibration_images)),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,

@@ -55,7 +55,7 @@ class Application:
         self.metrics_port = 0
 
     async def __aenter__(self) -> Self:
-        """Returns when all profiles are warm. Raises CatalogueError, or OSError or RuntimeError if a port is taken."""
+        """Returns when all profiles are warm. Raises CatalogueError, or OSError if a port is taken."""
         try:
             await self.listen()
             await self.load()
@@ -70,12 +70,16 @@ class Application:
         await self.stop()
 
     async def listen(self) -> None:
-        """Opens both ports; the health service says NOT_SERVING. Port 0 in the settings lets the system choose."""
+        """Opens both ports; the health service says NOT_SERVING. Raises OSError."""
         settings = self._settings
         await self._health.starting()
         self._endpoint = Endpoint(self._registry, settings.metrics_host, settings.metrics_port)
         self.metrics_port = self._endpoint.port
-        self.port = self._server.add_insecure_port(f"{settings.host}:{settings.port}")
+        address = f"{settings.host}:{settings.port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}") from error
         await self._server.start()
 
     async def load(self) -> None:
@@ -91,11 +95,11 @@ class Application:
     async def stop(self) -> None:
         """Takes no more work, waits for what was accepted, closes everything."""
         await self._health.stopping()
-        loaded = self._detector.result() if self._detector.done() else None
+        if not self._detector.done():
+            self._detector.cancel()  # ends the calls that wait for the models
+        loaded = None if self._detector.cancelled() else self._detector.result()
         if loaded is not None:
             await loaded.drain(self._settings.drain_seconds)
-        else:
-            self._detector.cancel()
         await self._server.stop(LAST_ANSWERS_SECONDS)
         if loaded is not None:
             await loaded.close()
@@ -149,7 +153,7 @@ class Application:
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT, then drains. `announce` is told once, when the server is ready.
 
-    Raises CatalogueError, or OSError or RuntimeError if a port is taken.
+    Raises CatalogueError, or OSError if a port is taken.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -20,6 +20,9 @@ from damoserve_server.latency import LatencyEstimate
 
 WARM_UP_RUNS = 3
 
+MAX_SHOWN = 100
+"""Characters of an unknown name that an error repeats: clients accept about 8 kB of it in all."""
+
 log = logging.getLogger(__name__)
 
 
@@ -80,8 +83,8 @@ class Model:
         for found in self.profiles:
             if found.name == profile:
                 return found
-        name = f"{self.name}/{profile}"
-        raise ProfileNotFound(name, f"the model {self.name} has no profile {profile!r}", profile=profile)
+        asked = profile[:MAX_SHOWN]
+        raise ProfileNotFound(f"{self.name}/{asked}", f"the model {self.name} has no profile {asked!r}", profile=asked)
 
     def serving(self, profile: str | None) -> tuple[ActiveProfile, ...]:
         """The named profile, or all that are active; never empty. Raises ProfileNotFound or ProfileUnavailable."""
@@ -111,7 +114,8 @@ class Catalogue:
         try:
             return self.models[name or self._default]
         except KeyError:
-            raise ModelNotFound(name, f"there is no model {name!r}", model=name) from None
+            asked = name[:MAX_SHOWN]
+            raise ModelNotFound(asked, f"there is no model {asked!r}", model=asked) from None
 
     def active(self) -> list[ActiveProfile]:
         return [profile for model in self.models.values() for profile in model.active]

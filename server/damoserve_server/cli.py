@@ -40,6 +40,6 @@ def serve(  # noqa: PLR0913, PLR0917 - one argument for each option
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     try:
         asyncio.run(serve_until_stopped(Settings(**given), typer.echo))
-    except (CatalogueError, ValidationError, OSError, RuntimeError) as error:
+    except (CatalogueError, ValidationError, OSError) as error:
         typer.echo(f"damoserve cannot start: {error}", err=True)
         raise typer.Exit(1) from error

@@ -24,8 +24,6 @@ REQUEST_ID = "x-request-id"
 MAX_REQUEST_ID_LENGTH = 128
 STATUS_DETAILS = "grpc-status-details-bin"
 
-CODES = {code.value[0]: code for code in grpc.StatusCode}
-
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
@@ -74,16 +72,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _observed(self, labels: tuple[str, ...], context: Context) -> Iterator[None]:
         self._metrics.started.labels(*labels).inc()
         started = time.monotonic()
-        code = grpc.StatusCode.OK
+        code = grpc.StatusCode.UNKNOWN
         try:
             yield
+            code = grpc.StatusCode.OK
         except asyncio.CancelledError:
             remaining: float | None = context.time_remaining()
             expired = remaining is not None and remaining <= 0
             code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
             raise
         except grpc.aio.AbortError:
-            code = context.code(); print('CODE', repr(code))
+            code = context.code()
             raise
         finally:
             self._metrics.handled.labels(*labels, code.name).inc()

@@ -6,14 +6,14 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server import convert
 from damoserve_server.detector import Detector
 
 if TYPE_CHECKING:
+    import grpc
+
     Context = grpc.aio.ServicerContext[Any, Any]
 
 

@@ -13,7 +13,9 @@ import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from socketserver import BaseServer
 from typing import Any
 
 import grpc
@@ -97,6 +99,12 @@ def add_profile(root: Path, profile: str, ap: float, model: bytes | None = None,
         files={MODEL_FILE: describe_file(folder.model_path)},
     )
     folder.write(manifest)
+
+
+@pytest.fixture(autouse=True)
+def quick_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metrics server looks every half second whether it is to stop; tests need not wait so long."""
+    monkeypatch.setattr(BaseServer.serve_forever, "__defaults__", (0.01,))
 
 
 @pytest.fixture(scope="session")
@@ -295,8 +303,8 @@ def serve(repository: Path) -> Serve:
     return running
 
 
-def make_application(repository: Path, load_engine: Any = OnnxRuntimeEngine, **settings: Any) -> Application:
-    defaults = {"repository": repository, "port": 0, "metrics_port": 0, "workers": 1}
+def make_application(root: Path, load_engine: Any = OnnxRuntimeEngine, **settings: Any) -> Application:
+    defaults = {"repository": root, "port": 0, "metrics_port": 0, "workers": 1}
     return Application(Settings(**(defaults | settings)), load_engine)
 
 
@@ -313,4 +321,4 @@ def client_of() -> Callable[[Application], AbstractAsyncContextManager[Client]]:
 @pytest.fixture
 def application(repository: Path) -> Callable[..., Application]:
     """Makes an application that is not started yet."""
-    return lambda *arguments, **settings: make_application(repository, *arguments, **settings)
+    return partial(make_application, repository)

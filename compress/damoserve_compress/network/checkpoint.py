@@ -67,7 +67,8 @@ def load_checkpoint(path: Path) -> tuple[Network, Description]:
             {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
         )
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not hold variant {description.variant}: {error}") from error
+        expected = f"variant {description.variant} with {len(description.labels)} labels"
+        raise CheckpointError(f"{path} does not hold {expected}: {error}") from error
     return network.eval(), description
 
 
@@ -78,10 +79,11 @@ def _take_shapes(network: Network, tensors: dict[str, torch.Tensor]) -> None:
         if weight is None:
             continue
         if isinstance(module, nn.Conv2d):
-            module.out_channels, module.in_channels = weight.shape[:2]
-            module.weight = nn.Parameter(torch.empty_like(weight, dtype=torch.float32))
-            if module.bias is not None:
-                module.bias = nn.Parameter(torch.empty(weight.shape[0]))
+            module.in_channels = weight.shape[1]
+            if module.bias is None:  # what the head predicts is not for the tensors to decide
+                module.out_channels = weight.shape[0]
+            shape = (module.out_channels, module.in_channels, *module.kernel_size)
+            module.weight = nn.Parameter(torch.empty(shape))
         elif isinstance(module, nn.BatchNorm2d):
             module.num_features = len(weight)
             module.weight, module.bias = (nn.Parameter(torch.empty(len(weight))) for _ in range(2))
