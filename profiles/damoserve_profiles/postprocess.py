@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import Thresholds
 
+MAX_CANDIDATES = 3000
+"""Suppression takes quadratic time: with a threshold of 0 and many classes, seconds."""
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -32,6 +35,9 @@ def select(
     candidate of its own, as in the reference evaluation. Boxes come back in pixels of the original image, inside it.
     """
     anchors, labels = np.nonzero(scores > thresholds.score)
+    if len(anchors) > MAX_CANDIDATES:
+        best = np.argpartition(scores[anchors, labels], -MAX_CANDIDATES)[-MAX_CANDIDATES:]
+        anchors, labels = anchors[best], labels[best]
     candidate_scores = scores[anchors, labels]
     candidates = boxes[anchors]
     keep = _suppress(candidates, candidate_scores, labels, thresholds.nms_iou)[: thresholds.max_detections]

@@ -66,11 +66,10 @@ class Scheduler(Generic[P, T]):
         if deadline <= now:
             raise DeadlineExpired("the time ran out before the network could start")
         queue = self._queues.setdefault(profile, [])
-        wait = self.expected_wait(deadline)
+        needed = self.expected_wait(deadline) + self._expected(profile, 1)
         if len(queue) >= self._policy.max_queue:
             limit = self._policy.max_queue
-            raise QueueFull(f"{limit} requests wait for this profile; try again later", wait, limit=limit)
-        needed = wait + self._expected(profile, 1)
+            raise QueueFull(f"{limit} requests wait for this profile; try again later", needed, limit=limit)
         if now + needed > deadline:
             raise DeadlineUnreachable(needed, deadline - now)
         ticket = Ticket(profile, payload, deadline, now)
@@ -98,7 +97,7 @@ class Scheduler(Generic[P, T]):
     def take(self) -> Batch[P, T] | None:
         """The batch to start now, if a worker is free and a queue is ready; to be given to `finish` later."""
         now = self._clock()
-        ready = [ahead for ahead in self._live(now) if self._ready_at(ahead) <= now]
+        ready = [tickets for tickets in self._live(now) if self._ready_at(tickets) <= now]
         if not ready or not self._free_workers:
             return None
         ahead = min(ready, key=lambda tickets: tickets[0].deadline)[: self._policy.max_batch_size]
@@ -115,10 +114,9 @@ class Scheduler(Generic[P, T]):
 
     def next_event(self) -> float | None:
         """When `take` or `expire` may have something, if nothing else happens before: None for never."""
-        live = self._live(self._clock())
         times = [queue[0].deadline for queue in self._queues.values() if queue]
         if self._free_workers:
-            times += [self._ready_at(tickets) for tickets in live]
+            times += [self._ready_at(tickets) for tickets in self._live(self._clock())]
         return min(times, default=None)
 
     def expected_wait(self, deadline: float) -> float:

@@ -84,8 +84,8 @@ class Settings(BaseSettings):
     """ONNX Runtime execution providers, the preferred first."""
 
     max_batch_size: Positive = 4
-    max_batch_wait_ms: Annotated[float, Field(ge=0)] = 2.0
-    """How long the first request of a batch waits for others."""
+    max_batch_wait_ms: Annotated[float, Field(ge=0)] = 0.0
+    """How long the first request of a batch waits for others. With 0, batches form of what waits for a busy worker."""
     max_queue: Positive = 64
     """Requests that wait for one profile. For each input size, so many and a batch for each worker fit into memory."""
     default_deadline_seconds: Annotated[float, Field(gt=0)] = 10.0

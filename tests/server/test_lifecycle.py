@@ -178,7 +178,11 @@ def test_the_newest_version_serves_and_the_default_model_can_be_set(serve, repos
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"repository": "nowhere"}, "the repository is empty"), ({"default_model": "birds"}, "'birds' is not in")],
+    [
+        ({"repository": "nowhere"}, "the repository is empty"),
+        ({"default_model": "birds"}, "'birds' is not in"),
+        ({"providers": ["AbacusExecutionProvider"]}, "has no AbacusExecutionProvider"),
+    ],
 )
 def test_with_nothing_to_serve_it_does_not_start(application, settings, message):
     async def scenario():
@@ -209,8 +213,7 @@ def test_a_taken_port_is_an_error(serve, application):
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_serves_until_a_signal(repository, pictures, number):
+def test_the_command_serves_until_a_signal(repository, pictures):
     arguments = ["--repository", str(repository), "--port", "0", "--metrics-port", "0"]
     command = [sys.executable, "-m", "damoserve_server", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -220,7 +223,7 @@ def test_the_command_serves_until_a_signal(repository, pictures, number):
         with grpc.insecure_channel(served[1]) as channel:
             request = pb.DetectRequest(image=pb.Image(content=pictures.red))
             assert len(pb_grpc.DetectionServiceStub(channel).Detect(request, timeout=20).detections) == 4
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
 
 

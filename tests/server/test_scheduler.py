@@ -100,7 +100,7 @@ def test_refusals():
         scheduler.submit("quick", name, deadline=100)
     with pytest.raises(QueueFull) as refusal:
         scheduler.submit("quick", "e", deadline=100)
-    assert refusal.value.retry_after == 4
+    assert refusal.value.retry_after == 6
     scheduler.submit("slow", "e", deadline=100)
 
 

@@ -21,6 +21,9 @@ class OnnxRuntimeEngine:
 
     def __init__(self, model: bytes, manifest: Manifest, options: EngineOptions) -> None:
         """Raises EngineError."""
+        if missing := set(options.providers) - set(onnxruntime.get_available_providers()):
+            # Left alone, the runtime would only warn and use the processor.
+            raise EngineError(f"this ONNX Runtime has no {', '.join(sorted(missing))}")
         _share_arena()
         try:
             self._session = onnxruntime.InferenceSession(model, _session_options(options), providers=options.providers)

@@ -1,0 +1,74 @@
+"""A server in a process of its own, as an operator starts it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from damoserve_client import Client
+from damoserve_profiles.repository import BUNDLED
+
+PATIENCE = 60.0
+READY = re.compile(r"serving .* on (?P<address>\S+:\d+), metrics on (?P<metrics>\S+)")
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    process: subprocess.Popen[str]
+    address: str
+    metrics: str
+
+    def stop(self) -> int:
+        """Asks it to stop, as an orchestrator would; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def run_server(repository: Path = BUNDLED) -> Iterator[RunningServer]:
+    command = [sys.executable, "-m", "damoserve_server", "--port", "0", "--metrics-port", "0"]
+    with subprocess.Popen(
+        [*command, "--repository", str(repository)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            ready = READY.search(process.stdout.readline())
+            assert ready, "the server did not start"
+            yield RunningServer(process, ready["address"], ready["metrics"])
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def start_server() -> Callable[..., AbstractContextManager[RunningServer]]:
+    return run_server
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """The bundled model, shared by the tests that leave it as it is."""
+    with run_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: RunningServer) -> Iterator[Client]:
+    # Tests wait for the machine, however busy it is.
+    with Client(server.address, timeout=PATIENCE) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder of the BCCD data set."""
+    folder = os.environ.get("DAMOSERVE_DATA")
+    if not folder:
+        pytest.skip("DAMOSERVE_DATA does not name the folder of the BCCD data set")
+    return Path(folder)
