@@ -27,10 +27,12 @@ COPY server/damoserve_server /server/damoserve_server
 FROM ${PYTHON} AS python
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin damoserve \
     && python -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+# ONNX Runtime 1.32 collects telemetry unless told not to.
+ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 WORKDIR /app
 COPY --from=requirements / ./
-RUN touch README.md  # the metadata names it; a change of its text is to leave the layers below as they are
+# The metadata names it; a change of its text is to leave the layers below as they are.
+RUN touch README.md
 
 
 FROM python AS compress
@@ -58,7 +60,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin damoserve \
     && python3 -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 WORKDIR /app
 COPY --from=requirements / ./
 RUN touch README.md

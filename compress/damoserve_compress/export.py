@@ -3,7 +3,10 @@
 ExportError   the graph does not compute what the network computes
 """
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +67,7 @@ def _squares(images: Tensor) -> Tensor:
 def export_onnx(network: Network, size: Size, options: Export, path: Path) -> None:
     """Writes the graph with a dynamic batch; the image size is fixed."""
     example = torch.zeros(2, size.height, size.width, 3, dtype=torch.uint8)
-    with warnings.catch_warnings():
-        # The exporter still calls parts of torch and of the standard library that these have deprecated.
-        warnings.simplefilter("ignore", category=FutureWarning)
-        warnings.simplefilter("ignore", category=DeprecationWarning)
+    with _quiet_exporter():
         program = torch.onnx.export(
             ServedNetwork(network, options).eval(),
             (example,),
@@ -83,6 +83,21 @@ def export_onnx(network: Network, size: Size, options: Export, path: Path) -> No
     _strip(model)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silences what nobody can act on: deprecated calls inside the exporter, and the absence of torchvision."""
+    logger = logging.getLogger("torch.onnx._internal.exporter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=FutureWarning)
+            warnings.simplefilter("ignore", category=DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _strip(model: onnx.ModelProto) -> None:

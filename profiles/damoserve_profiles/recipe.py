@@ -60,7 +60,7 @@ class Quantise(_Strict):
 class Export(_Strict):
     """The ONNX graph."""
 
-    candidates: Annotated[int, Field(gt=0)] = 300
+    candidates: Annotated[int, Field(gt=0)] = 500
     """How many of the best anchors are decoded and returned."""
     opset: Annotated[int, Field(ge=17)] = 20
     stem: Literal["convolution", "space_to_depth"] = "convolution"
