@@ -1,13 +1,18 @@
 """ONNX Runtime."""
 
 import functools
+import os
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from damoserve_profiles.manifest import Manifest
 from damoserve_server.engines import EngineError, EngineOptions, Outputs
+
+# ONNX Runtime reads this when it is imported; usage statistics are nobody's business unless the operator says so.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
 
 ARENA_STEP_BYTES = 16 * 2**20
 
