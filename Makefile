@@ -12,7 +12,7 @@ help: ## Lists the targets.
 install: .venv/dev ## Everything for working on the project.
 
 demo: .venv/server ## Serves the bundled model and shows what each profile finds: make demo [IMAGE=path].
-	@$(BIN)/damoserve demo $(IMAGE)
+	@$(BIN)/damoserve demo $(if $(IMAGE),"$(IMAGE)")
 
 test: .venv/dev ## Runs the tests.
 	$(BIN)/python -m pytest $(ARGS)
@@ -29,10 +29,11 @@ type: .venv/dev ## Types.
 	$(BIN)/mypy
 
 proto: .venv/dev ## Generates the stubs of the contract.
-	PATH="$(CURDIR)/$(BIN):$$PATH" proto/generate.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=python proto/generate.sh
 
 check-proto: proto ## Fails when the committed stubs are not those of the contract.
 	git diff --exit-code -- proto
+	@test -z "$$(git status --porcelain -- proto)" || { git status --short -- proto; exit 1; }
 
 train: .venv/dev ## Trains the bundled model: make train DAMOSERVE_DATA=folder.
 	$(BIN)/damoserve-compress train --out runs/P --epochs 140 --rendered 48 --eval-every 10

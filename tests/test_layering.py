@@ -1,6 +1,8 @@
 """Who may import whom, read off the source of every package."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +24,12 @@ MAY_IMPORT = {
     "damoserve_server": {"damoserve", "damoserve_profiles"},
     "damoserve_compress": {"damoserve_profiles"},
 }
+# Besides the standard library, nothing else: what installing a client brings.
+THIRD_PARTY = {
+    "damoserve": {"google", "grpc"},
+    "damoserve_client": {"PIL", "google", "grpc", "grpc_status", "rich", "typer"},
+}
 FORBIDDEN = {
-    "damoserve_client": {"numpy", "torch", "onnxruntime", "cv2", "pydantic"},
     "damoserve_profiles": {"torch", "onnx", "onnxruntime", "grpc"},
     "damoserve_server": {"torch", "onnx"},
 }
@@ -43,6 +49,34 @@ def test_packages_import_only_what_lies_below_them(package: str) -> None:
     not_allowed = (set(PACKAGES) - {package} - MAY_IMPORT[package]) | FORBIDDEN.get(package, set())
     wrong = [f"{path.relative_to(ROOT)} imports {name}" for path, name in imported(package) if name in not_allowed]
     assert not wrong
+
+
+@pytest.mark.parametrize("package", THIRD_PARTY)
+def test_a_client_needs_only_its_dependencies(package: str) -> None:
+    allowed = sys.stdlib_module_names | {package} | MAY_IMPORT[package] | THIRD_PARTY[package]
+    wrong = [f"{path.relative_to(ROOT)} imports {name}" for path, name in imported(package) if name not in allowed]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("missing", "modules"),
+    [
+        (
+            "torch",
+            [
+                "damoserve_compress",
+                "damoserve_compress.datasets",
+                "damoserve_compress.datasets.rendered",
+                "damoserve_compress.commands",
+            ],
+        ),
+        ("numpy", ["damoserve_client", "damoserve_client.cli"]),
+    ],
+)
+def test_modules_load_without(missing: str, modules: list[str]) -> None:
+    script = f"import sys; sys.modules[{missing!r}] = None; import {', '.join(modules)}"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_every_package_was_read() -> None:

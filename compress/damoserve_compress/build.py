@@ -1,13 +1,14 @@
 """From a trained checkpoint and recipes to profiles in a repository: prune, export, quantise, validate, measure.
 
-BuildError   a profile does not meet its recipe, or there is too little data; nothing of it is written
+BuildError   the data do not suit the checkpoint, a profile does not meet its recipe, or it would replace one of another
+             checkpoint; nothing is written
 """
 
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from damoserve_compress.benchmark import summarise, time_models
 from damoserve_compress.datasets import Dataset
 from damoserve_compress.evaluate import Detector, Metrics, average_precision, predict, torch_detector
-from damoserve_compress.export import check_parity, export_onnx
+from damoserve_compress.export import check_batches, check_parity, export_onnx
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.checkpoint import load_checkpoint
 from damoserve_compress.prune import prune
 from damoserve_compress.quantise import quantise_onnx
 from damoserve_compress.session import onnx_detector
 from damoserve_compress.training.config import TrainConfig
-from damoserve_compress.training.trainer import Trainer
+from damoserve_compress.training.trainer import Trainer, rendered_fits
+from damoserve_profiles.files import replace_file
 from damoserve_profiles.imaging import Size, resize
 from damoserve_profiles.manifest import MODEL_FILE, Accuracy, InputSpec, Manifest, Source, Thresholds
 from damoserve_profiles.recipe import Prune, Recipe
-from damoserve_profiles.repository import Repository, describe_file
+from damoserve_profiles.repository import ProfileFolder, Repository, describe_file
 
 PARITY_IMAGES = 4
 THREADS = 1
@@ -49,10 +51,11 @@ class BuildConfig:
     """Folder for intermediate results; fine-tuning resumes from it."""
     data_name: str
     """What the manifests call the validation images."""
+    thresholds: Thresholds
+    """Those that the profiles are served with by default; validation has its own."""
     version: int = 1
     rounds: int = 100
     """Timed runs of every profile."""
-    thresholds: Thresholds = field(default_factory=lambda: Thresholds(score=0.35, nms_iou=0.7, max_detections=100))
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class _Built:
     path: Path
     network: Network
     metrics: Metrics
+    candidates: int
 
 
 class Builder:
@@ -77,8 +81,9 @@ class Builder:
     ) -> None:
         self.config = config
         self.network, self.description = load_checkpoint(config.checkpoint)
-        if tuple(train_set.labels) != self.description.labels:
-            raise BuildError(f"the data set has labels {train_set.labels}, the checkpoint {self.description.labels}")
+        for dataset in (train_set, val_set):
+            if dataset.labels != self.description.labels:
+                raise BuildError(f"the data have labels {dataset.labels}, the checkpoint {self.description.labels}")
         self.size = Size(self.description.width, self.description.height)
         self.source = describe_file(config.checkpoint)
         self._train_set = train_set
@@ -90,10 +95,18 @@ class Builder:
 
         All profiles are timed together, interleaved, so that their latencies can be compared.
         """
+        if not recipes:
+            raise BuildError("there is no recipe to build")
+        folders = [self._folder(recipe) for recipe in recipes]
         built = [self._build(recipe) for recipe in recipes]
         self._report(f"timing {len(built)} profiles, {self.config.rounds} interleaved runs of each")
         times = time_models([profile.path for profile in built], self.size, self.config.rounds, THREADS)
-        return [self._write(profile, times[:, index]) for index, profile in enumerate(built)]
+        manifests = [self._manifest(profile, times[:, index]) for index, profile in enumerate(built)]
+        for folder, profile, manifest in zip(folders, built, manifests, strict=True):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            replace_file(folder.model_path, partial(shutil.copyfile, profile.path))
+            folder.write(manifest)
+        return manifests
 
     @cached_property
     def source_metrics(self) -> Metrics:
@@ -111,22 +124,26 @@ class Builder:
         path = folder / MODEL_FILE
         self._report(f"{recipe.name}: exporting")
         export_onnx(network, self.size, recipe.export, path)
-        check_parity(onnx_detector(path), network, self._inputs(self._val_set, PARITY_IMAGES))
+        samples = self._inputs(self._val_set, PARITY_IMAGES)
+        check_parity(onnx_detector(path), network, samples)
         if recipe.quantise:
             self._report(f"{recipe.name}: quantising")
             images = (self._input(self._train_set, index) for index in range(len(self._train_set)))
             quantise_onnx(path, path, images, recipe.quantise)
+        detector = onnx_detector(path)
+        check_batches(detector, samples)
         self._report(f"{recipe.name}: validating")
-        metrics = self._measure(onnx_detector(path))
+        metrics = self._measure(detector)
         drop = self.source_metrics.ap - metrics.ap
         self._report(f"{recipe.name}: AP {metrics.ap:.4f}, {-drop:+.4f} against the source network")
-        if drop > recipe.max_ap_drop:
+        if not drop <= recipe.max_ap_drop:
             raise BuildError(f"{recipe.name} loses {drop:.4f} AP; its recipe allows {recipe.max_ap_drop}")
-        return _Built(recipe, path, network, metrics)
+        return _Built(recipe, path, network, metrics, candidates=detector(samples)[0].shape[1])
 
     def _pruned(self, options: Prune) -> Network:
         """Cut and fine-tuned; a result for the same checkpoint and options in the work folder is taken as it is."""
         key = hashlib.sha256(f"{self.source.sha256} {options.model_dump_json()}".encode()).hexdigest()[:12]
+        rendered = options.fine_tune.rendered if rendered_fits(self.description.labels) else 0
         folder = self.config.work / f"pruned-{key}"
         self._report(f"pruning and fine-tuning in {folder}")
         tuning = TrainConfig(
@@ -135,7 +152,7 @@ class Builder:
             size=self.size.width,
             epochs=options.fine_tune.epochs,
             learning_rate=options.fine_tune.learning_rate,
-            rendered=options.fine_tune.rendered,
+            rendered=rendered,
             eval_every=10,
         )
         torch.manual_seed(tuning.seed)
@@ -148,21 +165,24 @@ class Builder:
     def _inputs(self, dataset: Dataset, count: int) -> NDArray[np.uint8]:
         return np.stack([self._input(dataset, index) for index in range(min(count, len(dataset)))])
 
-    def _write(self, built: _Built, milliseconds: NDArray[np.float64]) -> Manifest:
-        recipe, metrics = built.recipe, built.metrics
+    def _folder(self, recipe: Recipe) -> ProfileFolder:
         repository = Repository(self.config.repository)
         folder = repository.folder(self.description.model, self.config.version, recipe.name)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(built.path, folder.model_path)
+        if folder.path.is_dir() and folder.read_manifest().source.sha256 != self.source.sha256:
+            raise BuildError(f"{folder.path} was built from another checkpoint: choose another version")
+        return folder
+
+    def _manifest(self, built: _Built, milliseconds: NDArray[np.float64]) -> Manifest:
+        recipe, metrics = built.recipe, built.metrics
         parameters, macs = complexity(built.network, self.size)
-        manifest = Manifest(
+        return Manifest(
             model=self.description.model,
             version=self.config.version,
             profile=recipe.name,
             variant=self.description.variant,
             labels=self.description.labels,
             input=InputSpec(width=self.size.width, height=self.size.height),
-            candidates=recipe.export.candidates,
+            candidates=built.candidates,
             thresholds=self.config.thresholds,
             parameters=parameters,
             macs=macs,
@@ -176,10 +196,8 @@ class Builder:
             latency=summarise(milliseconds, THREADS),
             recipe=recipe,
             source=Source(checkpoint=self.config.checkpoint.name, sha256=self.source.sha256),
-            files={MODEL_FILE: describe_file(folder.model_path)},
+            files={MODEL_FILE: describe_file(built.path)},
         )
-        folder.write(manifest)
-        return manifest
 
 
 def complexity(network: Network, size: Size) -> tuple[int, int]:

@@ -43,13 +43,14 @@ class ServedNetwork(nn.Module):
         super().__init__()
         self.squares = options.stem == "space_to_depth"
         self.network = (stem_over_squares if self.squares else stem_over_pixels)(fuse(network))
-        self.candidates = options.candidates
+        self.options = options
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pixels = _squares(images) if self.squares else images
         features = self.network.backbone(pixels.permute(0, 3, 1, 2).float())
         raw = self.network.head(self.network.neck(features))
-        _, best = raw.class_logits.amax(-1).topk(self.candidates, dim=1)
+        candidates = min(self.options.candidates, raw.class_logits.shape[1])
+        _, best = raw.class_logits.amax(-1).topk(candidates, dim=1)
         rows = best[:, :, None]
         scores = raw.class_logits.gather(1, rows.expand(-1, -1, raw.class_logits.shape[2])).sigmoid()
         flat = raw.box_logits.flatten(2)
@@ -109,28 +110,42 @@ def _strip(model: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
 
 
-def check_parity(detector: Detector, network: Network, images: NDArray[np.uint8]) -> None:
-    """Compares an exported graph with the network it came from, on images `[N, H, W, 3]`.
+def check_batches(detector: Detector, images: NDArray[np.uint8]) -> None:
+    """Compares the answers for a batch of images `[N, H, W, 3]` with those for its images one by one.
 
-    Every candidate must be one of the network's anchors, the best scores must be the network's best, and a batch must
-    give what its images give one by one. Raises ExportError.
+    Raises ExportError.
     """
-    scores, boxes = detector(images)
+    for index, answer in enumerate(zip(*detector(images), strict=True)):
+        single = detector(images[index : index + 1])
+        _compare("a batch", answer, (single[0][0], single[1][0]))
+
+
+def check_parity(detector: Detector, network: Network, images: NDArray[np.uint8]) -> None:
+    """Compares an exported float graph with the network it came from, on images `[N, H, W, 3]`.
+
+    Every candidate must be one of the network's anchors, and the best scores must be the network's best. Raises
+    ExportError.
+    """
     with torch.inference_mode():
-        all_scores, all_boxes = network.eval()(torch.from_numpy(images).permute(0, 3, 1, 2).float())
-    for index in range(len(images)):
-        single_scores, single_boxes = detector(images[index : index + 1])
-        _require("batch scores", np.abs(single_scores[0] - scores[index]).max(), SCORE_TOLERANCE)
-        _require("batch boxes", np.abs(single_boxes[0] - boxes[index]).max(), BOX_TOLERANCE)
-        expected_scores, expected_boxes = all_scores[index].numpy(), all_boxes[index].numpy()
-        best = np.sort(expected_scores.max(1))[::-1][: scores.shape[1]]
-        _require("best scores", np.abs(scores[index].max(1) - best).max(), SCORE_TOLERANCE)
-        distances = np.abs(boxes[index][:, None] - expected_boxes[None]).max(2)
-        # Boxes of neighbouring anchors can coincide; the one with the same scores is the counterpart.
-        distances[np.abs(scores[index][:, None] - expected_scores[None]).max(2) > SCORE_TOLERANCE] = np.inf
-        _require("boxes", distances.min(1).max(), BOX_TOLERANCE)
+        expected = network.eval()(torch.from_numpy(images).permute(0, 3, 1, 2).float())
+    for answer, anchors in zip(zip(*detector(images), strict=True), zip(*expected, strict=True), strict=True):
+        _compare("the graph", answer, (anchors[0].numpy(), anchors[1].numpy()))
+
+
+Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Scores `[K, C]` and boxes `[K, 4]` of one image."""
+
+
+def _compare(what: str, answer: Answer, reference: Answer) -> None:
+    """Matches each of the answer's candidates with one of the reference, wherever near-equal scores have put it."""
+    (scores, boxes), (expected_scores, expected_boxes) = answer, reference
+    best = np.sort(expected_scores.max(1))[::-1][: len(scores)]
+    _require(f"best scores of {what}", np.abs(scores.max(1) - best).max(), SCORE_TOLERANCE)
+    distances = np.abs(boxes[:, None] - expected_boxes[None]).max(2)
+    distances[np.abs(scores[:, None] - expected_scores[None]).max(2) > SCORE_TOLERANCE] = np.inf
+    _require(f"boxes of {what}", distances.min(1).max(), BOX_TOLERANCE)
 
 
 def _require(what: str, difference: float, tolerance: float) -> None:
-    if not difference <= tolerance:
-        raise ExportError(f"{what} of the exported graph differ by {difference:.2g}, more than {tolerance:.2g}")
+    if not difference <= tolerance:  # so written, it refuses NaN too
+        raise ExportError(f"{what} differ by {difference:.2g}, more than {tolerance:.2g}")

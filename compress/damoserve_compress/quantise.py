@@ -29,7 +29,7 @@ class QuantisationError(RuntimeError):
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Hands out one image at a time: only running minima and maxima are kept, whatever the number of images."""
+    """Hands out one image at a time: of each, only the least and greatest value of every tensor are kept."""
 
     def __init__(self, images: Iterable[NDArray[np.uint8]]) -> None:
         self._images: Iterator[NDArray[np.uint8]] = iter(images)
@@ -102,14 +102,25 @@ def _behind_the_head(model: ModelProto) -> set[str]:
 
 
 def _input_cast(model: ModelProto) -> NodeProto:
-    return next(node for node in model.graph.node if node.op_type == "Cast")
+    """The one operator through which pixels become floats, whatever moves them about before."""
+    pixels = {"images"}
+    for node in model.graph.node:
+        if pixels & set(node.input):
+            if node.op_type == "Cast":
+                return node
+            if node.op_type not in ("Reshape", "Transpose"):
+                break
+            pixels |= set(node.output)
+    raise QuantisationError("the graph does not begin with a cast of uint8 images to float")
 
 
 def _take_pixels_directly(model: ModelProto, cast_name: str) -> None:
     """Drops the way uint8 -> float -> uint8: the pixels are already quantised."""
-    nodes = {node.name: node for node in model.graph.node}
-    cast = nodes[cast_name]
-    quantise = next(node for node in model.graph.node if node.input and node.input[0] == cast.output[0])
+    cast = next(node for node in model.graph.node if node.name == cast_name)
+    consumers = [node for node in model.graph.node if cast.output[0] in node.input]
+    if [node.op_type for node in consumers] != ["QuantizeLinear"]:
+        raise QuantisationError("the images are not only quantised after their cast to float")
+    [quantise] = consumers
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             if name == quantise.output[0]:

@@ -14,6 +14,8 @@ def open_session(path: Path, threads: int = 1, optimised: Path | None = None) ->
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Pools that spin while they wait would slow down the session that is being timed.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,12 +1,18 @@
-"""Files that are either the old ones or the new ones, never half of each."""
+"""Where bundled files lie, and how files are replaced."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 
+def bundled(name: str) -> Path:
+    """A folder that comes with this package: inside it in a wheel, beside it in the source tree."""
+    package = Path(__file__).parent
+    return package / name if (package / name).is_dir() else package.parent / name
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` fill a temporary file beside `path`, then puts it there in one step."""
+    """Has `write` fill a temporary file beside `path`, then puts it there in one step: never half a file."""
     temporary = path.with_name(f".{path.name}.partial")
     write(temporary)
     os.replace(temporary, path)

@@ -11,13 +11,26 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 DEFAULT_MAX_PIXELS = 50_000_000
 
-# Our own limit, checked against the header before anything is decoded, stands in for Pillow's process-wide warning.
-Image.MAX_IMAGE_PIXELS = None
+# Our limit is checked once a file is open, but some of Pillow's readers allocate the canvas while they open it. Its
+# own, process-wide limit is checked before that: it warns above this number and raises above twice as many.
+Image.MAX_IMAGE_PIXELS = 2 * DEFAULT_MAX_PIXELS
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation (CIPA DC-008, tag 274)."""
 
 
 class ImageError(ValueError):
@@ -50,9 +63,11 @@ def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint
             width, height = image.size
             if width * height > max_pixels:
                 raise TooManyPixels(f"the image has {width} x {height} pixels; at most {max_pixels} are accepted")
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except ImageError:
+            return _to_rgb(_upright(image))
+    except (ImageError, MemoryError):
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixels(f"the image has far more than the {max_pixels} pixels that are accepted") from error
     except UnidentifiedImageError as error:
         raise UndecodableImage(
             f"the image is not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
@@ -61,6 +76,16 @@ def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint
         Exception
     ) as error:  # Pillow's decoders raise whatever the damage leads to: OSError, SyntaxError, struct.error
         raise UndecodableImage(f"the image is damaged: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it writes the EXIF anew, which fails for many a camera's odd entries.
+    image.load()  # a PNG may have its EXIF behind the pixels
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # unreadable EXIF says nothing about the pixels
+        orientation = None
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Fraction, Recipe
 
 Count = Annotated[int, Field(ge=0)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -36,7 +37,7 @@ class Thresholds(_Strict):
 
 
 class Accuracy(_Strict):
-    """COCO average precision on validation images, 0..1."""
+    """COCO average precision on validation images, 0..1: scores from 0.05, IoU 0.7, at most 100 detections."""
 
     dataset: str
     images: Count
@@ -89,7 +90,7 @@ class Manifest(_Strict):
     latency: Latency
     recipe: Recipe
     source: Source
-    files: dict[str, FileRecord]
+    files: dict[FileName, FileRecord]
 
     @property
     def model_bytes(self) -> int:

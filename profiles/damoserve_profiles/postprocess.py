@@ -29,12 +29,12 @@ def select(
     network_size: Size,
     image_size: Size,
 ) -> Detections:
-    """Keeps the candidates above the score threshold that class-wise non-maximum suppression leaves.
+    """Keeps the candidates with at least the threshold's score that class-wise non-maximum suppression leaves.
 
     `scores` is `[K, C]`; `boxes` is `[K, 4]` in pixels of the network's input, unclipped. Every (box, class) pair is a
     candidate of its own, as in the reference evaluation. Boxes come back in pixels of the original image, inside it.
     """
-    anchors, labels = np.nonzero(scores > thresholds.score)
+    anchors, labels = np.nonzero(scores >= thresholds.score)
     if len(anchors) > MAX_CANDIDATES:
         best = np.argpartition(scores[anchors, labels], -MAX_CANDIDATES)[-MAX_CANDIDATES:]
         anchors, labels = anchors[best], labels[best]

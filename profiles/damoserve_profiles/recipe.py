@@ -14,7 +14,9 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+from damoserve_profiles.files import bundled
+
+RECIPES = bundled("recipes")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -40,11 +42,11 @@ class Prune(_Strict):
     """Structured pruning over dependency groups."""
 
     ratio: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the channels of every group that is cut."""
+    """Wanted share of the channels to cut in every group; what is cut depends on `round_to`."""
     importance: Literal["l1"] = "l1"
     """How channels are ranked: by the L1 norm of their weights."""
     round_to: Annotated[int, Field(gt=0)] = 8
-    """Channel counts are kept multiples of this."""
+    """Each group keeps the multiple of this that is nearest to its wanted count."""
     fine_tune: FineTune
 
 
@@ -52,7 +54,7 @@ class Quantise(_Strict):
     """Static 8-bit quantisation: QDQ, activations QUInt8, weights QInt8 per channel."""
 
     calibration_images: Annotated[int, Field(gt=0)]
-    """How many training images the activation ranges are taken from, in the data set's order."""
+    """From how many training images, at most, the ranges of the activations are taken; in the data set's order."""
     reduce_range: bool = True
     """Weights in 7 bits. Processors without VNNI add pairs of 8-bit products in 16 bits, which overflows with 8."""
 
@@ -61,7 +63,7 @@ class Export(_Strict):
     """The ONNX graph."""
 
     candidates: Annotated[int, Field(gt=0)] = 500
-    """How many of the best anchors are decoded and returned."""
+    """How many of the best anchors, at most, are decoded and returned."""
     opset: Annotated[int, Field(ge=17)] = 20
     stem: Literal["convolution", "space_to_depth"] = "convolution"
     """How the stem reads the image: one stride-2 convolution, which suits float kernels, or 2x2 squares of pixels laid
@@ -82,8 +84,8 @@ class Recipe(_Strict):
 def read_recipe(path: Path) -> Recipe:
     """Reads a recipe file. Raises RecipeError."""
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-        return Recipe.model_validate({"name": path.stem} | content)
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return Recipe.model_validate(content | {"name": path.stem})
     except FileNotFoundError as error:
         raise RecipeError(f"no recipe at {path}") from error
     except (yaml.YAMLError, TypeError, ValidationError) as error:

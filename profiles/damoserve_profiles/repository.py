@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from damoserve_profiles.files import replace_file
+from damoserve_profiles.files import bundled, replace_file
 from damoserve_profiles.manifest import MANIFEST_FILE, MODEL_FILE, FileRecord, Manifest
 
-BUNDLED = Path(__file__).parent.parent / "repository"
+BUNDLED = bundled("repository")
 
 
 class RepositoryError(Exception):
@@ -79,7 +79,7 @@ class ProfileFolder:
     def write(self, manifest: Manifest) -> None:
         """Writes the manifest last, so that an interrupted build never looks complete."""
         text = manifest.model_dump_json(indent=2) + "\n"
-        replace_file(self.path / MANIFEST_FILE, lambda temporary: temporary.write_text(text))
+        replace_file(self.path / MANIFEST_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def describe_file(path: Path) -> FileRecord:

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -175,10 +176,18 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--metrics-port", type=int, required=True)
-    parser.add_argument("--farewell", type=Path, required=True, help="File that is written after an orderly end.")
+    parser.add_argument("--farewell", type=Path, required=True, help="Gets our environment's names at an orderly end.")
+    parser.add_argument("--terminate-parent", action="store_true", help="During the first call.")
     arguments = parser.parse_args()
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    with FakeServer(arguments.port):
+    server = FakeServer(arguments.port)
+    if arguments.terminate_parent:
+        server.service.gate.clear()
+    with server:
+        if arguments.terminate_parent:
+            server.service.arrived.wait()
+            os.kill(os.getppid(), signal.SIGTERM)
+            server.service.gate.set()
         stopped.wait()
-    arguments.farewell.write_text("stopped")
+    arguments.farewell.write_text("\n".join(os.environ))

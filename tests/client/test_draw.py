@@ -1,11 +1,12 @@
 import io
+import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageOps
 
-from damoserve_client.draw import Panel, annotate, colour_of, sheet
+from damoserve_client.draw import Panel, annotate, colour_of, sheet, upright
 from damoserve_client.types import Box, Detection
 
 PAPER = (244, 236, 236)
@@ -43,6 +44,40 @@ def test_boxes_are_drawn_on_the_picture_as_displayed() -> None:
     picture = annotate(encoded(Image.new("RGB", (200, 150), PAPER), orientation=6), [cell(Box(20, 30, 130, 180))])
     assert picture.size == (150, 200)
     assert picture.getpixel((75, 180)) == ImageColor.getrgb(colour_of(0))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int) -> None:
+    stored = Image.new("RGB", (3, 2))
+    stored.putdata([(40 * index, 0, 0) for index in range(6)])
+    with Image.open(io.BytesIO(encoded(stored, orientation=orientation))) as image:
+        assert upright(image).tobytes() == ImageOps.exif_transpose(image).tobytes()
+        assert upright(image).size == ImageOps.exif_transpose(image).size
+
+
+def test_an_upright_picture_is_not_copied() -> None:
+    with Image.open(io.BytesIO(encoded(Image.new("RGB", (3, 2))))) as image:
+        assert upright(image) is image
+
+
+def little_endian_exif(*entries: tuple[int, int, int, int]) -> bytes:
+    """One directory of (tag, type, count, value or offset), and text behind it that an offset of 38 finds."""
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + b"72 dpi\0\0"
+
+
+def test_a_tag_of_the_wrong_type_does_not_matter() -> None:
+    # XResolution, a fraction, as text of 7 bytes.
+    exif = little_endian_exif((0x0112, 3, 1, 6), (0x011A, 2, 7, 38))
+    buffer = io.BytesIO()
+    Image.new("RGB", (200, 150)).save(buffer, "JPEG", exif=exif)
+    assert annotate(buffer.getvalue(), []).size == (150, 200)
+
+
+def test_exif_that_cannot_be_read_does_not_matter() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (200, 150)).save(buffer, "JPEG", exif=b"Exif\0\0no directory")
+    assert annotate(buffer.getvalue(), []).size == (200, 150)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1"])

@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-from damoserve_compress.export import export_onnx
+from damoserve_compress.export import check_batches, export_onnx
 from damoserve_compress.network import Network
-from damoserve_compress.quantise import quantise_onnx
+from damoserve_compress.quantise import QuantisationError, quantise_onnx
 from damoserve_compress.session import onnx_detector, open_session
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export, Quantise
@@ -55,6 +55,24 @@ def test_weights_are_signed_per_channel_and_in_reduced_range(graph: Path) -> Non
     assert all(
         tensors[inputs[name].input[1]].shape == (len(tensor),) for name, tensor in tensors.items() if tensor.ndim == 4
     )
+
+
+def test_a_batch_gives_what_its_images_give(graph: Path, pictures: NDArray[np.uint8]) -> None:
+    check_batches(onnx_detector(graph), pictures)
+
+
+def test_a_graph_that_does_not_begin_with_pixels_is_refused(tmp_path: Path, pictures: NDArray[np.uint8]) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["images"], ["scores"], name="relu")],
+        "floats",
+        [value("images", TensorProto.FLOAT, ["n", 4, 4, 3])],
+        [value("scores", TensorProto.FLOAT, ["n", 4, 4, 3])],
+    )
+    source = tmp_path / "floats.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), source)
+    with pytest.raises(QuantisationError, match="cast"):
+        quantise_onnx(source, tmp_path / "out.onnx", iter(pictures), OPTIONS)
 
 
 def test_scores_and_boxes_stay_close(graph: Path, float_graph: Path, pictures: NDArray[np.uint8]) -> None:

@@ -10,7 +10,7 @@ from damoserve_compress.datasets.coco import write_coco
 from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.network.checkpoint import load_checkpoint
 
-ARGUMENTS = ["train", "--size", "64", "--epochs", "1", "--batch-size", "2", "--threads", "1"]
+ARGUMENTS = ["train", "--model", "cells", "--size", "64", "--epochs", "1", "--batch-size", "2", "--threads", "1"]
 
 
 @pytest.fixture
@@ -29,13 +29,14 @@ def test_train_leaves_a_checkpoint_to_start_from(tmp_path: Path, data: Path) -> 
     assert "epoch 1/1" in first.output
     model = tmp_path / "a" / "model.safetensors"
     _, description = load_checkpoint(model)
-    assert (description.variant, description.labels) == ("P", ("RBC", "WBC", "Platelets"))
+    assert (description.model, description.variant) == ("cells", "P")
+    assert description.labels == ("RBC", "WBC", "Platelets")
     second = runner.invoke(app, [*ARGUMENTS, "--out", str(tmp_path / "b"), "--init", str(model)], env=environment)
     assert second.exit_code == 0, second.output
 
 
 def test_faults_are_told_in_one_line(tmp_path: Path, data: Path) -> None:
-    arguments = ["train", "--data", str(data), "--out", str(tmp_path / "out"), "--size", "65"]
+    arguments = ["train", "--model", "cells", "--data", str(data), "--out", str(tmp_path / "out"), "--size", "65"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
     assert result.output.splitlines() == ["Error: the size must be a positive multiple of 32, not 65"]

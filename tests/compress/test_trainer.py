@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,17 @@ from torch import nn
 
 from damoserve_compress.datasets import Sample
 from damoserve_compress.network import Network, build_network
+from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
 from damoserve_compress.network.structures import NeckStructure, StageStructure, Structure
+from damoserve_compress.prune import prune
 from damoserve_compress.training.augment import AugmentConfig
-from damoserve_compress.training.checkpoint import ResumeMismatch, UnusableWeights, load_weights
+from damoserve_compress.training.checkpoint import Diverged, ResumeMismatch, UnusableWeights
 from damoserve_compress.training.config import TrainConfig, learning_rate_factor
 from damoserve_compress.training.ema import ModelEma
 from damoserve_compress.training.loader import BatchLoader, LoaderConfig
-from damoserve_compress.training.trainer import Trainer, parameter_groups
+from damoserve_compress.training.trainer import Trainer, new_network, parameter_groups, rendered_fits
+from damoserve_profiles.imaging import Size
+from damoserve_profiles.recipe import FineTune, Prune
 
 TINY = Structure(
     name="tiny",
@@ -215,11 +220,49 @@ def test_learning_rate_rises_then_falls_to_its_share() -> None:
     assert factors[-1] == pytest.approx(0.05)
 
 
-def test_weights_of_another_label_set_are_taken_but_for_the_head(tmp_path: Path) -> None:
-    result = tiny_trainer(tmp_path).run(epochs=1)
-    other = build_network(TINY, 5)
-    kept = load_weights(other, tmp_path / "model.safetensors")
-    assert kept == sorted(f"head.gfl_cls.{level}.{part}" for level in range(3) for part in ("weight", "bias"))
-    assert torch.equal(other.head.gfl_reg[0].bias, result.network.head.gfl_reg[0].bias)
-    with pytest.raises(UnusableWeights):
-        load_weights(nn.Linear(1, 1), tmp_path / "model.safetensors")  # type: ignore[arg-type]
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Variant P, pruned, for three labels."""
+    torch.manual_seed(0)
+    options = Prune(ratio=0.5, round_to=8, fine_tune=FineTune(epochs=1, learning_rate=1e-3))
+    path = tmp_path / "start.safetensors"
+    network = prune(build_network("P", 3), Size(64, 64), options)
+    save_checkpoint(path, network, Description("cells", "P", ("a", "b", "c"), 64, 64))
+    return path
+
+
+def test_a_checkpoint_starts_as_it_is_or_with_a_new_class_head(checkpoint: Path) -> None:
+    stored, _ = load_checkpoint(checkpoint)
+    same = new_network(CONFIG, ("a", "b", "c"), checkpoint).state_dict()
+    assert all(torch.equal(tensor, same[key]) for key, tensor in stored.state_dict().items())
+    other = new_network(CONFIG, ("x", "y"), checkpoint)
+    assert other.num_classes == 2
+    assert other.train()(torch.zeros(1, 3, 64, 64)).class_logits.shape[-1] == 2
+    for key, tensor in other.state_dict().items():
+        assert "gfl_cls" in key or torch.equal(tensor, stored.state_dict()[key])
+
+
+def test_a_checkpoint_of_another_variant_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(UnusableWeights, match="variant P"):
+        new_network(replace(CONFIG, variant="T"), ("a", "b", "c"), checkpoint)
+
+
+def test_a_run_does_not_go_on_with_other_data_or_another_start(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path).run(epochs=1)
+    with pytest.raises(ResumeMismatch, match="data"):
+        Trainer(tiny_network(), CONFIG, Squares(8, first=50), Squares(4, first=100), tmp_path).run()
+    with pytest.raises(ResumeMismatch, match="weights"):
+        tiny_trainer(tmp_path, network=tiny_network(seed=9)).run()
+
+
+def test_a_run_whose_loss_is_no_number_ends(tmp_path: Path) -> None:
+    network = tiny_network()
+    with torch.no_grad():
+        network.head.gfl_cls[0].bias.fill_(math.nan)
+    with pytest.raises(Diverged, match="not finite"):
+        tiny_trainer(tmp_path, network=network).run()
+
+
+def test_rendered_scenes_fit_only_data_with_blood_cells() -> None:
+    assert rendered_fits(("Platelets", "RBC", "WBC", "other"))
+    assert not rendered_fits(("cat", "RBC"))

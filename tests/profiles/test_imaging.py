@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from damoserve_profiles.imaging import Size, TooManyPixels, UndecodableImage, decode, resize
 
@@ -51,6 +51,37 @@ def test_exif_orientation_is_applied() -> None:
     assert image[35:, :, 0].max() < 60
 
 
+def test_odd_exif_entries_do_not_spoil_the_picture() -> None:
+    orientation = struct.pack("<HHII", 0x0112, 3, 1, 6)
+    resolution_as_text = struct.pack("<HHI", 0x011A, 2, 3) + b"72\0\0"
+    directory = struct.pack("<H", 2) + orientation + resolution_as_text + struct.pack("<I", 0)
+    exif = b"Exif\0\0" + b"II*\0" + struct.pack("<I", 8) + directory
+    image = decode(encode(Image.fromarray(RED_LEFT), "JPEG", exif=exif))
+    assert image.shape == (60, 40, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_undone_as_pillow_does(orientation: int) -> None:
+    corners = RED_LEFT.copy()
+    corners[:10, -10:] = (0, 0, 250)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(corners), "PNG", exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(decode(data), expected)
+
+
+def test_a_huge_webp_is_refused_before_its_canvas_is_allocated() -> None:
+    size = 16383  # the largest that the format holds in one frame
+    frame = struct.pack("<BHHBHH", 0x30, 0x0100, 0x2A9D, 0, size, size)
+    vp8x = b"VP8X" + struct.pack("<IB3x", 10, 0) + (59_999).to_bytes(3, "little") * 2
+    vp8 = b"VP8 " + struct.pack("<I", len(frame)) + frame
+    body = b"WEBP" + vp8x + vp8
+    with pytest.raises((TooManyPixels, UndecodableImage)):
+        decode(b"RIFF" + struct.pack("<I", len(body)) + body)
+
+
 def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -58,7 +89,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 def test_too_many_pixels_are_refused_from_the_header() -> None:
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    with pytest.raises(TooManyPixels, match="40000 x 40000"):
+    with pytest.raises(TooManyPixels, match="far more"):
         decode(bomb)
 
 

@@ -36,7 +36,7 @@ def test_survivors_are_those_of_greedy_suppression(seed: int, count: int, classe
     scores, boxes = candidates(seed, count, classes)
     wanted: list[tuple[float, int, int]] = []
     for score, anchor, label in sorted(
-        ((float(scores[a, c]), a, c) for a in range(count) for c in range(classes) if scores[a, c] > 0.1), reverse=True
+        ((float(scores[a, c]), a, c) for a in range(count) for c in range(classes) if scores[a, c] >= 0.1), reverse=True
     ):
         if all(other != label or iou(boxes[kept], boxes[anchor]) <= 0.5 for _, kept, other in wanted):
             wanted.append((score, anchor, label))
@@ -61,9 +61,7 @@ def test_boxes_come_back_in_pixels_of_the_image() -> None:
 def test_thresholds_and_limits() -> None:
     scores = np.array([[0.2], [0.6], [0.4]], np.float32)
     boxes = np.array([[0, 0, 10, 10], [30, 30, 40, 40], [60, 60, 70, 70]], np.float32)
-    assert select(scores, boxes, thresholds(score=0.3), NETWORK, NETWORK).scores.tolist() == [
-        np.float32(0.6),
-        np.float32(0.4),
-    ]
+    kept = select(scores, boxes, thresholds(score=float(np.float32(0.4))), NETWORK, NETWORK)
+    assert kept.scores.tolist() == [np.float32(0.6), np.float32(0.4)]  # a score equal to the threshold stays
     assert len(select(scores, boxes, thresholds(max_detections=1), NETWORK, NETWORK).scores) == 1
     assert select(scores, boxes, thresholds(score=0.9), NETWORK, NETWORK).boxes.shape == (0, 4)

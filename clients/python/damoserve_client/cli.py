@@ -90,9 +90,8 @@ def profiles(
     with _connect(address) as client:
         infos = client.profiles(model)
     Console().print(tables.profiles(infos))
-    for info in infos:
-        if not info.active:
-            typer.echo(f"{info.profile} failed: {info.error}")
+    for line in tables.failures(infos):
+        typer.echo(line)
 
 
 @app.command()

@@ -3,6 +3,8 @@
 ServerDidNotStart   the server ended, or did not answer in time; the message has the end of its log
 """
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, get_args
+from types import FrameType
+from typing import IO, NoReturn, get_args
 
 import typer
 from rich.console import Console
@@ -36,13 +39,17 @@ class ServerDidNotStart(Exception):
 def run(image: Path, output: Path, server: Sequence[str] = SERVER) -> None:
     """Shows how the profiles and tiers answer for one image; writes `profiles.png` into `output`.
 
-    `server` is the command to which `--port P --metrics-port M` is added. Raises ServerDidNotStart, DamoserveError.
+    `server` is the command to which `--port P --metrics-port M` is added. Raises ServerDidNotStart, DamoserveError,
+    and SystemExit on SIGTERM. Only for the main thread.
     """
     console = Console()
     content = image.read_bytes()
     typer.echo("Starting a server ...")
-    with _running_server(server) as client:
-        infos = [info for info in client.profiles() if info.active]
+    with _exit_on_sigterm(), _running_server(server) as client:
+        listed = client.profiles()
+        for line in tables.failures(listed):
+            typer.echo(line)
+        infos = [info for info in listed if info.active]
         by_profile = [(info, client.detect(content, model=info.model, profile=info.profile)) for info in infos]
         by_tier = [(tier, client.detect(content, tier=tier)) for tier in get_args(Tier)]
     picture = output / "profiles.png"
@@ -63,11 +70,28 @@ def _panel(content: bytes, info: ProfileInfo, result: DetectionResult) -> Panel:
 
 
 @contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    # By default SIGTERM ends the process on the spot, and the server would live on without it.
+    previous = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _exit(number: int, _: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
 def _running_server(command: Sequence[str]) -> Iterator[Client]:
     port, metrics_port = _free_ports(2)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [*command, "--port", str(port), "--metrics-port", str(metrics_port)], stdout=log, stderr=subprocess.STDOUT
+            [*command, "--port", str(port), "--metrics-port", str(metrics_port)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
         )
         try:
             with Client(f"127.0.0.1:{port}") as client:
@@ -75,6 +99,11 @@ def _running_server(command: Sequence[str]) -> Iterator[Client]:
                 yield client
         finally:
             _stop(process)
+
+
+def _environment() -> dict[str, str]:
+    """Ours without the settings of a server, which the operator made for another one; their names have no case."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith("DAMOSERVE_")}
 
 
 def _free_ports(count: int) -> list[int]:

@@ -5,13 +5,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 
 from damoserve_client.types import Detection
 
 # Dark and saturated, so that they stand out on light pictures and carry white text.
 _COLOURS = ("#c2185b", "#1a4fba", "#0b7a3b", "#8a4b08", "#6a1b9a", "#00707a", "#b3261e", "#37474f")
 _MARGIN = 12
+
+# How a picture is turned to its display, by its EXIF orientation (CIPA DC-008, 4.6.5.1); 1 is as stored.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ def colour_of(label_id: int) -> str:
 def annotate(content: bytes, detections: Sequence[Detection]) -> Image.Image:
     """The picture as a viewer displays it, RGB, with a box, the label and the score of every detection."""
     with Image.open(io.BytesIO(content)) as source:
-        picture = _to_rgb(ImageOps.exif_transpose(source))
+        picture = _to_rgb(upright(source))
     draw = ImageDraw.Draw(picture)
     width = max(2, round(min(picture.size) / 240))
     font = ImageFont.load_default(size=max(11, min(picture.size) / 36))
@@ -63,6 +74,19 @@ def sheet(panels: Sequence[Panel]) -> Image.Image:
         draw.text((x, y + head // 2), panel.caption, fill="black", font=font, anchor="lm")
         canvas.paste(panel.picture, (x, y + head))
     return canvas
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as a viewer displays it; the same object where it is stored so, or its EXIF cannot be read.
+
+    `ImageOps.exif_transpose` also writes the EXIF anew, which fails on values of an odd type.
+    """
+    image.load()  # a PNG may keep its EXIF behind the pixels
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # whatever damaged EXIF leads to: SyntaxError, struct.error, ValueError
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -36,6 +36,11 @@ def profiles(infos: Sequence[ProfileInfo]) -> Table:
     return table
 
 
+def failures(infos: Sequence[ProfileInfo]) -> list[str]:
+    """One line per profile that is not active, with the cause."""
+    return [f"{info.profile} failed: {info.error}" for info in infos if not info.active]
+
+
 def by_profile(rows: Sequence[tuple[ProfileInfo, DetectionResult]]) -> Table:
     """How each profile answered for one image, times in ms."""
     table = _table(

@@ -58,9 +58,12 @@ def load_checkpoint(path: Path) -> tuple[Network, Description]:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     if header is None:
         raise CheckpointError(f"{path} has no damoserve header; it was not written by this tool")
-    fields = json.loads(header)
-    description = Description(**(fields | {"labels": tuple(fields["labels"])}))
-    network = build_network(description.variant, len(description.labels))
+    try:
+        fields = json.loads(header)
+        description = Description(**(fields | {"labels": tuple(fields["labels"])}))
+        network = build_network(description.variant, len(description.labels))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} has a header that this version cannot read: {error}") from error
     _take_shapes(network, tensors)
     try:
         network.load_state_dict(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from damoserve_compress.network.structures import STRIDES, Structure
 
-_PRIOR_PROBABILITY: Final = 0.01  # what an untrained class score starts at, so that negatives do not drown the loss
+_PRIOR_BIAS: Final = -math.log(1 / 0.01 - 1)  # untrained scores start at 0.01, so that negatives do not drown the loss
 
 
 class RawPredictions(NamedTuple):
@@ -100,23 +100,24 @@ class ZeroHead(nn.Module):
         super().__init__()
         kernel, sides = structure.head_kernel, 4 * (structure.reg_max + 1)
 
-        def predictors(outputs: int) -> nn.ModuleList:
-            widths = structure.neck.out_channels
-            return nn.ModuleList(nn.Conv2d(width, outputs, kernel, padding=kernel // 2) for width in widths)
-
+        widths = structure.neck.out_channels
         self.integral = Integral(structure.reg_max)
-        self.gfl_cls = predictors(num_classes)
-        self.gfl_reg = predictors(sides)
+        self.gfl_cls = _predictors(widths, num_classes, kernel)
+        self.gfl_reg = _predictors(widths, sides, kernel)
         self.scales = nn.ModuleList(Scale() for _ in STRIDES)
 
     def initialise(self) -> None:
         """Small weights, and class scores that start at 0.01."""
-        for convs, bias in ((self.gfl_cls, -math.log(1 / _PRIOR_PROBABILITY - 1)), (self.gfl_reg, 0.0)):
-            for conv in convs:
-                assert isinstance(conv, nn.Conv2d)
-                assert conv.bias is not None
-                nn.init.normal_(conv.weight, std=0.01)
-                nn.init.constant_(conv.bias, bias)
+        _initialise(self.gfl_cls, _PRIOR_BIAS)
+        _initialise(self.gfl_reg, 0.0)
+
+    def replace_classes(self, num_classes: int) -> None:
+        """Fresh class predictors for another set of labels; all else stays."""
+        first = self.gfl_reg[0]
+        assert isinstance(first, nn.Conv2d)
+        widths = [conv.in_channels for conv in self.gfl_reg if isinstance(conv, nn.Conv2d)]
+        self.gfl_cls = _predictors(widths, num_classes, first.kernel_size[0])
+        _initialise(self.gfl_cls, _PRIOR_BIAS)
 
     def forward(self, features: Sequence[Tensor]) -> RawPredictions:
         levels = range(len(features))
@@ -128,8 +129,19 @@ class ZeroHead(nn.Module):
 
     def decode(self, raw: RawPredictions) -> tuple[Tensor, Tensor]:
         """Scores [N, A, C] in 0 .. 1 and boxes [N, A, 4] as xyxy pixels."""
-        boxes = distances_to_boxes(self.integral(raw.box_logits), raw.points, raw.strides)
-        return raw.class_logits.sigmoid(), boxes
+        return raw.class_logits.sigmoid(), decode_boxes(raw.box_logits, raw.points, raw.strides)
+
+
+def _predictors(widths: Sequence[int], outputs: int, kernel: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.Conv2d(width, outputs, kernel, padding=kernel // 2) for width in widths)
+
+
+def _initialise(convs: nn.ModuleList, bias: float) -> None:
+    for conv in convs:
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        nn.init.normal_(conv.weight, std=0.01)
+        nn.init.constant_(conv.bias, bias)
 
 
 def _flatten(maps: Sequence[Tensor]) -> Tensor:

@@ -1,8 +1,9 @@
-"""Files of a training run: the state it resumes from, and weights to start with.
+"""Files of a training run, and what can go wrong with it.
 
 TrainingError
-├── ResumeMismatch    the state in the output folder is of a run with another configuration
-└── UnusableWeights   a file of weights has nothing that fits the network
+├── ResumeMismatch    the state in the output folder is of a run with another configuration, data or start
+├── UnusableWeights   the checkpoint to start from is of another variant
+└── Diverged          the loss is no finite number
 """
 
 import json
@@ -11,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
 
 from damoserve_profiles.files import replace_file
 
@@ -27,6 +26,10 @@ class ResumeMismatch(TrainingError):
 
 class UnusableWeights(TrainingError):
     """The weights are not those of such a network."""
+
+
+class Diverged(TrainingError):
+    """Going on would only waste time."""
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -45,16 +48,3 @@ def save_json(path: Path, values: Any) -> None:
 
 def _write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def load_weights(network: nn.Module, path: Path) -> list[str]:
-    """Takes from `path` all that fits `network` by name and shape, as when a head has another number of classes.
-
-    Returns the names that kept their initial values. Raises UnusableWeights where nothing fits.
-    """
-    given, state = load_file(path), network.state_dict()
-    fitting = {name: value for name, value in given.items() if name in state and state[name].shape == value.shape}
-    if not fitting:
-        raise UnusableWeights(f"{path} holds no weights of a network like this one")
-    network.load_state_dict(fitting, strict=False)
-    return sorted(set(state) - set(fitting))

@@ -12,8 +12,8 @@ from damoserve_compress.training.losses import LossConfig
 class TrainConfig:
     """The defaults train variant P on about two hundred images."""
 
-    model: str = "blood-cells"
-    """Name that the checkpoints carry."""
+    model: str = "model"
+    """Name that the model is served under; checkpoints carry it."""
     variant: str = "P"
     size: int = 416
     """Side of the square network input in pixels, a multiple of 32."""

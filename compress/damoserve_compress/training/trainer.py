@@ -1,6 +1,10 @@
-"""Trains a network, resumably: an interrupted run, started again, gives the weights of an uninterrupted one."""
+"""Trains a network, resumably: an interrupted run, started again, gives the weights of an uninterrupted one.
+
+Exactly those with one thread; with more, floating-point sums depend on how the work was shared out.
+"""
 
 import csv
+import hashlib
 import io
 import time
 from collections.abc import Iterable
@@ -12,14 +16,15 @@ import cv2
 import torch
 from torch import nn
 
-from damoserve_compress.datasets import Dataset
+from damoserve_compress.datasets import Dataset, fingerprint
 from damoserve_compress.evaluate import Metrics, average_precision, predict, torch_detector
 from damoserve_compress.network import Network, build_network
 from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
 from damoserve_compress.training.checkpoint import (
+    Diverged,
     ResumeMismatch,
+    UnusableWeights,
     load_state,
-    load_weights,
     save_json,
     save_state,
 )
@@ -60,7 +65,6 @@ class Trainer:
 
     `out_dir` gets, after every epoch, `checkpoint.pt` and `log.csv`; after every evaluation `model.safetensors` (the
     averaged weights, float32) and `training.json`; and `best.safetensors` whenever the AP on `val_set` is the best yet.
-    `extra` gives the `config.rendered` further images of an epoch.
     """
 
     def __init__(
@@ -78,7 +82,9 @@ class Trainer:
         self._val_set = CachedDataset(val_set)
         loading = LoaderConfig(config.size, config.batch_size, config.seed, config.augment)
         extra = _rendered(config) if config.rendered else None
-        self._loader = BatchLoader(CachedDataset(train_set), loading, extra, config.rendered)
+        self._train_set = CachedDataset(train_set)
+        self._loader = BatchLoader(self._train_set, loading, extra, config.rendered)
+        self._origin = {"data": fingerprint(self._train_set), "weights": _digest(self.network)}
         self._step = 0
         self._history: list[EpochRecord] = []
         self._metrics: Metrics | None = None
@@ -117,6 +123,8 @@ class Trainer:
             group["lr"] = rate
         images, targets = batch.tensors()
         losses = detection_loss(self.network(images), targets, self.config.loss)
+        if not torch.isfinite(losses.total):
+            raise Diverged(f"the loss of step {self._step} is not finite; start again with a lower learning rate")
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
@@ -153,7 +161,7 @@ class Trainer:
                 save_checkpoint(self._out / BEST_MODEL, self.ema.network, what)
             save_json(self._out / SUMMARY, self._summary(self._metrics))
         state = {
-            "curve": self.config.curve(),
+            "curve": self.config.curve() | self._origin,
             "network": self.network.state_dict(),
             "ema": self.ema.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -166,7 +174,7 @@ class Trainer:
 
     def _restore(self) -> None:
         state = load_state(self._out / CHECKPOINT)
-        wanted = self.config.curve()
+        wanted = self.config.curve() | self._origin
         different = sorted(name for name in wanted if wanted[name] != state["curve"].get(name))
         if different:
             raise ResumeMismatch(f"{self._out / CHECKPOINT} was made with another {', '.join(different)}")
@@ -213,22 +221,33 @@ def _rendered(config: TrainConfig) -> Extra:
     return lambda epoch: series(epoch // config.rendered_reuse)
 
 
-def train(config: TrainConfig, train_set: Dataset, val_set: Dataset, out_dir: Path) -> TrainResult:
-    """Builds a network of the configured variant with random weights and trains it, resuming where it can."""
-    return Trainer(new_network(config, train_set.labels), config, train_set, val_set, out_dir).run()
-
-
 def new_network(config: TrainConfig, labels: tuple[str, ...], init: Path | None = None) -> Network:
-    """A network to train, its random weights given by the seed; `init` is a checkpoint to start from.
+    """A network to train, its random weights given by the seed.
 
-    A checkpoint with the same labels gives its own network, pruned or not; one with others gives what fits.
+    `init` is a checkpoint to start from: the network is its own, pruned or not, with a new class head where the labels
+    differ. Raises CheckpointError, or UnusableWeights where it is of another variant.
     """
     torch.manual_seed(config.seed)
-    if init is not None:
-        network, what = load_checkpoint(init)
-        if (what.variant, what.labels) == (config.variant, labels):
-            return network
-    network = build_network(config.variant, len(labels))
-    if init is not None:
-        load_weights(network, init)
+    if init is None:
+        return build_network(config.variant, len(labels))
+    network, what = load_checkpoint(init)
+    if what.variant != config.variant:
+        raise UnusableWeights(f"{init} is of variant {what.variant}, not {config.variant}")
+    if what.labels != labels:
+        network.head.replace_classes(len(labels))
+        network.num_classes = len(labels)
     return network
+
+
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def rendered_fits(labels: tuple[str, ...]) -> bool:
+    """Whether rendered scenes can be mixed in: they show blood cells, which the labels must include."""
+    from damoserve_compress.datasets.rendered import RenderedSmears
+
+    return set(RenderedSmears.labels) <= set(labels)

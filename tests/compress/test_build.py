@@ -1,0 +1,166 @@
+"""From a checkpoint and recipes to a repository that a server accepts, and what a build refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from damoserve_compress.benchmark import interleave, speed_up, summarise
+from damoserve_compress.build import BuildConfig, Builder, BuildError, complexity
+from damoserve_compress.datasets.rendered import RenderedSmears
+from damoserve_compress.network import build_network
+from damoserve_compress.network.checkpoint import Description, save_checkpoint
+from damoserve_compress.session import onnx_detector
+from damoserve_profiles.imaging import Size
+from damoserve_profiles.manifest import Thresholds
+from damoserve_profiles.recipe import Export, FineTune, Prune, Quantise, Recipe
+from damoserve_profiles.repository import Repository
+
+SIZE = 96
+LABELS = ("RBC", "WBC", "Platelets")
+FP32 = Recipe(name="fp32", export=Export(candidates=50))
+BOTH = Recipe(
+    name="int8+pruned",
+    prune=Prune(ratio=0.4, round_to=8, fine_tune=FineTune(epochs=1, learning_rate=1e-4)),
+    export=Export(candidates=5000, stem="space_to_depth"),
+    quantise=Quantise(calibration_images=3),
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> BuildConfig:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("build")
+    checkpoint = folder / "cells.safetensors"
+    save_checkpoint(checkpoint, build_network("P", 3), Description("cells", "P", LABELS, SIZE, SIZE))
+    thresholds = Thresholds(score=0.3, nms_iou=0.7, max_detections=100)
+    return BuildConfig(checkpoint, folder / "repository", folder / "work", "scenes/val", thresholds, rounds=3)
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def builder(config: BuildConfig, reports: list[str]) -> Builder:
+    return Builder(config, RenderedSmears(4, 1, (160, 120)), RenderedSmears(3, 2, (160, 120)), reports.append)
+
+
+@pytest.fixture(scope="module")
+def repository(builder: Builder, config: BuildConfig) -> Repository:
+    builder.build([FP32, BOTH])
+    return Repository(config.repository)
+
+
+def test_the_repository_holds_what_was_built(repository: Repository) -> None:
+    assert [folder.profile for folder in repository.profiles("cells", 1)] == ["fp32", "int8+pruned"]
+    for folder in repository.profiles("cells", 1):
+        manifest = folder.verify()
+        assert manifest.labels == LABELS
+        assert manifest.accuracy.images == 3
+        assert manifest.latency.runs == 3
+        assert manifest.source.checkpoint == "cells.safetensors"
+        scores, boxes = onnx_detector(folder.model_path)(np.zeros((2, SIZE, SIZE, 3), np.uint8))
+        assert scores.shape == (2, manifest.candidates, 3)
+        assert boxes.shape == (2, manifest.candidates, 4)
+
+
+def test_no_more_candidates_are_promised_than_there_are_anchors(repository: Repository) -> None:
+    assert repository.folder("cells", 1, "fp32").read_manifest().candidates == 50
+    anchors = sum((SIZE // stride) ** 2 for stride in (8, 16, 32))
+    assert repository.folder("cells", 1, "int8+pruned").read_manifest().candidates == anchors
+
+
+def test_parameters_are_those_of_the_graph(repository: Repository) -> None:
+    folder = repository.folder("cells", 1, "fp32")
+    weights = [numpy_helper.to_array(tensor) for tensor in onnx.load(folder.model_path).graph.initializer]
+    convolutions = [weight for weight in weights if weight.ndim == 4]
+    biases = sum(len(weight) for weight in convolutions)
+    scales = 3
+    assert folder.read_manifest().parameters == sum(weight.size for weight in convolutions) + biases + scales
+
+
+def test_pruning_and_quantising_make_it_smaller(repository: Repository) -> None:
+    dense, small = (repository.folder("cells", 1, name).read_manifest() for name in ("fp32", "int8+pruned"))
+    assert small.parameters < 0.6 * dense.parameters
+    assert small.macs < 0.7 * dense.macs
+    assert small.model_bytes < 0.25 * dense.model_bytes
+
+
+def test_operations_of_a_single_convolution_are_counted_as_on_paper() -> None:
+    network = build_network("P", 3)
+    _, macs = complexity(network, Size(64, 64))
+    _, four_times = complexity(network, Size(128, 128))
+    assert four_times == 4 * macs
+
+
+def test_a_second_build_takes_the_fine_tuned_network_as_it_is(
+    repository: Repository, builder: Builder, config: BuildConfig
+) -> None:
+    [tuned] = config.work.glob("pruned-*/model.safetensors")
+    before = tuned.stat().st_mtime_ns
+    again = builder.build([BOTH])
+    assert tuned.stat().st_mtime_ns == before
+    assert again[0].files == repository.folder("cells", 1, "int8+pruned").read_manifest().files
+
+
+def test_a_profile_that_loses_too_much_is_not_written(builder: Builder, config: BuildConfig, tmp_path: Path) -> None:
+    class Strict(Builder):
+        source_metrics = replace(builder.source_metrics, ap=0.9)
+
+    strict = Strict(
+        replace(config, repository=tmp_path / "r", work=tmp_path / "w"), builder._train_set, builder._val_set
+    )
+    with pytest.raises(BuildError, match=r"allows 0\.1"):
+        strict.build([FP32.model_copy(update={"max_ap_drop": 0.1})])
+    assert not (tmp_path / "r").exists()
+
+
+def test_profiles_of_another_checkpoint_are_not_replaced(
+    repository: Repository, builder: Builder, config: BuildConfig, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, build_network("P", 3), Description("cells", "P", LABELS, SIZE, SIZE))
+    with pytest.raises(BuildError, match="another version"):
+        Builder(replace(config, checkpoint=other), builder._train_set, builder._val_set).build([FP32])
+
+
+def test_data_with_other_labels_are_refused(config: BuildConfig, builder: Builder) -> None:
+    class Renamed(RenderedSmears):
+        labels = ("WBC", "RBC", "Platelets")
+
+    with pytest.raises(BuildError, match="labels"):
+        Builder(config, builder._train_set, Renamed(1, 1))
+
+
+def test_without_recipes_nothing_is_done(builder: Builder) -> None:
+    with pytest.raises(BuildError, match="no recipe"):
+        builder.build([])
+
+
+def test_runs_are_interleaved_and_warm_up_is_left_out() -> None:
+    calls: list[str] = []
+    times = interleave([lambda: calls.append("a"), lambda: calls.append("b")], rounds=3, warm_up=2)
+    assert calls == ["a", "b"] * 5
+    assert times.shape == (3, 2)
+
+
+def test_the_speed_up_is_the_median_of_pairs() -> None:
+    milliseconds = np.array([[10.0, 5.0], [20.0, 5.0], [30.0, 10.0]])
+    ratio = speed_up(milliseconds, column=1)
+    assert (ratio.lower, ratio.median, ratio.upper) == (2.5, 3.0, 3.5)
+
+
+def test_a_summary_names_the_machine() -> None:
+    latency = summarise(np.array([1.0, 2.0, 9.0]), threads=1)
+    assert latency.median_ms == 2
+    assert latency.runs == 3
+    assert latency.cpu
+    assert latency.instruction_set
+    assert latency.runtime.startswith("onnxruntime ")
