@@ -23,7 +23,7 @@ def tree(tmp_path: Path) -> Path:
     """A checkout with spaces in its path, whose `damoserve` and `generate.sh` write down how they were called."""
     root = tmp_path / "source tree"
     script(root / ".venv" / "bin" / "damoserve", 'printf "%s\\n" "$@" > arguments')
-    script(root / "proto" / "generate.sh", 'cd proto; echo "$PYTHON" > ../interpreter; . ./stubs.sh')
+    script(root / "proto" / "generate.sh", 'cd proto; echo "${PYTHON:-}" > ../interpreter; . ./stubs.sh')
     (root / "proto" / "stubs.sh").write_text("true\n")
     (root / "proto" / "detection_pb2.py").write_text("1\n")
     (root / "Makefile").write_bytes(MAKEFILE.read_bytes())
