@@ -179,8 +179,8 @@ if __name__ == "__main__":
     parser.add_argument("--farewell", type=Path, required=True, help="Gets our environment's names at an orderly end.")
     parser.add_argument("--terminate-parent", action="store_true", help="During the first call.")
     arguments = parser.parse_args()
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    # Not a handler that sets an event: where the main thread just starts to wait for it, it holds the event's lock.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     server = FakeServer(arguments.port)
     if arguments.terminate_parent:
         server.service.gate.clear()
@@ -189,5 +189,5 @@ if __name__ == "__main__":
             server.service.arrived.wait()
             os.kill(os.getppid(), signal.SIGTERM)
             server.service.gate.set()
-        stopped.wait()
+        signal.sigwait({signal.SIGTERM})
     arguments.farewell.write_text("\n".join(os.environ))

@@ -11,7 +11,6 @@ MAKEFILE = Path(__file__).parents[2] / "Makefile"
 
 pytestmark = pytest.mark.skipif(not (shutil.which("make") and shutil.which("git")), reason="needs make and git")
 
-
 # Without what `make test` or a git hook passes on to this process.
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "GIT_", "IMAGE"))
