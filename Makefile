@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+CHECKPOINT := profiles/checkpoints/blood-cells.safetensors
 PACKAGES := proto profiles server compress clients tests benchmarks
 
 .DEFAULT_GOAL := help
@@ -36,10 +37,11 @@ check-proto: proto ## Fails when the committed stubs are not those of the contra
 	@test -z "$$(git status --porcelain -- proto)" || { git status --short -- proto; exit 1; }
 
 train: .venv/dev ## Trains the bundled model: make train DAMOSERVE_DATA=folder.
-	$(BIN)/damoserve-compress train --out runs/P --epochs 140 --rendered 48 --eval-every 10
+	$(BIN)/damoserve-compress train --model blood-cells --out runs/P --epochs 140 --rendered 48 --eval-every 10
+	$(BIN)/damoserve-compress publish runs/P/model.safetensors $(CHECKPOINT)
 
 profiles: .venv/dev ## Builds the bundled profiles: make profiles DAMOSERVE_DATA=folder.
-	$(BIN)/damoserve-compress build profiles/checkpoints/blood-cells.safetensors --work runs/build
+	$(BIN)/damoserve-compress build $(CHECKPOINT) --repository profiles/repository --work runs/build
 
 benchmark: .venv/dev ## Times the bundled profiles against each other.
 	$(BIN)/damoserve-compress benchmark
