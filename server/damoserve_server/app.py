@@ -2,8 +2,10 @@
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -21,12 +23,13 @@ from damoserve_server.catalogue import Catalogue, Loading, load_catalogue
 from damoserve_server.detector import Detector
 from damoserve_server.engines import EngineLoader, EngineOptions
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
+from damoserve_server.errors import ShuttingDown
 from damoserve_server.health import Health
 from damoserve_server.images import ImageLimits, ImageReader
 from damoserve_server.interceptors import CallInterceptor
 from damoserve_server.metrics import Endpoint, Metrics
 from damoserve_server.scheduler import Policy
-from damoserve_server.service import DetectionService, ProfileService
+from damoserve_server.service import DetectionService, ProfileService, Startup
 from damoserve_server.settings import Settings, usable_cores
 from damoserve_server.workers import Workers
 
@@ -49,13 +52,14 @@ class Application:
         self._metrics = Metrics(self._registry)
         self._health = Health()
         self._detector: asyncio.Future[Detector] = asyncio.get_running_loop().create_future()
+        self._stopping = threading.Event()
         self._server = self._build_server()
         self._endpoint: Endpoint | None = None
         self.port = 0
         self.metrics_port = 0
 
     async def __aenter__(self) -> Self:
-        """Returns when all profiles are warm. Raises CatalogueError, or OSError if a port is taken."""
+        """Returns when all profiles are warm. Raises CatalogueError, ShuttingDown, or OSError if a port is taken."""
         try:
             await self.listen()
             await self.load()
@@ -83,21 +87,24 @@ class Application:
         await self._server.start()
 
     async def load(self) -> None:
-        """Loads and warms up all profiles, then says SERVING. Raises CatalogueError."""
+        """Loads and warms up all profiles, then says SERVING. Raises CatalogueError, or ShuttingDown after `stop`."""
         settings = self._settings
         options = EngineOptions(settings.max_batch_size, settings.threads_per_worker, settings.providers)
-        loading = Loading(self._load_engine, options, settings.workers)
+        loading = Loading(self._load_engine, options, settings.workers, stop=self._stopping)
         repository = Repository(settings.repository)
         catalogue = await asyncio.to_thread(load_catalogue, repository, loading, settings.default_model)
+        if self._stopping.is_set():
+            raise ShuttingDown
         self._detector.set_result(self._build_detector(catalogue))
         await self._health.serving()
 
     async def stop(self) -> None:
         """Takes no more work, waits for what was accepted, closes everything."""
+        self._stopping.set()
         await self._health.stopping()
         if not self._detector.done():
-            self._detector.cancel()  # ends the calls that wait for the models
-        loaded = None if self._detector.cancelled() else self._detector.result()
+            self._detector.set_exception(ShuttingDown())  # for the calls that wait for the models
+        loaded = None if self._detector.exception() else self._detector.result()
         if loaded is not None:
             await loaded.drain(self._settings.drain_seconds)
         await self._server.stop(LAST_ANSWERS_SECONDS)
@@ -118,9 +125,14 @@ class Application:
             ("grpc.max_receive_message_length", self._settings.max_message_bytes),
             ("grpc.so_reuseport", 0),  # a second server on the same port is to fail, not to share its calls
         ]
-        server = grpc.aio.server(interceptors=[CallInterceptor(self._metrics)], options=options)
-        pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(self._detector), server)
-        pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(self._detector), server)
+        server = grpc.aio.server(
+            interceptors=[CallInterceptor(self._metrics)],
+            options=options,
+            maximum_concurrent_rpcs=self._settings.max_concurrent_calls,
+        )
+        startup = Startup(self._detector, self._settings.default_deadline_seconds)
+        pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup), server)
+        pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         if self._settings.reflection:
             names = [service.full_name for service in SERVICES]
@@ -155,9 +167,19 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     Raises CatalogueError, or OSError if a port is taken.
     """
-    stop = asyncio.Event()
+    serving = asyncio.ensure_future(_serve(settings, announce))
+
+    def stop() -> None:
+        if not serving.cancelling():  # another signal must not cut the drain short
+            serving.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    with suppress(asyncio.CancelledError):
+        await serving
+
+
+async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
     async with Application(settings) as application:
         announce(application.describe())
-        await stop.wait()
+        await asyncio.Event().wait()

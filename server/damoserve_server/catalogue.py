@@ -4,18 +4,20 @@ CatalogueError   no profile at all could be loaded, or the default model does no
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from damoserve_profiles.imaging import Size
-from damoserve_profiles.manifest import Manifest
-from damoserve_profiles.repository import ManifestInvalid, ProfileFolder, Repository
-from damoserve_server.engines import Engine, EngineLoader, EngineOptions
-from damoserve_server.errors import ModelNotFound, ProfileNotFound, ProfileUnavailable
+from damoserve_profiles.manifest import MANIFEST_FILE, MODEL_FILE, Manifest
+from damoserve_profiles.repository import FileMismatch, ManifestInvalid, ProfileFolder, Repository
+from damoserve_server.engines import Engine, EngineError, EngineLoader, EngineOptions
+from damoserve_server.errors import ModelNotFound, ProfileNotFound, ProfileUnavailable, ShuttingDown
 from damoserve_server.latency import LatencyEstimate
 
 WARM_UP_RUNS = 3
@@ -59,6 +61,9 @@ class FailedProfile:
     folder: ProfileFolder
     manifest: Manifest | None
     error: str
+    """For the operator: may name folders of the server."""
+    summary: str
+    """For callers."""
 
     @property
     def name(self) -> str:
@@ -129,10 +134,12 @@ class Loading:
     options: EngineOptions
     workers: int
     clock: Callable[[], float] = time.monotonic
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Once set, no further profile is loaded."""
 
 
 def load_catalogue(repository: Repository, loading: Loading, default: str | None = None) -> Catalogue:
-    """Loads the newest version of every model and warms it up. Raises CatalogueError."""
+    """Loads the newest version of every model and warms it up. Raises CatalogueError, or ShuttingDown if stopped."""
     return Catalogue([_load_model(repository, name, loading) for name in repository.models()], default)
 
 
@@ -146,28 +153,49 @@ def _load_model(repository: Repository, name: str, loading: Loading) -> Model:
 
 
 def _load_profile(folder: ProfileFolder, loading: Loading) -> ActiveProfile | FailedProfile:
+    if loading.stop.is_set():
+        raise ShuttingDown
     try:
+        # This finds damage, not malice: who can change the file between the check and the reading can change both files.
         manifest = folder.verify()
         model = folder.model_path.read_bytes()
         engines = tuple(loading.load_engine(model, manifest, loading.options) for _ in range(loading.workers))
-        seconds = [_warm_up(engine, manifest.input.size, loading) for engine in engines]
-        return ActiveProfile(manifest, engines, LatencyEstimate(median(seconds), loading.clock))
+        measured = [_warm_up(engine, manifest.input.size, loading) for engine in engines]
+        baselines = {count: median(seconds[count] for seconds in measured) for count in measured[0]}
+        return ActiveProfile(manifest, engines, LatencyEstimate(baselines, loading.clock))
     except Exception as error:  # whatever is wrong with one profile, the others can serve
         log.exception("profile %s/%s is not served", folder.model, folder.profile)
-        return FailedProfile(folder, _manifest_of(folder), str(error))
+        return FailedProfile(folder, _manifest_of(folder), str(error), _summary(error, folder))
 
 
-def _warm_up(engine: Engine, size: Size, loading: Loading) -> float:
-    """Runs every batch size, so that all memory is allocated; returns the seconds of a single image."""
+def _warm_up(engine: Engine, size: Size, loading: Loading) -> dict[int, float]:
+    """Seconds of every batch size, the largest first, so that all memory is allocated."""
     images = np.zeros((loading.options.max_batch_size, size.height, size.width, 3), np.uint8)
-    for count in range(len(images), 1, -1):
-        engine.run(images[:count])
+    return {count: _measure(engine, images[:count], loading.clock) for count in range(len(images), 0, -1)}
+
+
+def _measure(engine: Engine, images: NDArray[np.uint8], clock: Callable[[], float]) -> float:
+    """The quickest of several runs, for whatever else the machine does can only make them slower."""
     seconds = []
-    for _ in range(1 + WARM_UP_RUNS):
-        started = loading.clock()
-        engine.run(images[:1])
-        seconds.append(loading.clock() - started)
-    return median(seconds[1:])
+    for _ in range(WARM_UP_RUNS):
+        started = clock()
+        engine.run(images)
+        seconds.append(clock() - started)
+    return min(seconds)
+
+
+def _summary(error: Exception, folder: ProfileFolder) -> str:
+    """What is wrong and what to do, without paths of the server or the words of its runtime: the log has those."""
+    where = f"{folder.model}/{folder.version}/{folder.profile}"
+    match error:
+        case ManifestInvalid():
+            return f"{where}/{MANIFEST_FILE} is not a valid manifest; build the profile again"
+        case FileMismatch():
+            return f"a file of {where} is not what its manifest promises (SHA-256); build or copy the profile again"
+        case EngineError():
+            return f"the runtime of the server cannot use {where}/{MODEL_FILE}; see the server's log"
+        case _:
+            return f"{where} could not be loaded; see the server's log"
 
 
 def _manifest_of(folder: ProfileFolder) -> Manifest | None:

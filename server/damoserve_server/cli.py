@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from damoserve_server.app import serve as serve_until_stopped
 from damoserve_server.catalogue import CatalogueError
@@ -40,6 +41,12 @@ def serve(  # noqa: PLR0913, PLR0917 - one argument for each option
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     try:
         asyncio.run(serve_until_stopped(Settings(**given), typer.echo))
-    except (CatalogueError, ValidationError, OSError) as error:
-        typer.echo(f"damoserve cannot start: {error}", err=True)
+    except (CatalogueError, ValidationError, SettingsError, OSError) as error:
+        typer.echo(f"damoserve cannot start: {_in_one_line(error)}", err=True)
         raise typer.Exit(1) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors())
+    return " ".join(str(error).split())

@@ -24,32 +24,34 @@ REASONS = {
 MAX_DETECTIONS = 1000
 
 
-def to_request(request: pb.DetectRequest, arrival: float, time_remaining: float | None) -> DetectionRequest:
+def to_request(
+    request: pb.DetectRequest, arrival: float, time_remaining: float | None, default_budget: float
+) -> DetectionRequest:
     """`arrival` is on the monotonic clock; `time_remaining` is of the gRPC deadline, in seconds.
 
-    Raises ArgumentOutOfRange or ProfileAndTier. The image is checked later, where it is read.
+    `default_budget`, in seconds, is for a call with neither a deadline nor a budget. Raises ArgumentOutOfRange or ProfileAndTier. The image is checked later, where it is read.
     """
     return DetectionRequest(
         image=request.image.content,
         arrival=arrival,
-        deadline=_deadline(request, arrival, time_remaining),
+        deadline=arrival + _budget(request, time_remaining, default_budget),
         model=request.model,
         profile=request.profile or None,
         tier=_tier(request),
-        min_accuracy=_accuracy(request),
+        min_accuracy=_fraction(request, "min_accuracy") or 0.0,
         score_threshold=_fraction(request, "score_threshold"),
         max_detections=_max_detections(request),
     )
 
 
-def _deadline(request: pb.DetectRequest, arrival: float, time_remaining: float | None) -> float | None:
+def _budget(request: pb.DetectRequest, time_remaining: float | None, default: float) -> float:
     budgets = [] if time_remaining is None else [time_remaining]
     if request.HasField("latency_budget"):
         budget = request.latency_budget.seconds + request.latency_budget.nanos / 1e9
         if budget <= 0:
             raise _out_of_range("latency_budget", f"{budget:g} s", "positive")
         budgets.append(budget)
-    return arrival + min(budgets) if budgets else None
+    return min(budgets, default=default)
 
 
 def _tier(request: pb.DetectRequest) -> Tier | None:
@@ -60,11 +62,6 @@ def _tier(request: pb.DetectRequest) -> Tier | None:
     if request.profile:
         raise ProfileAndTier("latency_tier", "at most one of profile and latency_tier may be set")
     return TIERS[request.latency_tier]
-
-
-def _accuracy(request: pb.DetectRequest) -> float:
-    # A float has about seven digits: 0.6 arrives as 0.60000002 and would exclude a profile that has 0.6.
-    return round(_fraction(request, "min_accuracy") or 0.0, 6)
 
 
 def _fraction(request: pb.DetectRequest, field: Literal["min_accuracy", "score_threshold"]) -> float | None:
@@ -144,7 +141,7 @@ def to_profile(model: Model, profile: ActiveProfile | FailedProfile) -> pb.Profi
         message.expected_latency.CopyFrom(to_duration(profile.latency.expected()))
     else:
         message.state = pb.Profile.STATE_FAILED
-        message.error = profile.error
+        message.error = profile.summary
     return message
 
 

@@ -9,9 +9,10 @@ from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.postprocess import Detections, select
 from damoserve_server.catalogue import ActiveProfile, Catalogue
+from damoserve_server.errors import DeadlineExpired
 from damoserve_server.gate import Gate
 from damoserve_server.images import ImageReader
-from damoserve_server.latency import LatencyEstimate
+from damoserve_server.latency import DecodeEstimate
 from damoserve_server.memory import Pool
 from damoserve_server.metrics import NO_TIER, STAGES, Metrics
 from damoserve_server.router import Candidate, Choice, Reason, Tier, Wish, choose
@@ -21,11 +22,11 @@ from damoserve_server.workers import Workers
 
 @dataclass(frozen=True)
 class DetectionRequest:
-    """What is asked for. Times are on the monotonic clock; None means the default."""
+    """What is asked for. Times are on the monotonic clock; None means the model's default."""
 
     image: bytes
     arrival: float
-    deadline: float | None = None
+    deadline: float
     model: str = ""
     profile: str | None = None
     tier: Tier | None = None
@@ -69,7 +70,7 @@ class Detector:
         self._images = images
         self._workers = workers
         self._metrics = metrics
-        self._decode_latency = LatencyEstimate(baseline=0.0)
+        self._decoding = DecodeEstimate()
         slots = settings.max_queue + settings.workers * settings.max_batch_size
         self._pools: Mapping[Size, Pool] = {
             size: Pool(slots, size) for size in {profile.size for profile in catalogue.active()}
@@ -79,12 +80,9 @@ class Detector:
         """Raises any DamoserveError. Once the network has started, the answer is given even if it comes late."""
         with self._gate.passage():
             self._images.limits.check(request.image)
-            deadline = request.deadline
-            if deadline is None:
-                deadline = request.arrival + self._settings.default_deadline_seconds
             tier = None if request.profile is not None else request.tier or self._settings.default_tier
-            choice = self._route(request, tier, deadline)
-            result = await self._serve(request, choice, deadline)
+            choice = self._route(request, tier)
+            result = await self._serve(request, choice)
         self._record(result, tier)
         return result
 
@@ -95,47 +93,51 @@ class Detector:
         return sum(pool.leased for pool in self._pools.values())
 
     async def drain(self, patience: float) -> None:
-        """Refuses new requests; returns when the accepted ones are answered, or after `patience` seconds."""
+        """Refuses new requests; returns when the accepted ones are answered.
+
+        After `patience` seconds those that still wait for the network are refused too.
+        """
         await self._gate.close(patience)
+        self._workers.refuse()
 
     async def close(self) -> None:
         """Ends the threads. No request may be inside."""
         await self._workers.close()
         await self._images.close()
 
-    def _route(self, request: DetectionRequest, tier: Tier | None, deadline: float) -> Choice[ActiveProfile]:
+    def _route(self, request: DetectionRequest, tier: Tier | None) -> Choice[ActiveProfile]:
         profiles = self.catalogue.model(request.model).serving(request.profile)
-        before = self._decode_latency.expected() + self._workers.expected_wait(deadline)
+        now = time.monotonic()
+        if request.deadline <= now:
+            raise DeadlineExpired("the time ran out before the request could be looked at")
+        before = self._decoding.expected(len(request.image)) + self._workers.expected_wait(request.deadline)
         candidates = [
             Candidate(profile, profile.manifest.accuracy.ap, before + profile.latency.expected())
             for profile in profiles
         ]
-        now = time.monotonic()
         objective, min_accuracy = None, request.min_accuracy
         if tier is not None:
             promised = self._settings.tiers[tier]
             objective = request.arrival + promised.objective_ms / 1000 - now
             min_accuracy = max(min_accuracy, promised.accuracy_floor)
-        choice = choose(candidates, Wish(deadline - now, objective, min_accuracy))
+        choice = choose(candidates, Wish(request.deadline - now, objective, min_accuracy))
         self._metrics.routed.labels(*choice.profile.key, tier or NO_TIER, choice.reason).inc()
         return choice
 
-    async def _serve(
-        self, request: DetectionRequest, choice: Choice[ActiveProfile], deadline: float
-    ) -> DetectionResult:
+    async def _serve(self, request: DetectionRequest, choice: Choice[ActiveProfile]) -> DetectionResult:
         profile = choice.profile
         with self._pools[profile.size].lease() as row:
             started = time.monotonic()
-            image_size = await self._images.read(request.image, row)
+            image_size = await self._images.read(request.image, row, request.deadline)
             decoded = time.monotonic()
-            self._decode_latency.observe(decoded - started)
+            self._decoding.observe(decoded - started, len(request.image))
             find = partial(
                 select,
                 thresholds=_thresholds(profile, request),
                 network_size=profile.size,
                 image_size=image_size,
             )
-            found = await self._workers.infer(profile, row, find, deadline)
+            found = await self._workers.infer(profile, row, find, request.deadline)
         timings = Timings(
             decode=decoded - started,
             queue=found.started - decoded,

@@ -129,6 +129,9 @@ class ShuttingDown(DamoserveError):
     code = grpc.StatusCode.UNAVAILABLE
     reason = "SHUTTING_DOWN"
 
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; try another one")
+
 
 class InternalError(DamoserveError):
     """Stands in for every unexpected exception; says nothing about it."""

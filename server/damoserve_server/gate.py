@@ -20,7 +20,7 @@ class Gate:
     def passage(self) -> Iterator[None]:
         """Raises ShuttingDown once the gate is closed."""
         if not self._open:
-            raise ShuttingDown("the server is shutting down; try another one")
+            raise ShuttingDown
         self._inside += 1
         self._empty.clear()
         try:

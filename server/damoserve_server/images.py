@@ -1,6 +1,7 @@
 """Encoded images to network inputs, in threads: the codecs release the interpreter lock."""
 
 import asyncio
+import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from damoserve_profiles import imaging
 from damoserve_profiles.imaging import Size
-from damoserve_server.errors import ImageEmpty, ImageTooLarge, ImageUndecodable
+from damoserve_server.errors import DeadlineExpired, ImageEmpty, ImageTooLarge, ImageUndecodable
 from damoserve_server.tasks import settled
 
 FIELD = "image.content"
@@ -38,18 +39,21 @@ class ImageReader:
     limits: ImageLimits
     threads: Executor
 
-    async def read(self, data: bytes, row: NDArray[np.uint8]) -> Size:
+    async def read(self, data: bytes, row: NDArray[np.uint8], deadline: float) -> Size:
         """Writes the image, stretched, into `row` `[height, width, 3]`; returns its size as displayed.
 
-        Raises ImageTooLarge or ImageUndecodable. However it ends, nothing writes to `row` any more.
+        `deadline`, on the monotonic clock, is when it must start. Raises DeadlineExpired, ImageTooLarge or
+        ImageUndecodable. However it ends, nothing writes to `row` any more.
         """
-        work = self.threads.submit(self._read, data, row)
+        work = self.threads.submit(self._read, data, row, deadline)
         return await settled(asyncio.wrap_future(work), work.cancel)
 
     async def close(self) -> None:
         await asyncio.to_thread(self.threads.shutdown)
 
-    def _read(self, data: bytes, row: NDArray[np.uint8]) -> Size:
+    def _read(self, data: bytes, row: NDArray[np.uint8], deadline: float) -> Size:
+        if time.monotonic() >= deadline:
+            raise DeadlineExpired("the time ran out while the image waited to be decoded")
         try:
             image = imaging.decode(data, self.limits.max_pixels)
         except imaging.TooManyPixels as error:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from damoserve_server.errors import AccuracyUnavailable, DeadlineUnreachable
 
 
@@ -61,7 +63,9 @@ def choose(candidates: Sequence[Candidate[P]], wish: Wish) -> Choice[P]:
     `candidates` is not empty; with a named profile it holds only that one. Of equally accurate ones the quicker wins.
     Raises AccuracyUnavailable or DeadlineUnreachable.
     """
-    accurate = [candidate for candidate in candidates if candidate.accuracy >= wish.min_accuracy]
+    # In single precision, as callers send it: 0.6 arrives as 0.60000002, and a profile that has 0.6 is what they ask for.
+    least = np.float32(wish.min_accuracy)
+    accurate = [candidate for candidate in candidates if np.float32(candidate.accuracy) >= least]
     if not accurate:
         best = max(candidate.accuracy for candidate in candidates)
         message = f"no profile reaches an average precision of {wish.min_accuracy:g}; the best has {best:.4f}"

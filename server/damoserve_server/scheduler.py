@@ -111,7 +111,8 @@ class Scheduler(Generic[P, T]):
         """Hands out all that wait, and takes in nothing more."""
         self._closed = True
         waiting = [ticket for queue in self._queues.values() for ticket in queue]
-        self._queues.clear()
+        for queue in self._queues.values():
+            queue.clear()
         return waiting
 
     def take(self) -> Batch[P, T] | None:

@@ -10,6 +10,7 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server import convert
 from damoserve_server.detector import Detector
+from damoserve_server.errors import DeadlineExpired
 
 if TYPE_CHECKING:
     import grpc
@@ -17,29 +18,47 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class DetectionService(pb_grpc.DetectionServiceServicer):
+class Startup:
     """Calls that come before the models are loaded wait for them, as long as their deadline allows."""
 
-    def __init__(self, detector: asyncio.Future[Detector]) -> None:
+    def __init__(self, detector: asyncio.Future[Detector], default_budget: float) -> None:
+        """`default_budget`, in seconds, is for calls that have no deadline of their own."""
         self._detector = detector
+        self.default_budget = default_budget
+
+    async def finished(self, deadline: float | None = None) -> Detector:
+        """`deadline` is on the monotonic clock. Raises DeadlineExpired, or ShuttingDown if there is no more to come."""
+        try:
+            async with asyncio.timeout_at(time.monotonic() + self.default_budget if deadline is None else deadline):
+                return await asyncio.shield(self._detector)
+        except TimeoutError:
+            raise DeadlineExpired("the time ran out while the models were loaded") from None
+
+
+class DetectionService(pb_grpc.DetectionServiceServicer):
+    """Finds objects."""
+
+    def __init__(self, startup: Startup) -> None:
+        self._startup = startup
 
     async def Detect(self, request: pb.DetectRequest, context: Context) -> pb.DetectResponse:
-        wanted = convert.to_request(request, time.monotonic(), context.time_remaining())
-        detector = await asyncio.shield(self._detector)
+        default = self._startup.default_budget
+        wanted = convert.to_request(request, time.monotonic(), context.time_remaining(), default)
+        detector = await self._startup.finished(wanted.deadline)
         return convert.to_response(await detector.detect(wanted))
 
 
 class ProfileService(pb_grpc.ProfileServiceServicer):
-    """Calls that come before the models are loaded wait for them."""
+    """Describes the profiles. gRPC itself ends calls at their deadline."""
 
-    def __init__(self, detector: asyncio.Future[Detector]) -> None:
-        self._detector = detector
+    def __init__(self, startup: Startup) -> None:
+        self._startup = startup
 
     async def ListProfiles(self, request: pb.ListProfilesRequest, context: Context) -> pb.ListProfilesResponse:
-        catalogue = (await asyncio.shield(self._detector)).catalogue
+        catalogue = (await self._startup.finished()).catalogue
         models = [catalogue.model(request.model)] if request.model else catalogue.models.values()
         return pb.ListProfilesResponse(profiles=[profile for model in models for profile in convert.to_profiles(model)])
 
     async def GetProfile(self, request: pb.GetProfileRequest, context: Context) -> pb.Profile:
-        model = (await asyncio.shield(self._detector)).catalogue.model(request.model)
+        model = (await self._startup.finished()).catalogue.model(request.model)
         return convert.to_profile(model, model.find(request.profile))

@@ -4,8 +4,15 @@ import os
 from pathlib import Path
 from typing import Annotated, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, FilePath, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
 
 from damoserve_profiles.imaging import DEFAULT_MAX_PIXELS
 from damoserve_profiles.recipe import Fraction
@@ -80,14 +87,16 @@ class Settings(BaseSettings):
     workers: Positive = Field(default_factory=usable_cores)
     """Batches that are computed at the same time."""
     threads_per_worker: Positive = 1
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: Annotated[tuple[str, ...], Field(min_length=1)] = ("CPUExecutionProvider",)
     """ONNX Runtime execution providers, the preferred first."""
 
     max_batch_size: Positive = 4
     max_batch_wait_ms: Annotated[float, Field(ge=0)] = 0.0
     """How long the first request of a batch waits for others. With 0, batches form of what waits for a busy worker."""
     max_queue: Positive = 64
-    """Requests that wait for one profile. For each input size, so many and a batch for each worker fit into memory."""
+    """Requests that wait, of all profiles. For each input size, so many and a batch for each worker fit into memory."""
+    max_concurrent_calls: Positive = 256
+    """gRPC refuses more, unread. Above what can wait or run, so that a busy server can give its own reasons."""
     default_deadline_seconds: Annotated[float, Field(gt=0)] = 10.0
     """For a call with neither a deadline nor a latency budget."""
     drain_seconds: Annotated[float, Field(ge=0)] = 10.0
@@ -114,4 +123,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         path = init_settings().get("config") or env_settings().get("config")
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, path)
+        try:
+            file = YamlConfigSettingsSource(settings_cls, path)
+        except (yaml.YAMLError, TypeError, ValueError) as error:  # the latter two: no text, or no names with values
+            raise SettingsError(f"{path} is not a YAML file of settings: {error}") from error
+        return init_settings, env_settings, file

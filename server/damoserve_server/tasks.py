@@ -21,4 +21,6 @@ async def settled(future: asyncio.Future[T], withdraw: Callable[[], bool]) -> T:
             while not future.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([future])
+            if not future.cancelled():
+                future.exception()  # nobody is left to hear of it; looked at, asyncio does not log it
         raise

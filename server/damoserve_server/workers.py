@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from damoserve_profiles.postprocess import Detections
 from damoserve_server.catalogue import ActiveProfile
 from damoserve_server.engines import EngineError
-from damoserve_server.errors import DeadlineExpired
+from damoserve_server.errors import ShuttingDown
 from damoserve_server.metrics import Metrics
 from damoserve_server.scheduler import Batch, Policy, Scheduler, Ticket
 from damoserve_server.tasks import settled
@@ -104,13 +104,18 @@ class Workers:
     async def infer(self, profile: ActiveProfile, row: NDArray[np.uint8], select: Select, deadline: float) -> Inference:
         """Runs the network on `row` `[height, width, 3]`, together with other requests where that helps.
 
-        Raises QueueFull, DeadlineUnreachable, DeadlineExpired, or what the engine or `select` raised. However it ends,
-        nothing reads `row` any more.
+        Raises QueueFull, DeadlineUnreachable, DeadlineExpired, ShuttingDown, or what the engine or `select` raised.
+        However it ends, nothing reads `row` any more.
         """
         job = Job(row, select, asyncio.get_running_loop().create_future())
         ticket = self._scheduler.submit(profile, job, deadline)
         self._advance()
         return await settled(job.future, lambda: self._scheduler.cancel(ticket))
+
+    def refuse(self) -> None:
+        """Takes no more work and fails what waits; only the batches that run are left."""
+        for ticket in self._scheduler.close():
+            _settle(ticket, ShuttingDown())
 
     async def close(self) -> None:
         """Waits for the batches that run."""
@@ -120,8 +125,8 @@ class Workers:
 
     def _advance(self) -> None:
         """Does all that is due and sets the alarm for what comes next."""
-        for expired in self._scheduler.expire():
-            _settle(expired, DeadlineExpired("the time ran out while the request waited for the network"))
+        for ticket, error in self._scheduler.drop():
+            _settle(ticket, error)
         while (batch := self._scheduler.take()) is not None:
             self._start(batch)
         if self._alarm is not None:

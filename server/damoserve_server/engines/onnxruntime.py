@@ -34,6 +34,9 @@ class OnnxRuntimeEngine:
             self._session = onnxruntime.InferenceSession(model, _session_options(options), providers=options.providers)
         except Exception as error:  # the runtime has a dozen unrelated exception classes
             raise EngineError(f"ONNX Runtime refused the model: {error}") from error
+        wanted, used = options.providers[0], self._session.get_providers()[0]
+        if used != wanted:  # it is built in, but its libraries or its device are missing
+            raise EngineError(f"ONNX Runtime could not start {wanted} and would use {used}")
         expected = _interface(manifest)
         if (found := _describe(self._session)) != expected:
             raise EngineError(f"the model has {found}; its manifest promises {expected}")
