@@ -156,7 +156,7 @@ def _load_profile(folder: ProfileFolder, loading: Loading) -> ActiveProfile | Fa
     if loading.stop.is_set():
         raise ShuttingDown
     try:
-        # This finds damage, not malice: who can change the file between the check and the reading can change both files.
+        # It is read again for loading: the check finds damage, not malice: who may write here can change the hash too.
         manifest = folder.verify()
         model = folder.model_path.read_bytes()
         engines = tuple(loading.load_engine(model, manifest, loading.options) for _ in range(loading.workers))

@@ -29,7 +29,8 @@ def to_request(
 ) -> DetectionRequest:
     """`arrival` is on the monotonic clock; `time_remaining` is of the gRPC deadline, in seconds.
 
-    `default_budget`, in seconds, is for a call with neither a deadline nor a budget. Raises ArgumentOutOfRange or ProfileAndTier. The image is checked later, where it is read.
+    `default_budget`, in seconds, is for a call with neither a deadline nor a budget. The image is checked later, where
+    it is read. Raises ArgumentOutOfRange or ProfileAndTier.
     """
     return DetectionRequest(
         image=request.image.content,

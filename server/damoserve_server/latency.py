@@ -61,10 +61,8 @@ class LatencyEstimate:
 
     def _slowdown(self) -> float:
         """By how much batches lately took longer than their baselines: the load of the machine concerns every size."""
-        latest = {size: window.median() for size, window in self._windows.items()}
-        return median(
-            [seconds / self._baseline(size) for size, seconds in latest.items() if seconds is not None] or [1]
-        )
+        latest = [(size, window.median()) for size, window in self._windows.items()]
+        return median([seconds / self._baseline(size) for size, seconds in latest if seconds is not None] or [1.0])
 
 
 class DecodeEstimate:

@@ -63,7 +63,7 @@ def choose(candidates: Sequence[Candidate[P]], wish: Wish) -> Choice[P]:
     `candidates` is not empty; with a named profile it holds only that one. Of equally accurate ones the quicker wins.
     Raises AccuracyUnavailable or DeadlineUnreachable.
     """
-    # In single precision, as callers send it: 0.6 arrives as 0.60000002, and a profile that has 0.6 is what they ask for.
+    # In single precision, as callers send it: 0.6 arrives as 0.60000002, and a profile that has 0.6 is to fit.
     least = np.float32(wish.min_accuracy)
     accurate = [candidate for candidate in candidates if np.float32(candidate.accuracy) >= least]
     if not accurate:

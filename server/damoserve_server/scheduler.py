@@ -18,7 +18,7 @@ from damoserve_server.errors import DamoserveError, DeadlineExpired, DeadlineUnr
 SAME_THROUGHPUT = 1.05
 """Batch sizes whose seconds per image differ by less are equally good: noise must not switch batching off."""
 HEAD_START = 0.25
-"""A request that waits for company starts so early, as a share of the expected time: timers are late, estimates medians."""
+"""Share of the expected time by which a wait for company ends early: timers are late, and estimates are medians."""
 
 P = TypeVar("P", bound=Hashable)
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Batch(Generic[P, T]):
 
 
 class Scheduler(Generic[P, T]):
-    """Takes tickets in and hands each out exactly once: in a batch, dropped, at the close, or to the one who cancels it."""
+    """Takes tickets in and hands each out exactly once: by `take`, `drop`, `close` or `cancel`."""
 
     def __init__(self, policy: Policy, expected: Callable[[P, int], float], clock: Callable[[], float]) -> None:
         """`expected(profile, batch_size)` is how many seconds a batch is expected to take."""
@@ -123,7 +123,7 @@ class Scheduler(Generic[P, T]):
             return None
         tickets = min(ready, key=lambda tickets: tickets[0].deadline)
         profile = tickets[0].profile
-        share = ceil(len(tickets) / self._free_workers)
+        share = _share(len(tickets), self._free_workers)
         ahead = tickets[: self._batch_size(profile, share, tickets[0].deadline - now)]
         for ticket in ahead:
             self._queues[profile].remove(ticket)
@@ -152,7 +152,7 @@ class Scheduler(Generic[P, T]):
         for profile, queue in self._queues.items():
             more_urgent = bisect_right(queue, deadline, key=_deadline)
             while more_urgent:
-                size = self._batch_size(profile, more_urgent)
+                size = self._batch_size(profile, _share(more_urgent, free_at.count(free_at[0])))
                 heapreplace(free_at, free_at[0] + self._expected(profile, size))
                 more_urgent -= size
         return free_at[0]
@@ -195,6 +195,11 @@ class Scheduler(Generic[P, T]):
 
 def _deadline(ticket: Ticket[P, T]) -> float:
     return ticket.deadline
+
+
+def _share(waiting: int, workers: int) -> int:
+    """Of each worker, if so many are free at the same time: none is to idle while another takes all."""
+    return ceil(waiting / workers)
 
 
 def _lateness(ticket: Ticket[P, T], needed: float, now: float) -> DamoserveError:

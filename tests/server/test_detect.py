@@ -83,12 +83,13 @@ def test_thresholds_of_the_request_replace_those_of_the_model(serve, pictures):
                 await scores(max_detections=1),
             ]
 
-    assert asyncio.run(scenario()) == [[1.0, 1.0, 0.5], [1.0, 1.0, 0.5, 0.13], [], [1.0]]
+    assert asyncio.run(scenario()) == [[1.0, 1.0, 0.5], [1.0, 1.0, 0.5, 0.13], [1.0, 1.0], [1.0]]
 
 
 def test_every_caller_of_a_batch_gets_its_own_answer(serve, pictures, valve):
     async def scenario():
         async with serve(valve.load, max_batch_size=4) as client:
+            client.learn(0.01)
             valve.shut()
             first = asyncio.ensure_future(client.detect(pictures.red, profile="quick"))
             await valve.entered()

@@ -69,12 +69,32 @@ def test_a_message_above_the_limit_is_refused_by_grpc(serve, pictures):
     async def scenario():
         async with serve() as client:
             failure = await client.failure(client.detect(bytes(20_000_000)))
+            started = (await client.metrics()).sum("grpc_server_started_total")
             assert len((await client.detect(pictures.red)).detections) == 4
-            return failure
+            return failure, started
 
-    failure = asyncio.run(scenario())
+    failure, started = asyncio.run(scenario())
     assert failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert failure.reason is None
+    assert started == 0
+
+
+def test_a_call_too_many_is_refused_by_grpc(serve, pictures, valve):
+    async def scenario():
+        async with serve(valve.load, max_concurrent_calls=1) as client:
+            valve.shut()
+            first = asyncio.ensure_future(client.detect(pictures.red))
+            await valve.entered()
+            failure = await client.failure(client.detect(pictures.red))
+            started = (await client.metrics()).sum("grpc_server_started_total")
+            valve.open()
+            assert len((await first).detections) == 4
+            return failure, started
+
+    failure, started = asyncio.run(scenario())
+    assert failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert failure.reason is None
+    assert started == 1
 
 
 def test_what_does_not_exist(serve, pictures):
@@ -126,30 +146,49 @@ def test_accuracy_that_no_profile_reaches(serve, pictures):
 def test_budget_that_no_profile_can_meet(serve, pictures, valve):
     async def scenario():
         async with serve(valve.load) as client:
+            client.learn(1000.0)
             valve.sizes.clear()
-            budget = Duration(nanos=1000)
+            budget = Duration(seconds=5)
             failures = [
                 await client.failure(client.detect(pictures.red, latency_budget=budget)),
                 await client.failure(client.detect(pictures.red, latency_budget=budget, profile="quick")),
             ]
             assert valve.sizes == []
-            assert len((await client.detect(pictures.red)).detections) == 4
+            assert len((await client.detect(pictures.red, timeout=5000.0)).detections) == 4
             return failures
 
     for failure in asyncio.run(scenario()):
         assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_UNREACHABLE")
+        assert float(failure.detail(error_details_pb2.ErrorInfo).metadata["budget_ms"]) > 0
 
 
-def test_grpc_deadline_of_one_millisecond(serve, pictures):
+def test_budget_that_is_over_on_arrival(serve, pictures, valve):
     async def scenario():
-        async with serve() as client:
-            assert len((await client.detect(pictures.red)).detections) == 4
-            slow = pictures.encode(pictures.draw("red", size=(2000, 2000)))
-            failure = await client.failure(client.detect(slow, timeout=0.001))
+        async with serve(valve.load) as client:
+            valve.sizes.clear()
+            failure = await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=1)))
+            assert valve.sizes == []
             assert len((await client.detect(pictures.red)).detections) == 4
             return failure
 
+    failure = asyncio.run(scenario())
+    assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXPIRED")
+
+
+def test_grpc_deadline_of_one_millisecond(serve, pictures, valve):
+    """The image alone takes longer to decode, whatever the machine."""
+
+    async def scenario():
+        async with serve(valve.load) as client:
+            slow = pictures.encode(pictures.draw("red", size=(2000, 2000)))
+            valve.sizes.clear()
+            failure = await client.failure(client.detect(slow, timeout=0.001))
+            assert len((await client.detect(pictures.red)).detections) == 4
+            await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 0)
+            return failure
+
     assert asyncio.run(scenario()).code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert valve.sizes == [1]
 
 
 def test_deadline_that_comes_while_the_request_waits(serve, pictures, valve):
@@ -168,13 +207,33 @@ def test_deadline_that_comes_while_the_request_waits(serve, pictures, valve):
     assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXPIRED")
 
 
+def test_time_that_does_not_suffice_any_more_when_the_worker_is_free(serve, pictures, valve):
+    async def scenario():
+        async with serve(valve.load, max_batch_size=1) as client:
+            valve.shut()
+            first = asyncio.ensure_future(client.detect(pictures.red))
+            await valve.entered()
+            second = asyncio.ensure_future(client.detect(pictures.red, latency_budget=Duration(seconds=10)))
+            await client.until(lambda now: now.sum("damoserve_queued_requests") == 1)
+            for _ in range(3):  # whatever the first one took, the median is now an hour
+                client.learn(3600.0)
+            valve.open()
+            assert len((await first).detections) == 4
+            return await client.failure(second)
+
+    failure = asyncio.run(scenario())
+    assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_UNREACHABLE")
+    assert valve.sizes == [1]
+
+
 def test_full_queue(serve, pictures, valve):
     """One computes, two wait, seven are refused while the three are still unanswered."""
 
     async def scenario():
         async with serve(valve.load, max_batch_size=1, max_queue=2) as client:
             valve.shut()
-            calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(10)]
+            profiles = ("accurate", "quick") * 5  # the queue is one for all
+            calls = [asyncio.ensure_future(client.detect(pictures.red, profile=profile)) for profile in profiles]
             done, waiting = set(), set(calls)
             while len(done) < 7:
                 finished, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

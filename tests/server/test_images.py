@@ -1,29 +1,31 @@
 """What images the server understands."""
 
 import asyncio
+import math
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from damoserve_profiles import imaging
 from damoserve_profiles.imaging import Size
-from damoserve_server.errors import ImageTooLarge
+from damoserve_server.errors import DeadlineExpired, ImageTooLarge
 from damoserve_server.images import ImageLimits, ImageReader
 
 EXIF_ORIENTATION = 0x0112
+LATER = math.inf
 
 
 def modes(pictures):
     red = pictures.draw("red")
-    grey16 = Image.fromarray(np.full((60, 80), 0xFFFF, np.uint16))
     transparent = red.convert("RGBA")
     transparent.putalpha(0)
     return {
         "cmyk": (pictures.encode(red.convert("CMYK"), "JPEG", quality=95), {"red"}),
         "grey": (pictures.encode(pictures.draw("white").convert("L")), {"red", "green", "blue"}),
-        "grey16": (pictures.encode(grey16), {"red", "green", "blue"}),
         "rgba": (pictures.encode(transparent), {"red"}),
         "palette": (pictures.encode(red.convert("P")), {"red"}),
         "bilevel": (pictures.encode(pictures.draw("white").convert("1")), {"red", "green", "blue"}),
@@ -43,6 +45,16 @@ def test_all_kinds_of_images(serve, pictures):
             }
 
     assert asyncio.run(scenario()) == {name: labels for name, (_, labels) in cases.items()}
+
+
+def test_16_bit_grey_keeps_its_brightness(serve, pictures):
+    image = pictures.encode(Image.fromarray(np.full((60, 80), 0x8000, np.uint16)))
+
+    async def scenario():
+        async with serve() as client:
+            return {round(d.score, 3) for d in (await client.detect(image, score_threshold=0.1)).detections}
+
+    assert asyncio.run(scenario()) == {round(0x80 / 0xFF, 3)}
 
 
 def test_boxes_follow_the_orientation_in_which_the_image_is_displayed(serve, pictures):
@@ -69,42 +81,70 @@ def reader():
 
 def test_an_image_is_resized_into_the_row_and_nowhere_else(reader, pictures):
     rows = np.zeros((3, 32, 64, 3), np.uint8)
-    assert asyncio.run(reader.read(pictures.red, rows[1])) == Size(80, 60)
+    assert asyncio.run(reader.read(pictures.red, rows[1], LATER)) == Size(80, 60)
     assert (rows[1] == [255, 0, 0]).all()
     assert not rows[[0, 2]].any()
 
 
 def test_limits_hold_at_their_edge(reader, pictures):
     row = np.zeros((32, 64, 3), np.uint8)
-    assert asyncio.run(reader.read(pictures.encode(pictures.draw("red", size=(4800, 1))), row)) == Size(4800, 1)
+    assert asyncio.run(reader.read(pictures.encode(pictures.draw("red", size=(4800, 1))), row, LATER)) == Size(4800, 1)
     with pytest.raises(ImageTooLarge):
-        asyncio.run(reader.read(pictures.encode(pictures.draw("red", size=(4801, 1))), row))
+        asyncio.run(reader.read(pictures.encode(pictures.draw("red", size=(4801, 1))), row, LATER))
     reader.limits.check(bytes(10_000))
     with pytest.raises(ImageTooLarge):
         reader.limits.check(bytes(10_001))
 
 
-def test_a_cancelled_read_leaves_only_when_its_thread_has_left_the_row(pictures):
+def test_what_is_out_of_time_is_not_decoded(reader, pictures):
     row = np.zeros((32, 64, 3), np.uint8)
+    with pytest.raises(DeadlineExpired):
+        asyncio.run(reader.read(b"no image", row, time.monotonic()))
+    with pytest.raises(DeadlineExpired):
+        asyncio.run(reader.read(pictures.red, row, time.monotonic()))
+    assert not row.any()
+
+
+def test_a_cancelled_read_leaves_only_when_its_thread_has_left_the_row(reader, pictures, monkeypatch):
+    row = np.zeros((32, 64, 3), np.uint8)
+    entered, leave = threading.Event(), threading.Event()
+    decode = imaging.decode
+
+    def slowly(*arguments):
+        entered.set()
+        assert leave.wait(20)
+        return decode(*arguments)
+
+    monkeypatch.setattr(imaging, "decode", slowly)
 
     async def scenario():
-        threads = ThreadPoolExecutor(1)
-        reader = ImageReader(ImageLimits(10_000, 10_000), threads)
-        entered, leave = threading.Event(), threading.Event()
-
-        def block():
-            entered.set()
-            assert leave.wait(20)
-
-        threads.submit(block)
+        reading = asyncio.ensure_future(reader.read(pictures.red, row, LATER))
         await asyncio.to_thread(entered.wait, 20)
-        waiting = asyncio.ensure_future(reader.read(pictures.red, row))
+        reading.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        left_early = reading.done()
+        leave.set()
+        await asyncio.wait([reading])
+        return left_early, reading.cancelled(), row.any()
+
+    assert asyncio.run(scenario()) == (False, True, True)
+
+
+def test_a_read_that_waits_for_a_thread_can_be_withdrawn(reader, pictures):
+    row = np.zeros((32, 64, 3), np.uint8)
+    leave = threading.Event()
+
+    async def scenario():
+        reader.threads.submit(leave.wait, 20)
+        waiting = asyncio.ensure_future(reader.read(pictures.red, row, LATER))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])
+        left_early = not leave.is_set()
         leave.set()
         await reader.close()
-        return waiting
+        return left_early and waiting.cancelled()
 
-    assert asyncio.run(scenario()).cancelled()
+    assert asyncio.run(scenario())
     assert not row.any()

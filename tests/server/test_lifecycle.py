@@ -1,18 +1,30 @@
 """Starting, draining, stopping, cancelling."""
 
 import asyncio
+import os
 import re
 import signal
 import subprocess
 import sys
 
 import grpc
+import onnxruntime
 import pytest
+import typer
+from google.protobuf.duration_pb2 import Duration
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from typer.testing import CliRunner
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
-from damoserve_server.catalogue import CatalogueError
+from damoserve_profiles.repository import Repository
+from damoserve_server.app import serve as serve_until_stopped
+from damoserve_server.catalogue import WARM_UP_RUNS, CatalogueError
+from damoserve_server.cli import serve as serve_command
+from damoserve_server.engines import EngineError, EngineOptions
+from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
+from damoserve_server.errors import ShuttingDown
+from damoserve_server.settings import Settings
 
 DETECTION = "damoserve.v1.DetectionService"
 
@@ -57,6 +69,72 @@ def test_an_early_call_may_give_up(application, client_of, pictures, valve):
     assert asyncio.run(scenario()).code == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+def test_an_early_call_waits_no_longer_than_its_budget(application, client_of, pictures, valve):
+    async def scenario():
+        valve.shut()
+        server = application(valve.load, default_deadline_seconds=0.2)
+        await server.listen()
+        async with client_of(server) as client:
+            loading = asyncio.ensure_future(server.load())
+            failures = [
+                await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=100_000_000))),
+                await client.failure(client.detect(pictures.red, timeout=None)),
+                await client.failure(client.profiles.ListProfiles(pb.ListProfilesRequest())),
+            ]
+            assert not loading.done()
+            valve.open()
+            await loading
+            assert len((await client.detect(pictures.red)).detections) == 4
+        await server.stop()
+        return failures
+
+    for failure in asyncio.run(scenario()):
+        assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXPIRED")
+
+
+def test_a_server_that_stops_while_it_loads_loads_no_further_profile(application, client_of, pictures, valve):
+    async def scenario():
+        valve.shut()
+        server = application(valve.load, max_batch_size=1)
+        await server.listen()
+        async with client_of(server) as client:
+            loading = asyncio.ensure_future(server.load())
+            await valve.entered()
+            early = asyncio.ensure_future(client.detect(pictures.red))
+            await client.until(lambda now: now.sum("grpc_server_started_total", grpc_method="Detect") == 1)
+            stopping = asyncio.ensure_future(server.stop())
+            failure = await client.failure(early)
+            await stopping
+            valve.open()
+            with pytest.raises(ShuttingDown):
+                await loading
+        return failure
+
+    failure = asyncio.run(scenario())
+    assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    assert valve.sizes == [1] * WARM_UP_RUNS
+
+
+def test_a_signal_ends_the_loading(repository):
+    """The first manifest is a pipe: the server hangs in it until the test closes it."""
+    pipe = repository / "colours" / "3" / "a" / "manifest.json"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    announced = []
+
+    async def scenario():
+        settings = Settings(repository=repository, port=0, metrics_port=0)
+        serving = asyncio.ensure_future(serve_until_stopped(settings, announced.append))
+        writer = await asyncio.to_thread(pipe.open, "wb")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await serving
+        pipe.unlink()
+        writer.close()
+
+    asyncio.run(scenario())
+    assert announced == []
+
+
 def test_a_stopping_server_answers_what_it_has_accepted(application, client_of, pictures, valve):
     async def scenario():
         server = application(valve.load, max_batch_size=1)
@@ -92,7 +170,9 @@ def test_draining_takes_no_longer_than_it_may(application, client_of, pictures, 
             await stopping
         return failures
 
-    assert {failure.code for failure in asyncio.run(scenario())} == {grpc.StatusCode.UNAVAILABLE}
+    failures = asyncio.run(scenario())
+    assert {failure.code for failure in failures} == {grpc.StatusCode.UNAVAILABLE}
+    assert {failure.reason for failure in failures} == {None, "SHUTTING_DOWN"}  # the first is cut off while it computes
     assert valve.sizes == [1]
 
 
@@ -133,7 +213,9 @@ def test_one_damaged_profile_fails_alone(serve, repository, pictures):
 
     failed, state, failure, answer = asyncio.run(scenario())
     assert failed.state == pb.Profile.STATE_FAILED
-    assert "SHA-256" in failed.error
+    assert failed.error == (
+        "a file of colours/3/accurate is not what its manifest promises (SHA-256); build or copy the profile again"
+    )
     assert failed.average_precision == 0.6
     assert not failed.HasField("expected_latency")
     assert state == 1
@@ -141,7 +223,7 @@ def test_one_damaged_profile_fails_alone(serve, repository, pictures):
     assert answer.profile == "quick"
 
 
-def test_profiles_that_the_runtime_cannot_use_fail_alone(serve, repository, new_profile, pictures):
+def test_profiles_that_the_runtime_cannot_use_fail_alone(serve, repository, new_profile, pictures, caplog):
     new_profile(repository, "garbage", ap=0.9, model=b"no model")
     (repository / "colours" / "3" / "empty").mkdir()
     other = repository / "colours" / "3" / "other"
@@ -156,10 +238,22 @@ def test_profiles_that_the_runtime_cannot_use_fail_alone(serve, repository, new_
 
     errors, answer = asyncio.run(scenario())
     assert list(errors) == ["accurate", "quick", "empty", "garbage", "other"]
-    assert "ONNX Runtime refused the model" in errors["garbage"]
-    assert "is not a valid manifest" in errors["empty"]
-    assert "its manifest promises" in errors["other"]
+    cannot = "the runtime of the server cannot use colours/3/{}/model.onnx; see the server's log"
+    assert errors["garbage"] == cannot.format("garbage")
+    assert errors["other"] == cannot.format("other")
+    assert errors["empty"] == "colours/3/empty/manifest.json is not a valid manifest; build the profile again"
+    for detail in ("ONNX Runtime refused the model", "its manifest promises", str(repository)):
+        assert detail in caplog.text
     assert answer.profile == "accurate"
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_cannot_start_is_not_replaced_in_silence(pristine, monkeypatch):
+    both = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(both))
+    folder = Repository(pristine).folder("colours", 3, "quick")
+    with pytest.raises(EngineError, match="could not start CUDAExecutionProvider and would use CPUExecutionProvider"):
+        OnnxRuntimeEngine(folder.model_path.read_bytes(), folder.read_manifest(), EngineOptions(1, providers=both))
 
 
 def test_the_newest_version_serves_and_the_default_model_can_be_set(serve, repository, new_profile, pictures):
@@ -225,6 +319,25 @@ def test_the_command_serves_until_a_signal(repository, pictures):
             assert len(pb_grpc.DetectionServiceStub(channel).Detect(request, timeout=20).detections) == 4
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("DAMOSERVE_PROVIDERS", "CUDA", 'error parsing value for field "providers"'),
+        ("DAMOSERVE_PORT", "x", "port: Input should be a valid integer"),
+        ("DAMOSERVE_CONFIG", __file__, "test_lifecycle.py is not a YAML file of settings"),
+    ],
+)
+def test_the_command_names_a_wrong_setting_in_one_line(monkeypatch, name, value, message):
+    app = typer.Typer()
+    app.command()(serve_command)
+    monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("damoserve cannot start: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_command_says_why_it_cannot_start(tmp_path):

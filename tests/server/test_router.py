@@ -1,5 +1,6 @@
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from damoserve_server.errors import AccuracyUnavailable, DeadlineUnreachable
@@ -59,7 +60,8 @@ ladders = st.lists(st.tuples(fractions, fractions), min_size=1, max_size=6).map(
 
 @given(ladders, st.builds(Wish, fractions, fractions, fractions))
 def test_the_choice_is_allowed_and_none_is_better(candidates, wish):
-    allowed = [c for c in candidates if c.accuracy >= wish.min_accuracy and c.seconds <= wish.budget]
+    least = np.float32(wish.min_accuracy)
+    allowed = [c for c in candidates if np.float32(c.accuracy) >= least and c.seconds <= wish.budget]
     try:
         choice = choose(candidates, wish)
     except (AccuracyUnavailable, DeadlineUnreachable):
@@ -74,3 +76,12 @@ def test_the_choice_is_allowed_and_none_is_better(candidates, wish):
     else:
         assert not in_time
         assert chosen.seconds == min(c.seconds for c in allowed)
+
+
+@given(fractions)
+@example(0.6)  # more in single precision
+@example(0.7)  # less
+@example(0.12345649)  # more when rounded to six places
+def test_a_profile_is_found_by_its_own_accuracy(accuracy):
+    for asked in (accuracy, float(np.float32(accuracy))):
+        assert choose([Candidate("only", accuracy, 0.0)], Wish(budget=1, min_accuracy=asked)).profile == "only"

@@ -2,6 +2,7 @@ import os
 
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from damoserve_server.router import Tier
 from damoserve_server.settings import Settings, usable_cores
@@ -43,12 +44,21 @@ def test_other_variables_with_the_prefix_do_no_harm(monkeypatch):
         ("port: 70000", "port"),
         ("tiers: {realtime: {objective: 1}}", "objective"),
         ("max_image_bytes: 99999999", "max_message_bytes must be larger"),
+        ("providers: []", "providers"),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path, content, message):
     file = tmp_path / "damoserve.yaml"
     file.write_text(content)
     with pytest.raises(ValidationError, match=message):
+        Settings(config=file)
+
+
+@pytest.mark.parametrize("content", [b"port: [1", b"- 1\n- 2", b"hello", b"\xff\xfe"])
+def test_a_file_that_holds_no_settings_is_named(tmp_path, content):
+    file = tmp_path / "damoserve.yaml"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"damoserve\.yaml is not a YAML file of settings"):
         Settings(config=file)
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 
 from damoserve_server.tasks import settled
 
@@ -44,3 +45,23 @@ def test_results_and_errors_come_through():
     result, error = asyncio.run(scenario())
     assert result == 7
     assert isinstance(error, ValueError)
+
+
+def test_what_the_work_raises_after_its_waiter_has_left_bothers_nobody():
+    unheard = []
+
+    async def scenario():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: unheard.append(context))
+        work = asyncio.get_running_loop().create_future()
+        waiter = asyncio.ensure_future(settled(work, lambda: False))
+        await asyncio.sleep(0)
+        waiter.cancel()
+        await asyncio.sleep(0)
+        work.set_exception(ValueError("no"))
+        await asyncio.wait([waiter])
+        assert waiter.cancelled()
+        del work, waiter
+        gc.collect()
+
+    asyncio.run(scenario())
+    assert unheard == []

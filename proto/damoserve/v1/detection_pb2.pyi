@@ -141,7 +141,7 @@ class DetectRequest(_message.Message):
     def latency_budget(self) -> _duration_pb2.Duration:
         """The longest time that the answer may take, from the arrival of the request at the server. Must be positive.
         The call's gRPC deadline counts as well; the smaller wins. A request that cannot be answered within it is refused
-        at once with DEADLINE_UNREACHABLE.
+        at once with DEADLINE_UNREACHABLE; one that turns out while it waits to have too little time left, then.
         """
 
     def __init__(
@@ -376,7 +376,7 @@ class ListProfilesResponse(_message.Message):
     PROFILES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def profiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Profile]:
-        """By model, then the most accurate first."""
+        """By model, then the most accurate first; those that FAILED last."""
 
     def __init__(
         self,
@@ -464,7 +464,7 @@ class Profile(_message.Message):
     profile: _builtins.str
     state: Global___Profile.State.ValueType
     error: _builtins.str
-    """Why the profile is not served. Empty unless FAILED."""
+    """Why the profile is not served, in short; the server's log has the details. Empty unless FAILED."""
     average_precision: _builtins.float
     """Average precision on the validation images, averaged over IoU 0.50 to 0.95 (COCO) and at IoU 0.50; 0 to 1."""
     average_precision_50: _builtins.float
@@ -489,7 +489,7 @@ class Profile(_message.Message):
     @_builtins.property
     def expected_latency(self) -> _duration_pb2.Duration:
         """Expected time of the network for one image on this server, learned from what it served, starting from the
-        measurement at warm-up.
+        measurement at warm-up. Unset for every profile that FAILED.
         """
 
     def __init__(

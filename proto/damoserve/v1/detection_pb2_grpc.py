@@ -41,13 +41,14 @@ class DetectionServiceStub:
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
     | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
-    | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | refused at once: no allowed profile can answer in time      |
+    | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
-    A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason.
+    A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
+    call that comes while the server holds as many as it may, however little work waits.
     """
 
     def __init__(self, channel):
@@ -79,13 +80,14 @@ class DetectionServiceServicer:
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
     | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
-    | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | refused at once: no allowed profile can answer in time      |
+    | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
-    A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason.
+    A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
+    call that comes while the server holds as many as it may, however little work waits.
     """
 
     def Detect(self, request, context):
@@ -127,13 +129,14 @@ class DetectionService:
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
     | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
-    | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | refused at once: no allowed profile can answer in time      |
+    | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
-    A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason.
+    A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
+    call that comes while the server holds as many as it may, however little work waits.
     """
 
     @staticmethod
@@ -191,7 +194,7 @@ class ProfileServiceServicer:
     """
 
     def ListProfiles(self, request, context):
-        """Lists the profiles of one model or of all, the most accurate first.
+        """Lists the profiles of one model or of all, the most accurate first, those that FAILED last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

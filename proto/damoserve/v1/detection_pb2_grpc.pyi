@@ -42,13 +42,14 @@ class DetectionServiceStub:
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
     | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
-    | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | refused at once: no allowed profile can answer in time      |
+    | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
-    A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason.
+    A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
+    call that comes while the server holds as many as it may, however little work waits.
     """
 
     @_typing.overload
@@ -75,13 +76,14 @@ class DetectionServiceAsyncStub(DetectionServiceStub):
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
     | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
-    | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | refused at once: no allowed profile can answer in time      |
+    | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
-    A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason.
+    A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
+    call that comes while the server holds as many as it may, however little work waits.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -104,13 +106,14 @@ class DetectionServiceServicer(metaclass=_abc_1.ABCMeta):
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
     | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
-    | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | refused at once: no allowed profile can answer in time      |
+    | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
-    A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason.
+    A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
+    call that comes while the server holds as many as it may, however little work waits.
     """
 
     @_abc_1.abstractmethod
@@ -131,7 +134,7 @@ class ProfileServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ProfileServiceAsyncStub: ...
     ListProfiles: _grpc.UnaryUnaryMultiCallable[_detection_pb2.ListProfilesRequest, _detection_pb2.ListProfilesResponse]
-    """Lists the profiles of one model or of all, the most accurate first."""
+    """Lists the profiles of one model or of all, the most accurate first, those that FAILED last."""
     GetProfile: _grpc.UnaryUnaryMultiCallable[_detection_pb2.GetProfileRequest, _detection_pb2.Profile]
     """Gets one profile. NOT_FOUND when the model or the profile is unknown."""
 
@@ -141,7 +144,7 @@ class ProfileServiceAsyncStub(ProfileServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListProfiles: _aio.UnaryUnaryMultiCallable[_detection_pb2.ListProfilesRequest, _detection_pb2.ListProfilesResponse]  # type: ignore[assignment]
-    """Lists the profiles of one model or of all, the most accurate first."""
+    """Lists the profiles of one model or of all, the most accurate first, those that FAILED last."""
     GetProfile: _aio.UnaryUnaryMultiCallable[_detection_pb2.GetProfileRequest, _detection_pb2.Profile]  # type: ignore[assignment]
     """Gets one profile. NOT_FOUND when the model or the profile is unknown."""
 
@@ -154,7 +157,7 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _detection_pb2.ListProfilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_detection_pb2.ListProfilesResponse, _abc.Awaitable[_detection_pb2.ListProfilesResponse]]:
-        """Lists the profiles of one model or of all, the most accurate first."""
+        """Lists the profiles of one model or of all, the most accurate first, those that FAILED last."""
 
     @_abc_1.abstractmethod
     def GetProfile(
