@@ -78,7 +78,7 @@ def build(  # noqa: PLR0913, PLR0917
         list[Path] | None, typer.Option(help="Recipe file; may be repeated. Default: all bundled recipes.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs of every profile.")] = 100,
-    score: Annotated[float, typer.Option(min=0, max=1, help="Default score threshold of the profiles.")] = 0.35,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Default score threshold of the profiles.")] = 0.5,
 ) -> None:
     """Build profiles from a trained network: prune, export, quantise, validate, measure."""
     from damoserve_compress.build import BuildConfig, Builder, BuildError
