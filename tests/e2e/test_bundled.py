@@ -1,5 +1,6 @@
 """The bundled model, served by a real process and asked by the real client."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -8,12 +9,14 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
+from PIL import Image
 
 from damoserve_client import Client, DetectionResult, ProfileUnavailable
 from damoserve_compress.datasets import Dataset, Sample
@@ -29,6 +32,15 @@ from damoserve_profiles.repository import BUNDLED, ProfileFolder, Repository
 MODEL = "blood-cells"
 PROFILES = ("fp32", "int8", "int8+pruned", "pruned")
 PICTURE = Path(__file__).parents[2] / "docs" / "images" / "smear.jpg"
+
+DAMOSERVE = "import sys; from damoserve_client.cli import main; sys.argv[0] = 'damoserve'; main()"
+
+
+class Server(Protocol):
+    address: str
+    metrics: str
+
+    def stop(self) -> int: ...
 
 
 def folder(profile: str) -> ProfileFolder:
@@ -99,10 +111,6 @@ def test_rendered_cells_are_found(client: Client, profile: str) -> None:
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
-    import io
-
-    from PIL import Image
-
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
@@ -143,18 +151,18 @@ def test_a_patient_caller_gets_the_most_accurate_profile(client: Client) -> None
     assert result.profile == best.profile
 
 
-def test_health_and_metrics_tell_of_it(server: object, client: Client) -> None:
+def test_health_and_metrics_tell_of_it(server: Server, client: Client) -> None:
     client.detect(PICTURE, profile="int8")
-    with grpc.insecure_channel(server.address) as channel:  # type: ignore[attr-defined]
+    with grpc.insecure_channel(server.address) as channel:
         request = health_pb2.HealthCheckRequest(service="damoserve.v1.DetectionService")
         assert health_pb2_grpc.HealthStub(channel).Check(request).status == health_pb2.HealthCheckResponse.SERVING
-    with urllib.request.urlopen(server.metrics) as response:  # type: ignore[attr-defined]
+    with urllib.request.urlopen(server.metrics) as response:
         text = response.read().decode()
     assert 'damoserve_profile_state{model="blood-cells",profile="int8",state="active"} 1.0' in text
 
 
 def test_a_profile_with_one_changed_byte_is_refused_and_the_others_serve(
-    start_server: Callable[..., AbstractContextManager[object]], tmp_path: Path
+    start_server: Callable[..., AbstractContextManager[Server]], tmp_path: Path
 ) -> None:
     repository = Path(shutil.copytree(BUNDLED, tmp_path / "repository"))
     path = repository / MODEL / "1" / "int8" / MODEL_FILE
@@ -162,7 +170,7 @@ def test_a_profile_with_one_changed_byte_is_refused_and_the_others_serve(
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with start_server(repository) as running:
-        with Client(running.address, timeout=60) as client:  # type: ignore[attr-defined]
+        with Client(running.address, timeout=60) as client:
             infos = {info.profile: info for info in client.profiles()}
             assert [name for name, info in infos.items() if not info.active] == ["int8"]
             assert "SHA-256" in infos["int8"].error
@@ -170,13 +178,12 @@ def test_a_profile_with_one_changed_byte_is_refused_and_the_others_serve(
                 client.detect(PICTURE, profile="int8")
             for profile in set(PROFILES) - {"int8"}:
                 assert client.detect(PICTURE, profile=profile).profile == profile
-        assert running.stop() == 0  # type: ignore[attr-defined]
+        assert running.stop() == 0
 
 
 def test_the_demo_shows_every_profile_and_cleans_up(tmp_path: Path) -> None:
-    command = "import sys; from damoserve_client.cli import main; sys.argv[0] = 'damoserve'; main()"
     done = subprocess.run(
-        [sys.executable, "-c", command, "demo", str(PICTURE), "--output", str(tmp_path)],
+        [sys.executable, "-c", DAMOSERVE, "demo", str(PICTURE), "--output", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -187,10 +194,9 @@ def test_the_demo_shows_every_profile_and_cleans_up(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["profiles.png"]
 
 
-def test_the_command_prints_json(server: object) -> None:
-    command = "import sys; from damoserve_client.cli import main; sys.argv[0] = 'damoserve'; main()"
+def test_the_command_prints_json(server: Server) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", command, "detect", str(PICTURE), "--json", "--address", server.address],  # type: ignore[attr-defined]
+        [sys.executable, "-c", DAMOSERVE, "detect", str(PICTURE), "--json", "--address", server.address],
         capture_output=True,
         text=True,
         timeout=60,
