@@ -26,6 +26,7 @@ from damoserve_compress.prune import prune
 from damoserve_compress.quantise import quantise_onnx
 from damoserve_compress.session import onnx_detector
 from damoserve_compress.training.config import TrainConfig
+from damoserve_compress.training.loader import CachedDataset
 from damoserve_compress.training.trainer import Trainer, rendered_fits
 from damoserve_profiles.files import replace_file
 from damoserve_profiles.imaging import Size, resize
@@ -86,8 +87,10 @@ class Builder:
                 raise BuildError(f"the data have labels {dataset.labels}, the checkpoint {self.description.labels}")
         self.size = Size(self.description.width, self.description.height)
         self.source = describe_file(config.checkpoint)
-        self._train_set = train_set
-        self._val_set = val_set
+        # Every profile is calibrated and validated on the same images: they are decoded once.
+        self._train_set = CachedDataset(train_set)
+        self._val_set = CachedDataset(val_set)
+        self._fine_tuned: dict[Prune, Network] = {}
         self._report = report
 
     def build(self, recipes: Sequence[Recipe]) -> list[Manifest]:
@@ -141,7 +144,13 @@ class Builder:
         return _Built(recipe, path, network, metrics, candidates=detector(samples)[0].shape[1])
 
     def _pruned(self, options: Prune) -> Network:
-        """Cut and fine-tuned; a result for the same checkpoint and options in the work folder is taken as it is."""
+        """Cut and fine-tuned, once for all recipes with these options."""
+        if options not in self._fine_tuned:
+            self._fine_tuned[options] = self._fine_tune(options)
+        return self._fine_tuned[options]
+
+    def _fine_tune(self, options: Prune) -> Network:
+        """A result for the same checkpoint and options in the work folder is taken as it is."""
         key = hashlib.sha256(f"{self.source.sha256} {options.model_dump_json()}".encode()).hexdigest()[:12]
         rendered = options.fine_tune.rendered if rendered_fits(self.description.labels) else 0
         folder = self.config.work / f"pruned-{key}"

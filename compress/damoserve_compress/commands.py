@@ -1,13 +1,18 @@
 """The commands of `damoserve-compress`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from damoserve_profiles.manifest import Manifest, Thresholds
 from damoserve_profiles.recipe import RECIPES, read_recipe
 from damoserve_profiles.repository import BUNDLED, Repository, RepositoryError
+
+if TYPE_CHECKING:
+    from damoserve_compress.datasets.coco import CocoDataset
 
 # This module is read for every `--help`: torch comes only when there is something to do.
 
@@ -18,6 +23,24 @@ DataFolder = Annotated[
     ),
 ]
 RepositoryFolder = Annotated[Path, typer.Option(file_okay=False, help="Repository of models.")]
+
+
+@contextmanager
+def _told(*kinds: type[Exception]) -> Iterator[None]:
+    """Ends the command with one line for the errors that a user can cause."""
+    try:
+        yield
+    except kinds as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _read_data(folder: Path) -> "tuple[CocoDataset, CocoDataset]":
+    """The training and the validation set. Raises DatasetError."""
+    from damoserve_compress.datasets.coco import CocoDataset
+
+    images = folder / "images"
+    return CocoDataset(folder / "train.json", images), CocoDataset(folder / "val.json", images)
 
 
 def train(  # noqa: PLR0913, PLR0917
@@ -39,15 +62,12 @@ def train(  # noqa: PLR0913, PLR0917
     ] = None,
 ) -> None:
     """Train a network, resuming where a run in the same folder stopped."""
-    from damoserve_compress.datasets.coco import CocoDataset
-    from damoserve_compress.network.checkpoint import CheckpointError
     from damoserve_compress.training.checkpoint import TrainingError
     from damoserve_compress.training.config import TrainConfig
     from damoserve_compress.training.trainer import Trainer, new_network
 
-    images = data / "images"
-    try:
-        train_set, val_set = CocoDataset(data / "train.json", images), CocoDataset(data / "val.json", images)
+    with _told(TrainingError, ValueError):
+        train_set, val_set = _read_data(data)
         config = TrainConfig(
             model=model,
             variant=variant,
@@ -62,9 +82,6 @@ def train(  # noqa: PLR0913, PLR0917
         )
         network = new_network(config, train_set.labels, init)
         result = Trainer(network, config, train_set, val_set, out).run(resume=resume)
-    except (CheckpointError, TrainingError, ValueError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
     typer.echo(f"AP {result.metrics.ap:.4f}, AP50 {result.metrics.ap50:.4f} on {result.metrics.images} images: {out}")
 
 
@@ -82,21 +99,16 @@ def build(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Build profiles from a trained network: prune, export, quantise, validate, measure."""
     from damoserve_compress.build import BuildConfig, Builder, BuildError
-    from damoserve_compress.datasets.coco import CocoDataset
     from damoserve_compress.export import ExportError
     from damoserve_compress.quantise import QuantisationError
     from damoserve_compress.training.checkpoint import TrainingError
 
-    images = data / "images"
-    try:
+    with _told(BuildError, ExportError, QuantisationError, RepositoryError, TrainingError, ValueError):
         recipes = [read_recipe(path) for path in recipe or sorted(RECIPES.glob("*.yaml"))]
-        train_set, val_set = CocoDataset(data / "train.json", images), CocoDataset(data / "val.json", images)
+        train_set, val_set = _read_data(data)
         thresholds = Thresholds(score=score, nms_iou=0.7, max_detections=100)
         config = BuildConfig(checkpoint, repository, work, f"{data.resolve().name}/val", thresholds, version, rounds)
         manifests = Builder(config, train_set, val_set, typer.echo).build(recipes)
-    except (BuildError, ExportError, QuantisationError, RepositoryError, TrainingError, ValueError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
     for manifest in manifests:
         accuracy, latency = manifest.accuracy, manifest.latency
         typer.echo(
@@ -114,11 +126,8 @@ def publish(
 
     from damoserve_compress.network.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
-    try:
+    with _told(CheckpointError):
         network, description = load_checkpoint(checkpoint)
-    except CheckpointError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
     target.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(target, network, description, torch.float16)
 
@@ -134,13 +143,9 @@ def benchmark(
     if not source.models():
         raise typer.BadParameter(f"{repository} holds no model", param_hint="--repository")
     for model in source.models():
-        try:
-            profiles = {
-                folder.model_path: folder.verify() for folder in source.profiles(model, source.versions(model)[-1])
-            }
-        except RepositoryError as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(1) from error
+        folders = source.profiles(model, source.versions(model)[-1])
+        with _told(RepositoryError):
+            profiles = {folder.model_path: folder.verify() for folder in folders}
         ordered = dict(sorted(profiles.items(), key=lambda item: item[1].profile != reference))
         if reference not in [manifest.profile for manifest in profiles.values()]:
             raise typer.BadParameter(f"{model} has no profile {reference}", param_hint="--reference")

@@ -5,7 +5,7 @@ kernels on x86 (with its default, signed activations, nothing fuses and the grap
 up to the head's convolutions is quantised, so that no float island costs a round trip; everything behind them stays
 float.
 
-QuantisationError   a convolution would still run in float
+QuantisationError   the graph is not one of ours, or a convolution would still run in float
 """
 
 from collections import defaultdict

@@ -16,3 +16,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     write(temporary)
     os.replace(temporary, path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Puts a text file, UTF-8, at `path` in one step."""
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

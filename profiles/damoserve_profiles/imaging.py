@@ -69,12 +69,9 @@ def decode(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooManyPixels(f"the image has far more than the {max_pixels} pixels that are accepted") from error
     except UnidentifiedImageError as error:
-        raise UndecodableImage(
-            f"the image is not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
-        ) from error
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise whatever the damage leads to: OSError, SyntaxError, struct.error
+        formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise UndecodableImage(f"the image is not a readable {formats} file") from error
+    except Exception as error:  # whatever the damage leads Pillow's decoders to: OSError, SyntaxError, struct.error ...
         raise UndecodableImage(f"the image is damaged: {error}") from error
 
 

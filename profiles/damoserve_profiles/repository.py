@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from damoserve_profiles.files import bundled, replace_file
+from damoserve_profiles.files import bundled, replace_text
 from damoserve_profiles.manifest import MANIFEST_FILE, MODEL_FILE, FileRecord, Manifest
 
 BUNDLED = bundled("repository")
@@ -78,8 +78,7 @@ class ProfileFolder:
 
     def write(self, manifest: Manifest) -> None:
         """Writes the manifest last, so that an interrupted build never looks complete."""
-        text = manifest.model_dump_json(indent=2) + "\n"
-        replace_file(self.path / MANIFEST_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        replace_text(self.path / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
 
 
 def describe_file(path: Path) -> FileRecord:

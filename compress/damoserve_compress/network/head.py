@@ -70,16 +70,13 @@ def make_priors(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class Integral(nn.Module):
-    """Expected distance of the box distributions; the values 0 .. reg_max are part of published checkpoints."""
+    """Holds the values 0 .. reg_max of the box distributions, which are part of published checkpoints."""
 
     project: Tensor
 
     def __init__(self, reg_max: int) -> None:
         super().__init__()
         self.register_buffer("project", torch.arange(reg_max + 1, dtype=torch.float32))
-
-    def forward(self, box_logits: Tensor) -> Tensor:
-        return expectation(box_logits, self.project)
 
 
 class Scale(nn.Module):
@@ -99,7 +96,6 @@ class ZeroHead(nn.Module):
     def __init__(self, structure: Structure, num_classes: int) -> None:
         super().__init__()
         kernel, sides = structure.head_kernel, 4 * (structure.reg_max + 1)
-
         widths = structure.neck.out_channels
         self.integral = Integral(structure.reg_max)
         self.gfl_cls = _predictors(widths, num_classes, kernel)

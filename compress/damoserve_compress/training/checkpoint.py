@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from damoserve_profiles.files import replace_file
+from damoserve_profiles.files import replace_file, replace_text
 
 
 class TrainingError(Exception):
@@ -43,8 +43,4 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def save_json(path: Path, values: Any) -> None:
-    replace_file(path, lambda temporary: _write_json(temporary, values))
-
-
-def _write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(values, indent=2) + "\n")

@@ -33,7 +33,7 @@ from damoserve_compress.training.ema import ModelEma
 from damoserve_compress.training.loader import Batch, BatchLoader, CachedDataset, Extra, LoaderConfig
 from damoserve_compress.training.losses import Losses, detection_loss
 from damoserve_compress.training.progress import EpochRecord, Reporter
-from damoserve_profiles.files import replace_file
+from damoserve_profiles.files import replace_text
 from damoserve_profiles.imaging import Size
 
 CHECKPOINT = "checkpoint.pt"
@@ -203,11 +203,7 @@ def write_log(path: Path, history: Iterable[EpochRecord]) -> None:
     writer = csv.DictWriter(text, [column.name for column in fields(EpochRecord)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(record) for record in history)
-    replace_file(path, lambda temporary: _write_text(temporary, text.getvalue()))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text.getvalue())
 
 
 def _rendered(config: TrainConfig) -> Extra:
