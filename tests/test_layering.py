@@ -67,7 +67,7 @@ def test_a_client_needs_only_its_dependencies(package: str) -> None:
                 "damoserve_compress",
                 "damoserve_compress.datasets",
                 "damoserve_compress.datasets.rendered",
-                "damoserve_compress.commands",
+                "damoserve_compress.commands.build",
             ],
         ),
         ("numpy", ["damoserve_client", "damoserve_client.cli"]),

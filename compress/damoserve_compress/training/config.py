@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from damoserve_compress.training.augment import AugmentConfig
 from damoserve_compress.training.losses import LossConfig
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class TrainConfig:
     """Epochs for which the same rendered images serve: rendering one costs some thirty augmentations."""
     eval_every: int = 5
     """Epochs between evaluations; the last epoch is always evaluated."""
+    precision: Precision = "float32"
+    """Of the network's forward and backward pass; weights, losses and optimiser are float32 always."""
     threads: int = 0
     """Torch's threads; 0 leaves its default, all cores."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

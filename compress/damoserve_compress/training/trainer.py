@@ -18,7 +18,7 @@ from torch import nn
 
 from damoserve_compress.datasets import Dataset, fingerprint
 from damoserve_compress.evaluate import Metrics, average_precision, predict, torch_detector
-from damoserve_compress.network import Network, build_network
+from damoserve_compress.network import Network, RawPredictions, build_network
 from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
 from damoserve_compress.training.checkpoint import (
     Diverged,
@@ -122,7 +122,10 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         images, targets = batch.tensors()
-        losses = detection_loss(self.network(images), targets, self.config.loss)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            predictions = self.network(images)
+        predictions = RawPredictions(*(tensor.float() for tensor in predictions))
+        losses = detection_loss(predictions, targets, self.config.loss)
         if not torch.isfinite(losses.total):
             raise Diverged(f"the loss of step {self._step} is not finite; start again with a lower learning rate")
         self.optimiser.zero_grad(set_to_none=True)

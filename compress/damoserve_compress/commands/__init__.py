@@ -1,0 +1,1 @@
+"""The commands of `damoserve-compress`, one module for each subject."""

@@ -1,0 +1,81 @@
+"""`damoserve-compress build` and `benchmark`: profiles, and their latencies."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from damoserve_compress.commands.options import DataFolder, RepositoryFolder, read_data, told
+from damoserve_profiles.manifest import Manifest, Thresholds
+from damoserve_profiles.recipe import RECIPES, read_recipe
+from damoserve_profiles.repository import BUNDLED, Repository, RepositoryError
+
+
+def build(  # noqa: PLR0913, PLR0917
+    checkpoint: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Trained network (safetensors).")],
+    data: DataFolder,
+    work: Annotated[Path, typer.Option(help="Folder for intermediate results; fine-tuning resumes from it.")],
+    repository: RepositoryFolder,
+    version: Annotated[int, typer.Option(min=1)] = 1,
+    recipe: Annotated[
+        list[Path] | None, typer.Option(help="Recipe file; may be repeated. Default: all bundled recipes.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of every profile.")] = 100,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Default score threshold of the profiles.")] = 0.5,
+) -> None:
+    """Build profiles from a trained network: prune, export, quantise, validate, measure."""
+    from damoserve_compress.build import BuildConfig, Builder, BuildError
+    from damoserve_compress.export import ExportError
+    from damoserve_compress.quantise import QuantisationError
+    from damoserve_compress.training.checkpoint import TrainingError
+
+    with told(BuildError, ExportError, QuantisationError, RepositoryError, TrainingError, ValueError):
+        recipes = [read_recipe(path) for path in recipe or sorted(RECIPES.glob("*.yaml"))]
+        train_set, val_set = read_data(data)
+        thresholds = Thresholds(score=score, nms_iou=0.7, max_detections=100)
+        config = BuildConfig(checkpoint, repository, work, f"{data.resolve().name}/val", thresholds, version, rounds)
+        manifests = Builder(config, train_set, val_set, typer.echo).build(recipes)
+    for manifest in manifests:
+        accuracy, latency = manifest.accuracy, manifest.latency
+        typer.echo(
+            f"{manifest.profile:12} AP {accuracy.ap:.4f}  AP50 {accuracy.ap50:.4f}"
+            f"  {manifest.model_bytes / 1e6:6.2f} MB  {latency.median_ms:7.2f} ms"
+        )
+
+
+def benchmark(
+    repository: RepositoryFolder = BUNDLED,
+    reference: Annotated[str, typer.Option(help="Profile that the others are compared with.")] = "fp32",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of every profile.")] = 200,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Time the profiles of every model, interleaved, from the image tensor to the candidate boxes."""
+    source = Repository(repository)
+    if not source.models():
+        raise typer.BadParameter(f"{repository} holds no model", param_hint="--repository")
+    for model in source.models():
+        folders = source.profiles(model, source.versions(model)[-1])
+        with told(RepositoryError):
+            profiles = {folder.model_path: folder.verify() for folder in folders}
+        ordered = dict(sorted(profiles.items(), key=lambda item: item[1].profile != reference))
+        if reference not in [manifest.profile for manifest in profiles.values()]:
+            raise typer.BadParameter(f"{model} has no profile {reference}", param_hint="--reference")
+        _compare(model, ordered, rounds, threads)
+
+
+def _compare(model: str, profiles: dict[Path, Manifest], rounds: int, threads: int) -> None:
+    """Prints each profile against the first."""
+    from damoserve_compress.benchmark import speed_up, summarise, time_models
+
+    first = next(iter(profiles.values()))
+    times = time_models(list(profiles), first.input.size, rounds, threads)
+    latency = summarise(times[:, 0], threads)
+    typer.echo(f"{model}: {latency.cpu} ({latency.instruction_set}), {threads} thread(s), {latency.runtime}")
+    for column, manifest in enumerate(profiles.values()):
+        ratio = speed_up(times, column)
+        typer.echo(
+            f"{manifest.profile:12} {summarise(times[:, column], threads).median_ms:8.2f} ms"
+            f"  {ratio.median:5.2f}x ({ratio.lower:.2f} to {ratio.upper:.2f})"
+            f"  AP {100 * manifest.accuracy.ap:5.2f} ({100 * (manifest.accuracy.ap - first.accuracy.ap):+.2f})"
+            f"  {manifest.model_bytes / 1e6:5.2f} MB ({manifest.model_bytes / first.model_bytes:.3f})"
+        )
