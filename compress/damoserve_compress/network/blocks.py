@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import ClassVar, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from damoserve_compress.network.structures import StageStructure
 
 # In place is safe for ReLU after a BatchNorm or an addition: neither needs its own output to go backward.
 ACTIVATIONS: Final[Mapping[str, Callable[[], nn.Module]]] = MappingProxyType(
@@ -36,16 +38,21 @@ def same_conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1)
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
-class Foldable(nn.Module):
-    """A module that names its own (convolution, BatchNorm) attribute pairs, for `reparameterise` to fold."""
+def depthwise_conv(channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """The same with one filter for each channel."""
+    return nn.Conv2d(channels, channels, kernel, stride, padding=kernel // 2, groups=channels, bias=False)
 
-    FOLDS: ClassVar[tuple[tuple[str, str], ...]]
+
+class Foldable(nn.Module):
+    """A module that names its own (convolution, BatchNorm) pairs of submodules, for `reparameterise` to fold."""
+
+    folds: tuple[tuple[str, str], ...]
 
 
 class ConvBN(Foldable):
     """Convolution and BatchNorm, the branch of a RepConv."""
 
-    FOLDS = (("conv", "bn"),)
+    folds = (("conv", "bn"),)
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -72,7 +79,7 @@ class ConvBNAct(ConvBN):
 class ConvKXBN(Foldable):
     """Convolution and BatchNorm under the key names of the searched backbones."""
 
-    FOLDS = (("conv1", "bn1"),)
+    folds = (("conv1", "bn1"),)
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -82,6 +89,63 @@ class ConvKXBN(Foldable):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.bn1(self.conv1(x))
         return y
+
+
+class ConvKXBNAct(nn.Module):
+    """ConvKXBN and activation: [N, in, H, W] -> [N, out, H / stride, W / stride]."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, act: str = "relu") -> None:
+        super().__init__()
+        self.conv = ConvKXBN(in_channels, out_channels, kernel, stride)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.conv(x))
+        return y
+
+
+class DepthwiseConv(Foldable):
+    """Depthwise, then pointwise, each with BatchNorm and activation: [N, C, H, W] -> [N, C, H / stride, W / stride]."""
+
+    folds = (("depthwise", "dwnorm"), ("pointwise", "pwnorm"))
+
+    def __init__(self, channels: int, kernel: int, stride: int, act: str) -> None:
+        super().__init__()
+        self.depthwise = depthwise_conv(channels, kernel, stride)
+        self.pointwise = same_conv(channels, channels, 1)
+        self.dwnorm: nn.Module = batch_norm(channels)
+        self.pwnorm: nn.Module = batch_norm(channels)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.dwnorm(self.depthwise(x)))
+        out: Tensor = self.act(self.pwnorm(self.pointwise(y)))
+        return out
+
+
+class InvertedResidual(Foldable):
+    """Expansion, depthwise convolution, projection (arXiv 1801.04381), with a skip where nothing changes shape.
+
+    `placeholder` leaves a place in the sequence, empty in every published variant: keys of backbones count it, those
+    of necks do not.
+    """
+
+    def __init__(self, block: StageStructure, kernel: int, act: str, placeholder: bool) -> None:
+        super().__init__()
+        wide = block.bottleneck
+        self.conv = nn.Sequential(
+            *(same_conv(block.in_channels, wide, 1), batch_norm(wide), activation(act)),
+            *(depthwise_conv(wide, kernel, block.stride), batch_norm(wide)),
+            *([nn.Identity()] if placeholder else []),
+            *(activation(act), same_conv(wide, block.out_channels, 1), batch_norm(block.out_channels)),
+        )
+        last = len(self.conv) - 1
+        self.folds = (("conv.0", "conv.1"), ("conv.3", "conv.4"), (f"conv.{last - 1}", f"conv.{last}"))
+        self.skips = block.stride == 1 and block.in_channels == block.out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return x + y if self.skips else y
 
 
 class RepConv(nn.Module):

@@ -1,37 +1,52 @@
 """Our own checkpoint: one safetensors file, its header saying which network the tensors belong to.
 
 The tensors' shapes are the channel table: a pruned network is loaded by giving every layer of the variant the shape of
-its tensors, so nothing is ever unpickled.
+its tensors, so nothing is ever unpickled. A structure that is not one of `VARIANTS` is in the header itself.
 
 CheckpointError   the file is missing, not one of ours, or its tensors do not fit the variant
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from damoserve_compress.network.network import Network, build_network
+from damoserve_compress.network.structures import VARIANTS, structure_from_dict, structure_to_dict
 from damoserve_profiles.files import replace_file
+from damoserve_profiles.imaging import ResizeMode
+from damoserve_profiles.manifest import InputSpec
+
+HEADER = "damoserve"
+STRUCTURE = "structure"
 
 
 class CheckpointError(ValueError):
     """The checkpoint cannot be used; the message says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Description:
-    """What a checkpoint is of."""
+    """What a checkpoint is of, and how images are brought to its `width` and `height`."""
 
     model: str
     variant: str
-    labels: tuple[str, ...]
-    width: int
-    height: int
+    labels: Annotated[tuple[str, ...], Field(min_length=1)]
+    width: Annotated[int, Field(gt=0)]
+    height: Annotated[int, Field(gt=0)]
+    resize: ResizeMode = "stretch"
+
+    @property
+    def input(self) -> InputSpec:
+        return InputSpec(width=self.width, height=self.height, resize=self.resize)
 
 
 def save_checkpoint(path: Path, network: Network, description: Description, dtype: torch.dtype = torch.float32) -> None:
@@ -44,24 +59,25 @@ def save_checkpoint(path: Path, network: Network, description: Description, dtyp
         key: (tensor.to(dtype) if tensor.ndim > 1 else tensor).contiguous()
         for key, tensor in network.state_dict().items()
     }
-    header = {"damoserve": json.dumps(asdict(description))}
-    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    header = asdict(description)
+    if VARIANTS.get(description.variant) != network.structure:
+        header[STRUCTURE] = structure_to_dict(network.structure)
+    metadata = {HEADER: json.dumps(header)}
+    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def load_checkpoint(path: Path) -> tuple[Network, Description]:
     """Reads a network in training form and eval mode. Raises CheckpointError."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("damoserve")
+            header = (file.metadata() or {}).get(HEADER)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     if header is None:
-        raise CheckpointError(f"{path} has no damoserve header; it was not written by this tool")
+        raise CheckpointError(f"{path} has no {HEADER} header; it was not written by this tool")
     try:
-        fields = json.loads(header)
-        description = Description(**(fields | {"labels": tuple(fields["labels"])}))
-        network = build_network(description.variant, len(description.labels))
+        network, description = _described(json.loads(header))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} has a header that this version cannot read: {error}") from error
     _take_shapes(network, tensors)
@@ -75,17 +91,26 @@ def load_checkpoint(path: Path) -> tuple[Network, Description]:
     return network.eval(), description
 
 
-def _take_shapes(network: Network, tensors: dict[str, torch.Tensor]) -> None:
-    """Gives convolutions and norms the channel counts of their tensors. Convolutions are not grouped in this family."""
+def _described(header: Mapping[str, Any]) -> tuple[Network, Description]:
+    description = Description(**{name: value for name, value in header.items() if name != STRUCTURE})
+    structure = structure_from_dict(header[STRUCTURE]) if STRUCTURE in header else description.variant
+    return build_network(structure, len(description.labels)), description
+
+
+def _take_shapes(network: Network, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Gives convolutions and norms the channel counts of their tensors. Grouped convolutions are depthwise here."""
     for name, module in network.named_modules():
         weight = tensors.get(f"{name}.weight")
         if weight is None:
             continue
         if isinstance(module, nn.Conv2d):
-            module.in_channels = weight.shape[1]
+            depthwise = module.groups > 1
+            module.in_channels = weight.shape[0 if depthwise else 1]
             if module.bias is None:  # what the head predicts is not for the tensors to decide
                 module.out_channels = weight.shape[0]
-            shape = (module.out_channels, module.in_channels, *module.kernel_size)
+            if depthwise:
+                module.groups = module.in_channels
+            shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
             module.weight = nn.Parameter(torch.empty(shape))
         elif isinstance(module, nn.BatchNorm2d):
             module.num_features = len(weight)

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from damoserve_compress.network.blocks import ConvBNAct, RepConv
-from damoserve_compress.network.structures import Structure
+from damoserve_compress.network.blocks import ConvBNAct, DepthwiseConv, InvertedResidual, RepConv
+from damoserve_compress.network.structures import StageStructure, Structure, multiple_of_8
 
 
 class BasicBlock3x3Reverse(nn.Module):
     """RepConv, 3x3 convolution, skip. `conv2` runs first: the names are those of the checkpoints."""
 
-    def __init__(self, channels: int, hidden_ratio: float, act: str) -> None:
+    def __init__(self, channels: int, structure: Structure) -> None:
         super().__init__()
-        hidden = int(channels * hidden_ratio)
+        act = structure.activation
+        hidden = int(channels * structure.neck.hidden_ratio)
         self.conv1 = ConvBNAct((hidden, channels), 3, act=act)
         self.conv2 = RepConv(channels, hidden, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv1(self.conv2(x))
         return x + y
+
+
+class DepthwiseBlock(nn.Module):
+    """The mobile counterpart: an inverted residual of width `hidden_ratio` times the block's."""
+
+    def __init__(self, channels: int, structure: Structure) -> None:
+        super().__init__()
+        hidden = multiple_of_8(math.ceil(channels * structure.neck.hidden_ratio))
+        block = StageStructure(channels, channels, bottleneck=hidden, depth=1, stride=1)
+        self.conv = InvertedResidual(block, structure.bottleneck_kernel, structure.activation, placeholder=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y
 
 
 class CSPStage(nn.Module):
@@ -34,9 +50,10 @@ class CSPStage(nn.Module):
         act, neck = structure.activation, structure.neck
         first = out_channels // 2
         middle = out_channels - first
+        block = DepthwiseBlock if structure.family == "mobile" else BasicBlock3x3Reverse
         self.conv1 = ConvBNAct((in_channels, first), 1, act=act)
         self.conv2 = ConvBNAct((in_channels, middle), 1, act=act)
-        self.convs = nn.ModuleList(BasicBlock3x3Reverse(middle, neck.hidden_ratio, act) for _ in range(neck.blocks))
+        self.convs = nn.ModuleList(block(middle, structure) for _ in range(neck.blocks))
         self.conv3 = ConvBNAct((first + neck.blocks * middle, out_channels), 1, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +82,9 @@ class RepGFPN(nn.Module):
         in2, in1, in0 = structure.feature_channels
         out0, out1, out2 = structure.neck.out_channels
 
-        def down(channels: int) -> ConvBNAct:
+        def down(channels: int) -> nn.Module:
+            if structure.family == "mobile":
+                return DepthwiseConv(channels, 3, stride=2, act=structure.activation)
             return ConvBNAct((channels, channels), 3, stride=2, act=structure.activation)
 
         self.bu_conv13 = down(in1)

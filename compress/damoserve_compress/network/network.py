@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 from torch import Tensor, nn
 
@@ -58,14 +58,16 @@ class Network(nn.Module):
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                # PyTorch reckons the fan-out of a depthwise weight as if every output saw all channels.
+                mode: Literal["fan_in", "fan_out"] = "fan_out" if module.groups == 1 else "fan_in"
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
         self.head.initialise()
 
 
 def build_network(variant: str | Structure, num_classes: int = 80) -> Network:
-    """An untrained network of a named variant or of one's own structure.
+    """An untrained network of a variant, by its name or that of a structure file, or of a structure.
 
-    Raises StructureError for an unknown name or family.
+    Raises StructureError for a name that neither has, or a file that holds no structure.
     """
     structure = find_structure(variant) if isinstance(variant, str) else variant
     return Network(structure, num_classes)

@@ -6,14 +6,13 @@ All folding happens in float64 and is rounded once, so that the outputs move by 
 from __future__ import annotations
 
 import copy
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from damoserve_compress.network.backbone import Focus
-from damoserve_compress.network.blocks import ConvBN, Foldable, RepConv
+from damoserve_compress.network.blocks import ConvBN, ConvKXBNAct, Foldable, RepConv
 from damoserve_compress.network.network import Network
 
 
@@ -22,7 +21,7 @@ def fuse(network: Network) -> Network:
     fused = reparameterise(network)
     for module in list(fused.modules()):
         if isinstance(module, Foldable):
-            for conv_name, norm_name in module.FOLDS:
+            for conv_name, norm_name in module.folds:
                 _fold(module, conv_name, norm_name)
     return fused
 
@@ -56,10 +55,10 @@ def _folded_branch(branch: ConvBN) -> tuple[Tensor, Tensor]:
 
 
 def _fold(module: Foldable, conv_name: str, norm_name: str) -> None:
-    conv, norm = getattr(module, conv_name), getattr(module, norm_name)
-    if isinstance(norm, nn.BatchNorm2d):  # not so where the network was fused before
-        setattr(module, conv_name, _biased(conv, *_folded(conv, norm)))
-        setattr(module, norm_name, nn.Identity())
+    conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
+    if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):  # not so where the network was fused before
+        module.set_submodule(conv_name, _biased(conv, *_folded(conv, norm)))
+        module.set_submodule(norm_name, nn.Identity())
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -89,11 +88,10 @@ def stem_over_pixels(network: Network) -> Network:
     Exactly equal: a 3x3 window over 2x2 squares is a 6x6 window over pixels.
     """
     copied = copy.deepcopy(network)
-    corners, focus = _stem_weight(copied)
-    outputs, channels = corners.shape[:2]
-    weight = corners.permute(0, 1, 4, 2, 5, 3).reshape(outputs, channels, 6, 6)
-    conv = nn.Conv2d(channels, outputs, 6, stride=2, padding=2)
-    _blocks(copied)[0] = _stem(conv, weight, focus)
+    if isinstance(copied.backbone.parts[0], Focus):
+        window, bias, act = _stem_window(copied)
+        conv = nn.Conv2d(window.shape[1], len(window), 6, stride=2, padding=2)
+        copied.backbone.parts[0] = _stem(conv, window, bias, act)
     return copied
 
 
@@ -103,27 +101,28 @@ def stem_over_squares(network: Network) -> Network:
     For images in row-major memory that is the cheapest order to bring them into.
     """
     copied = copy.deepcopy(network)
-    corners, focus = _stem_weight(copied)
-    weight = corners.permute(0, 2, 3, 1, 4, 5).flatten(1, 3)
+    window, bias, act = _stem_window(copied)
+    squares = torch.unflatten(torch.unflatten(window, 3, (3, 2)), 2, (3, 2))  # [out, colour, 3, row, 3, column]
+    weight = squares.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
     conv = nn.Conv2d(weight.shape[1], len(weight), 3, padding=1)
-    _blocks(copied)[0] = _stem(conv, weight, focus)
+    copied.backbone.parts[0] = _stem(conv, weight, bias, act)
     return copied
 
 
-def _blocks(network: Network) -> nn.ModuleList:
-    return cast(nn.ModuleList, network.backbone.get_submodule("block_list"))
+def _stem_window(network: Network) -> tuple[Tensor, Tensor | None, nn.Module]:
+    """Weight [out, colour, 6, 6], bias and activation of a fused stem, as a convolution with stride and padding 2."""
+    stem = network.backbone.parts[0]
+    if isinstance(stem, Focus):
+        conv = stem.conv.conv
+        # Focus lays the corners side by side by (column, row, colour).
+        corners = torch.unflatten(conv.weight.detach(), 1, (2, 2, -1)).permute(0, 3, 4, 2, 5, 1)
+        return corners.flatten(4, 5).flatten(2, 3), conv.bias, stem.conv.act
+    assert isinstance(stem, ConvKXBNAct)
+    conv = stem.conv.conv1
+    return functional.pad(conv.weight.detach(), (1, 2, 1, 2)), conv.bias, stem.act
 
 
-def _stem_weight(network: Network) -> tuple[Tensor, Focus]:
-    """The weight of a fused Focus as [out, colour, row, column, 3, 3]."""
-    focus = _blocks(network)[0]
-    assert isinstance(focus, Focus)
-    weight = focus.conv.conv.weight.detach()
-    # Focus lays the corners side by side by (column, row, colour).
-    return torch.unflatten(weight, 1, (2, 2, -1)).permute(0, 3, 2, 1, 4, 5), focus
-
-
-def _stem(conv: nn.Conv2d, weight: Tensor, focus: Focus) -> nn.Module:
+def _stem(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, act: nn.Module) -> nn.Module:
     conv.weight = nn.Parameter(weight)
-    conv.bias = focus.conv.conv.bias
-    return nn.Sequential(conv, focus.conv.act)
+    conv.bias = bias
+    return nn.Sequential(conv, act)
