@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from damoserve_profiles.faults import describe_faults
 from damoserve_profiles.files import bundled
 
 RECIPES = bundled("recipes")
@@ -88,5 +89,7 @@ def read_recipe(path: Path) -> Recipe:
         return Recipe.model_validate(content | {"name": path.stem})
     except FileNotFoundError as error:
         raise RecipeError(f"no recipe at {path}") from error
-    except (yaml.YAMLError, TypeError, ValidationError) as error:
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {describe_faults(error)}") from error
+    except (yaml.YAMLError, TypeError) as error:
         raise RecipeError(f"{path}: {error}") from error

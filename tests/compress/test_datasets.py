@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from damoserve_compress.datasets import AnnotationsError, Dataset, PictureError, Sample
+from damoserve_compress.datasets import (
+    AnnotationsError,
+    Dataset,
+    MissingPicture,
+    Sample,
+    UnreadablePicture,
+    WrongSize,
+)
 from damoserve_compress.datasets.coco import CocoDataset, write_coco
 from damoserve_compress.datasets.rendered import (
     RenderedSmears,
@@ -182,7 +189,7 @@ def test_a_picture_without_boxes_is_kept(tmp_path: Path) -> None:
         (b"\xff\xfe\xfa", "not JSON"),
         (b"[]", "top level is not an object"),
         (b'{"images": [], "annotations": []}', "'categories'"),
-        (b'{"images": [], "annotations": [], "categories": [7]}', "not COCO"),
+        (b'{"images": [], "annotations": [], "categories": [7]}', r"categories\[0\]"),
     ],
 )
 def test_unusable_annotations_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -197,9 +204,10 @@ def test_unusable_annotations_are_named(tmp_path: Path, content: bytes | None, m
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        (mark([1, 2, 3]), "not COCO"),
-        (mark([1, 2, 3, float("nan")]), "image 7 has a box that is not finite"),
-        (mark([1, 2, 3, 4], category=9), "unknown 9"),
+        (mark([1, 2, 3]), r"malformed.*annotations\[0\]: bbox\.3"),
+        (mark([1, 2, 3, float("nan")]), r"not finite.*annotations\[0\]: bbox\.3"),
+        (mark([1, 2, 3, 4], category=9), r"unknown category id 9 in one\.png"),
+        (mark([1, 2, 3, 4]) | {"image_id": 8}, "unknown image id 8"),
     ],
 )
 def test_unusable_boxes_are_named(tmp_path: Path, annotation: dict[str, object], message: str) -> None:
@@ -207,15 +215,35 @@ def test_unusable_boxes_are_named(tmp_path: Path, annotation: dict[str, object],
         coco(tmp_path, [annotation])
 
 
+def test_every_further_fault_is_counted(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationsError, match=r"annotations\[0\].*\(and 2 more\)$"):
+        coco(tmp_path, [mark([1]), mark([2]), mark([3])])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "id 1 is given 2 times"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "name a is given 2 times"),
+        ({"images": [{"id": 7, "file_name": name, "width": 1, "height": 1} for name in "ab"]}, "id 7 is given 2 times"),
+        ({"images": [{"id": i, "file_name": "a", "width": 1, "height": 1} for i in (1, 2)]}, "file name a is given 2"),
+        ({"images": [{"id": 7, "file_name": "one.png", "width": 0, "height": 1}]}, r"images\[0\]: width"),
+    ],
+)
+def test_what_contradicts_itself_is_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(AnnotationsError, match=message):
+        coco(tmp_path, [], **changes)
+
+
 def test_unusable_pictures_are_named_when_asked_for(tmp_path: Path) -> None:
     dataset = coco(tmp_path, [])
     path = tmp_path / "images" / "one.png"
     cv2.imwrite(str(path), np.zeros((20, 30, 3), np.uint8))
-    with pytest.raises(PictureError, match=r"one\.png: is 30x20, annotated as 100x80"):
+    with pytest.raises(WrongSize, match=r"one\.png: is 30x20, annotated as 100x80"):
         dataset[0]
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(PictureError, match=r"one\.png: cannot be read as a picture"):
+    with pytest.raises(UnreadablePicture, match=r"one\.png: cannot be read as a picture"):
         dataset[0]
     path.unlink()
-    with pytest.raises(PictureError, match=r"one\.png: no such picture"):
+    with pytest.raises(MissingPicture, match=r"one\.png: no such picture"):
         dataset[0]

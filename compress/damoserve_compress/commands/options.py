@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import Progress
 
 if TYPE_CHECKING:
-    from damoserve_compress.datasets.coco import CocoDataset
+    from damoserve_compress.datasets.check import CheckReport
+    from damoserve_compress.datasets.pictures import PictureDataset, Scan
 
 DataFolder = Annotated[
     Path,
     typer.Option(
-        envvar="DAMOSERVE_DATA", exists=True, file_okay=False, help="Folder with train.json, val.json and images/."
+        envvar="DAMOSERVE_DATA", exists=True, file_okay=False, help="Folder of a data set: COCO or Pascal VOC."
     ),
 ]
 RepositoryFolder = Annotated[Path, typer.Option(file_okay=False, help="Repository of models.")]
@@ -32,9 +35,30 @@ def told(*kinds: type[Exception]) -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def read_data(folder: Path) -> "tuple[CocoDataset, CocoDataset]":
-    """The training and the validation set. Raises DatasetError."""
-    from damoserve_compress.datasets.coco import CocoDataset
+def read_data(folder: Path) -> "tuple[PictureDataset, PictureDataset]":
+    """The training and the validation set, checked; warnings are printed in short.
 
-    images = folder / "images"
-    return CocoDataset(folder / "train.json", images), CocoDataset(folder / "val.json", images)
+    Raises DatasetError, whose message is the whole report, where anything is wrong that stops a training.
+    """
+    from damoserve_compress.datasets import DatasetError
+    from damoserve_compress.datasets.pictures import PictureDataset
+
+    train, val, report = check_data(folder)
+    if report.errors:
+        raise DatasetError(f"{folder} cannot be used:\n{report}")
+    for kind, findings in report.by_kind().items():
+        typer.echo(f"Warning: {kind.title}: {len(findings)}, first {findings[0]}", err=True)
+    return PictureDataset(train), PictureDataset(val)
+
+
+def check_data(folder: Path) -> "tuple[Scan, Scan, CheckReport]":
+    """What a folder of data holds and what is wrong with it. Raises LayoutError."""
+    from damoserve_compress.datasets.check import check
+    from damoserve_compress.datasets.folder import scan_folder
+
+    train, val = scan_folder(folder)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Checking pictures")
+        report = check(train, val, lambda done, total: bar.update(task, completed=done, total=total))
+    return train, val, report

@@ -1,22 +1,42 @@
 """Data sets of boxed pictures: what training, calibration and evaluation read. Needs NumPy and OpenCV, not torch.
 
 DatasetError (ValueError)
-├── AnnotationsError    the annotation file is missing, is not JSON or is not COCO
-└── PictureError        a picture is missing, cannot be decoded or has another size than annotated
+├── LayoutError             the folder has none of the layouts that are read
+├── AnnotationsError        the annotations are missing, cannot be parsed or contradict themselves
+└── PictureError            one picture cannot be used
+    ├── MissingPicture
+    ├── UnreadablePicture   not a supported format, or broken, or cut short
+    └── WrongSize           another width or height than annotated
 """
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AnnotationsError", "Dataset", "DatasetError", "PictureError", "Sample", "fingerprint"]
+__all__ = [
+    "AnnotationsError",
+    "Dataset",
+    "DatasetError",
+    "LayoutError",
+    "MissingPicture",
+    "PictureError",
+    "Sample",
+    "UnreadablePicture",
+    "WrongSize",
+    "fingerprint",
+]
 
 
 class DatasetError(ValueError):
     """Any fault of a data set on disk."""
+
+
+class LayoutError(DatasetError):
+    """The folder cannot be recognised as a data set."""
 
 
 class AnnotationsError(DatasetError):
@@ -25,6 +45,22 @@ class AnnotationsError(DatasetError):
 
 class PictureError(DatasetError):
     """One picture cannot be used."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
+class MissingPicture(PictureError):
+    """There is no such file."""
+
+
+class UnreadablePicture(PictureError):
+    """The file is no picture of a supported format, or is damaged."""
+
+
+class WrongSize(PictureError):
+    """The picture is not as wide and high as annotated."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,104 +4,153 @@ Format: https://cocodataset.org/#format-data (object detection; boxes are [left,
 """
 
 import json
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
 
-from damoserve_compress.datasets import AnnotationsError, Dataset, PictureError, Sample
-from damoserve_profiles.imaging import decode
+from damoserve_compress.datasets import Dataset, PictureError, Sample
+from damoserve_compress.datasets.findings import Finding, Kind, malformed
+from damoserve_compress.datasets.pictures import Mark, Picture, PictureDataset, Scan
+from damoserve_profiles.imaging import Size
 
 
-@dataclass(frozen=True, eq=False)
-class _Entry:
-    identifier: int
+class _Record(BaseModel):
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+
+class _Category(_Record):
+    id: int
+    name: str
+
+
+class _Image(_Record):
+    id: int
     file_name: str
-    width: int
-    height: int
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    width: PositiveInt
+    height: PositiveInt
 
 
-class CocoDataset:
-    """The pictures of one COCO annotation file, decoded when asked for.
+class _Annotation(_Record):
+    id: int | str | None = None
+    image_id: int
+    category_id: int
+    bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+    iscrowd: bool = False
 
-    The label index is the rank of the category id. Boxes are clipped to the picture; what is then empty is dropped,
-    and so are crowd regions, which outline no single object.
+
+_RecordT = TypeVar("_RecordT", bound=_Record)
+
+
+class CocoDataset(PictureDataset):
+    """The pictures of one COCO annotation file.
+
+    The label index is the rank of the category id. Crowd regions are dropped: they outline no single object.
     """
 
     def __init__(self, annotations: Path, images: Path) -> None:
-        """Raises AnnotationsError where the file is missing, is not JSON or lacks what COCO requires."""
-        document = _read(annotations)
-        self._images = images
-        try:
-            categories = sorted(document["categories"], key=lambda category: int(category["id"]))
-            self._labels = tuple(str(category["name"]) for category in categories)
-            self._entries = _entries(document, {int(c["id"]): rank for rank, c in enumerate(categories)})
-        except KeyError as error:
-            raise AnnotationsError(f"{annotations}: not COCO detection data: missing or unknown {error}") from error
-        except (TypeError, ValueError) as error:
-            raise AnnotationsError(f"{annotations}: not COCO detection data: {error}") from error
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self._labels
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Raises PictureError where the picture is missing, broken or not of the annotated size."""
-        entry = self._entries[index]
-        path = self._images / entry.file_name
-        try:
-            image = np.array(decode(path.read_bytes()))  # a copy: decoders may return a read-only view
-        except FileNotFoundError as error:
-            raise PictureError(f"{path}: no such picture") from error
-        except (OSError, ValueError) as error:
-            raise PictureError(f"{path}: cannot be read as a picture: {error}") from error
-        height, width = image.shape[:2]
-        if (width, height) != (entry.width, entry.height):
-            raise PictureError(f"{path}: is {width}x{height}, annotated as {entry.width}x{entry.height}")
-        return Sample(image, entry.boxes.copy(), entry.labels.copy(), entry.identifier)
+        """Raises AnnotationsError where the file is missing, is not JSON or is not consistent COCO."""
+        super().__init__(scan_coco(annotations, images))
 
 
-def _read(annotations: Path) -> dict[str, Any]:
+def scan_coco(annotations: Path, images: Path) -> Scan:
+    """Reads a COCO annotation file whose pictures lie in ``images``. Faults are findings; nothing is raised."""
+    try:
+        document = _load(annotations)
+    except (OSError, ValueError) as error:
+        return Scan(annotations, findings=(Finding(Kind.ANNOTATIONS, str(annotations), str(error)),))
+    return _Scanner(annotations, images, document).scan()
+
+
+def _load(annotations: Path) -> dict[str, Any]:
     try:
         document = json.loads(annotations.read_bytes())
     except FileNotFoundError as error:
-        raise AnnotationsError(f"{annotations}: no such annotation file") from error
-    except OSError as error:
-        raise AnnotationsError(f"{annotations}: cannot be read: {error}") from error
-    except ValueError as error:
-        raise AnnotationsError(f"{annotations}: not JSON: {error}") from error
+        raise ValueError("no such annotation file") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise AnnotationsError(f"{annotations}: not COCO detection data: the top level is not an object")
+        raise ValueError("not COCO detection data: the top level is not an object")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document.get(key), list):
+            raise ValueError(f"not COCO detection data: '{key}' is missing or is not a list")
     return document
 
 
-def _entries(document: dict[str, Any], ranks: dict[int, int]) -> list[_Entry]:
-    marks: dict[int, list[tuple[int, list[float]]]] = defaultdict(list)
-    for annotation in document["annotations"]:
-        if not annotation.get("iscrowd", 0):
-            marks[int(annotation["image_id"])].append((ranks[int(annotation["category_id"])], annotation["bbox"]))
-    return [_entry(image, marks[int(image["id"])]) for image in document["images"]]
+class _Scanner:
+    """One pass over a document: records that cannot be used become findings and are left out."""
 
+    def __init__(self, annotations: Path, images: Path, document: dict[str, Any]) -> None:
+        self._source = annotations
+        self._folder = images
+        self._document = document
+        self._findings: list[Finding] = []
 
-def _entry(image: dict[str, Any], marks: list[tuple[int, list[float]]]) -> _Entry:
-    width, height = int(image["width"]), int(image["height"])
-    corner_and_size = np.array([bbox for _, bbox in marks], np.float64).reshape(len(marks), 4)
-    if not np.isfinite(corner_and_size).all():
-        raise ValueError(f"image {image['id']} has a box that is not finite")
-    corners = np.hstack([corner_and_size[:, :2], corner_and_size[:, :2] + corner_and_size[:, 2:]])
-    boxes = np.clip(corners, 0, [width, height, width, height]).astype(np.float32)
-    kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    labels = np.array([label for label, _ in marks], np.int64)
-    return _Entry(int(image["id"]), str(image["file_name"]), width, height, boxes[kept], labels[kept])
+    def scan(self) -> Scan:
+        categories = list(self._records("categories", _Category))
+        images = list(self._records("images", _Image))
+        self._report_repeats(categories, images)
+        ordered = sorted(categories, key=lambda category: category.id)
+        self._report_order(categories, ordered)
+        ranks = {category.id: rank for rank, category in enumerate(ordered)}
+        marks, crowds = self._marks({image.id: image.file_name for image in images}, ranks)
+        labels = tuple(category.name for category in ordered)
+        pictures = tuple(
+            Picture.of(image.id, self._folder / image.file_name, Size(image.width, image.height), marks[image.id])
+            for image in images
+        )
+        return Scan(self._source, labels, pictures, crowds, tuple(self._findings))
+
+    def _report(self, kind: Kind, message: str, annotation: int | str | None = None) -> None:
+        self._findings.append(Finding(kind, str(self._source), message, annotation))
+
+    def _records(self, key: str, model: type[_RecordT]) -> Iterator[_RecordT]:
+        for position, row in enumerate(self._document[key]):
+            try:
+                yield model.model_validate(row)
+            except ValidationError as error:
+                self._findings.append(malformed(str(self._source), f"{key}[{position}]", error))
+
+    def _report_repeats(self, categories: list[_Category], images: list[_Image]) -> None:
+        for kind, field, values in (
+            (Kind.DUPLICATE_CATEGORY, "id", [category.id for category in categories]),
+            (Kind.DUPLICATE_CATEGORY, "name", [category.name for category in categories]),
+            (Kind.DUPLICATE_PICTURE, "id", [image.id for image in images]),
+            (Kind.DUPLICATE_PICTURE, "file name", [image.file_name for image in images]),
+        ):
+            for value, count in Counter[int | str](values).items():
+                if count > 1:
+                    self._report(kind, f"{field} {value} is given {count} times")
+
+    def _report_order(self, listed: list[_Category], ordered: list[_Category]) -> None:
+        first = ordered[0].id if ordered else 0
+        contiguous = [category.id for category in ordered] == list(range(first, first + len(ordered)))
+        if listed != ordered or not contiguous:
+            names = ", ".join(f"{rank} {category.name} (id {category.id})" for rank, category in enumerate(ordered))
+            self._report(Kind.CATEGORY_ORDER, f"labels are numbered in the order of the ids: {names}")
+
+    def _marks(self, files: dict[int, str], ranks: dict[int, int]) -> tuple[dict[int, list[Mark]], int]:
+        """The boxes of each image by its id, and the number of crowd regions left out."""
+        marks: dict[int, list[Mark]] = defaultdict(list)
+        crowds = 0
+        for annotation in self._records("annotations", _Annotation):
+            if annotation.image_id not in files:
+                self._report(Kind.UNKNOWN_PICTURE, f"unknown image id {annotation.image_id}", annotation.id)
+            elif annotation.category_id not in ranks:
+                message = f"unknown category id {annotation.category_id} in {files[annotation.image_id]}"
+                self._report(Kind.UNKNOWN_CATEGORY, message, annotation.id)
+            elif annotation.iscrowd:
+                crowds += 1
+            else:
+                left, top, width, height = annotation.bbox
+                corners = (left, top, left + width, top + height)
+                marks[annotation.image_id].append(Mark(corners, ranks[annotation.category_id], annotation.id))
+        return marks, crowds
 
 
 def write_coco(dataset: Dataset, folder: Path, quality: int = 95) -> Path:
@@ -150,5 +199,5 @@ def write_jpeg(image: NDArray[np.uint8], path: Path, quality: int) -> None:
     """Writes H x W x 3 RGB as a JPEG, making no folders."""
     encoded, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not encoded:
-        raise PictureError(f"{path}: cannot be encoded as a JPEG")
+        raise PictureError(path, "cannot be encoded as a JPEG")
     path.write_bytes(data.tobytes())
