@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from damoserve_compress.benchmark import summarise, time_models
+from damoserve_compress.bootstrap import Difference, compare
 from damoserve_compress.datasets import Dataset
 from damoserve_compress.evaluate import Detector, Metrics, average_precision, predict, torch_detector
 from damoserve_compress.export import check_batches, check_parity, export_onnx
@@ -27,10 +28,12 @@ from damoserve_compress.quantise import quantise_onnx
 from damoserve_compress.session import onnx_detector
 from damoserve_compress.training.config import TrainConfig
 from damoserve_compress.training.loader import CachedDataset
-from damoserve_compress.training.trainer import Trainer, rendered_fits
+from damoserve_compress.training.rendered import rendered_fits
+from damoserve_compress.training.trainer import Trainer
 from damoserve_profiles.files import replace_file
 from damoserve_profiles.imaging import Size, resize
-from damoserve_profiles.manifest import MODEL_FILE, Accuracy, InputSpec, Manifest, Source, Thresholds
+from damoserve_profiles.manifest import MODEL_FILE, Accuracy, AccuracyDifference, Manifest, Source, Thresholds
+from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.recipe import Prune, Recipe
 from damoserve_profiles.repository import ProfileFolder, Repository, describe_file
 
@@ -67,6 +70,7 @@ class _Built:
     path: Path
     network: Network
     metrics: Metrics
+    difference: Difference
     candidates: int
 
 
@@ -85,7 +89,8 @@ class Builder:
         for dataset in (train_set, val_set):
             if dataset.labels != self.description.labels:
                 raise BuildError(f"the data have labels {dataset.labels}, the checkpoint {self.description.labels}")
-        self.size = Size(self.description.width, self.description.height)
+        self.input = self.description.input
+        self.size = self.input.size
         self.source = describe_file(config.checkpoint)
         # Every profile is calibrated and validated on the same images: they are decoded once.
         self._train_set = CachedDataset(train_set)
@@ -112,13 +117,10 @@ class Builder:
         return manifests
 
     @cached_property
-    def source_metrics(self) -> Metrics:
-        """What the network scores before anything is done to it."""
+    def source_detections(self) -> list[Detections]:
+        """What the network finds on the validation set before anything is done to it."""
         self._report("validating the source network")
-        return self._measure(torch_detector(fuse(self.network)))
-
-    def _measure(self, detector: Detector) -> Metrics:
-        return average_precision(self._val_set, predict(detector, self._val_set, self.size))
+        return predict(torch_detector(fuse(self.network)), self._val_set, self.input)
 
     def _build(self, recipe: Recipe) -> _Built:
         network = self._pruned(recipe.prune) if recipe.prune else self.network
@@ -135,13 +137,21 @@ class Builder:
             quantise_onnx(path, path, images, recipe.quantise)
         detector = onnx_detector(path)
         check_batches(detector, samples)
+        metrics, difference = self._validate(recipe, detector)
+        return _Built(recipe, path, network, metrics, difference, candidates=detector(samples)[0].shape[1])
+
+    def _validate(self, recipe: Recipe, detector: Detector) -> tuple[Metrics, Difference]:
+        source = self.source_detections
         self._report(f"{recipe.name}: validating")
-        metrics = self._measure(detector)
-        drop = self.source_metrics.ap - metrics.ap
-        self._report(f"{recipe.name}: AP {metrics.ap:.4f}, {-drop:+.4f} against the source network")
-        if not drop <= recipe.max_ap_drop:
-            raise BuildError(f"{recipe.name} loses {drop:.4f} AP; its recipe allows {recipe.max_ap_drop}")
-        return _Built(recipe, path, network, metrics, candidates=detector(samples)[0].shape[1])
+        detections = predict(detector, self._val_set, self.input)
+        metrics = average_precision(self._val_set, detections)
+        difference = compare(self._val_set, source, detections)
+        self._report(f"{recipe.name}: AP {100 * metrics.ap:.2f}, {difference.ap} against the source network")
+        if -difference.ap.value > recipe.max_ap_drop:
+            raise BuildError(
+                f"{recipe.name} loses {-difference.ap.value:.4f} AP; its recipe allows {recipe.max_ap_drop}"
+            )
+        return metrics, difference
 
     def _pruned(self, options: Prune) -> Network:
         """Cut and fine-tuned, once for all recipes with these options."""
@@ -166,10 +176,10 @@ class Builder:
         )
         torch.manual_seed(tuning.seed)
         smaller = prune(self.network, self.size, options).train().requires_grad_(True)
-        return Trainer(smaller, tuning, self._train_set, self._val_set, folder).run().network
+        return Trainer(smaller, tuning, (self._train_set, self._val_set), folder).run().network
 
     def _input(self, dataset: Dataset, index: int) -> NDArray[np.uint8]:
-        return resize(dataset[index].image, self.size)
+        return resize(dataset[index].image, self.size, self.input.resize)
 
     def _inputs(self, dataset: Dataset, count: int) -> NDArray[np.uint8]:
         return np.stack([self._input(dataset, index) for index in range(min(count, len(dataset)))])
@@ -182,7 +192,7 @@ class Builder:
         return folder
 
     def _manifest(self, built: _Built, milliseconds: NDArray[np.float64]) -> Manifest:
-        recipe, metrics = built.recipe, built.metrics
+        recipe = built.recipe
         parameters, macs = complexity(built.network, self.size)
         return Manifest(
             model=self.description.model,
@@ -190,22 +200,34 @@ class Builder:
             profile=recipe.name,
             variant=self.description.variant,
             labels=self.description.labels,
-            input=InputSpec(width=self.size.width, height=self.size.height),
+            input=self.input,
             candidates=built.candidates,
             thresholds=self.config.thresholds,
             parameters=parameters,
             macs=macs,
-            accuracy=Accuracy(
-                dataset=self.config.data_name,
-                images=metrics.images,
-                ap=round(metrics.ap, 5),
-                ap50=round(metrics.ap50, 5),
-                per_class={name: round(value, 5) for name, value in metrics.per_class.items()},
-            ),
+            accuracy=self._accuracy(built.metrics, built.difference),
             latency=summarise(milliseconds, THREADS),
             recipe=recipe,
             source=Source(checkpoint=self.config.checkpoint.name, sha256=self.source.sha256),
             files={MODEL_FILE: describe_file(built.path)},
+        )
+
+    def _accuracy(self, metrics: Metrics, difference: Difference) -> Accuracy:
+        return Accuracy(
+            dataset=self.config.data_name,
+            images=metrics.images,
+            ap=round(metrics.ap, 5),
+            ap50=round(metrics.ap50, 5),
+            ap75=round(metrics.ap75, 5),
+            per_class={name: round(value, 5) for name, value in metrics.per_class.items()},
+            per_size={name: round(value, 5) for name, value in metrics.per_size.items()},
+            difference=AccuracyDifference(
+                reference=self.config.checkpoint.name,
+                ap=round(difference.ap.value, 5),
+                lower=round(difference.ap.lower, 5),
+                upper=round(difference.ap.upper, 5),
+                resamples=difference.resamples,
+            ),
         )
 
 

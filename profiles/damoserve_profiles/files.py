@@ -15,6 +15,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Has `write` fill a temporary file beside `path`, then puts it there in one step: never half a file."""
     temporary = path.with_name(f".{path.name}.partial")
     write(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
     os.replace(temporary, path)
 
 

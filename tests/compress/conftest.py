@@ -39,6 +39,12 @@ def randomise(network: Network) -> Network:
     return network.eval()
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Networks this small gain nothing from a second thread, and on a busy machine wait long for it."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def size() -> Size:
     return SIZE

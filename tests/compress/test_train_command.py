@@ -1,5 +1,7 @@
 """The `train` command from a folder of data to a checkpoint."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from damoserve_compress.datasets.coco import write_coco
 from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.network.checkpoint import load_checkpoint
 
-ARGUMENTS = ["train", "--model", "cells", "--size", "64", "--epochs", "1", "--batch-size", "2", "--threads", "1"]
+ARGUMENTS = ["--model", "cells", "--size", "64", "--epochs", "1", "--set", "batch_size=2", "--set", "threads=1"]
 
 
 @pytest.fixture
@@ -24,19 +26,35 @@ def data(tmp_path: Path) -> Path:
 
 def test_train_leaves_a_checkpoint_to_start_from(tmp_path: Path, data: Path) -> None:
     runner, environment = CliRunner(), {"DAMOSERVE_DATA": str(data)}
-    first = runner.invoke(app, [*ARGUMENTS, "--out", str(tmp_path / "a"), "--rendered", "2"], env=environment)
+    first = runner.invoke(
+        app, ["train", *ARGUMENTS, "--out", str(tmp_path / "a"), "--set", "rendered=2"], env=environment
+    )
     assert first.exit_code == 0, first.output
     assert "epoch 1/1" in first.output
     model = tmp_path / "a" / "model.safetensors"
     _, description = load_checkpoint(model)
     assert (description.model, description.variant) == ("cells", "P")
     assert description.labels == ("RBC", "WBC", "Platelets")
-    second = runner.invoke(app, [*ARGUMENTS, "--out", str(tmp_path / "b"), "--init", str(model)], env=environment)
+    second = runner.invoke(
+        app, ["train", *ARGUMENTS, "--out", str(tmp_path / "b"), "--init", str(model)], env=environment
+    )
     assert second.exit_code == 0, second.output
+
+
+def test_distil_learns_from_such_a_checkpoint(tmp_path: Path, data: Path) -> None:
+    runner, environment = CliRunner(), {"DAMOSERVE_DATA": str(data)}
+    teacher = runner.invoke(app, ["train", *ARGUMENTS, "--out", str(tmp_path / "teacher")], env=environment)
+    assert teacher.exit_code == 0, teacher.output
+    model = tmp_path / "teacher" / "model.safetensors"
+    result = runner.invoke(app, ["distil", str(model), *ARGUMENTS, "--out", str(tmp_path / "student")], env=environment)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "student" / "training.json").read_text())
+    assert summary["config"]["distil"]["teacher"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert summary["history"][0]["feature"] > 0
 
 
 def test_faults_are_told_in_one_line(tmp_path: Path, data: Path) -> None:
     arguments = ["train", "--model", "cells", "--data", str(data), "--out", str(tmp_path / "out"), "--size", "65"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
-    assert result.output.splitlines() == ["Error: the size must be a positive multiple of 32, not 65"]
+    assert result.output.splitlines() == ["Error: training recipe default: size: Input should be a multiple of 32"]

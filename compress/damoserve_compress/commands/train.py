@@ -1,52 +1,105 @@
-"""`damoserve-compress train`."""
+"""`damoserve-compress train` and `distil`."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from damoserve_compress.commands.options import DataFolder, read_data, told
+from damoserve_profiles.repository import describe_file
+
+if TYPE_CHECKING:
+    from damoserve_compress.training.config import TrainConfig
+    from damoserve_compress.training.trainer import TrainResult
+
+OutFolder = Annotated[Path, typer.Option(help="Folder for checkpoint, weights and logs.")]
+Model = Annotated[str, typer.Option(help="Name that the model is served under.")]
+Recipe = Annotated[str, typer.Option(help="Training recipe: default, cells, damo, damo-nano, or a YAML file.")]
+Variant = Annotated[str | None, typer.Option(help="T, S, M, L, Ns, Nm, Nl, P, or a structure file.")]
+Resume = Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder, if any.")]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field of the recipe, e.g. augment.mosaic=0.5."),
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")]
+Size = Annotated[int | None, typer.Option(help="Side of the network's input in pixels, a multiple of 32.")]
+Seed = Annotated[int | None, typer.Option(help="Default: the recipe's.")]
+Device = Annotated[str | None, typer.Option(help="Torch's name of it. Default: a GPU where there is one.")]
 
 
 def train(  # noqa: PLR0913, PLR0917
     data: DataFolder,
-    out: Annotated[Path, typer.Option(help="Folder for checkpoint, weights and logs.")],
-    model: Annotated[str, typer.Option(help="Name that the model is served under.")],
-    variant: Annotated[str, typer.Option(help="Size of the network.")] = "P",
-    size: Annotated[int, typer.Option(help="Side of the network's input in pixels, a multiple of 32.")] = 416,
-    epochs: Annotated[int, typer.Option(min=1)] = 120,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
-    rendered: Annotated[int, typer.Option(min=0, help="Rendered images mixed into every epoch.")] = 0,
-    eval_every: Annotated[int, typer.Option(min=1, help="Epochs between evaluations.")] = 5,
-    threads: Annotated[int, typer.Option(min=0, help="Torch's threads; 0 takes all cores.")] = 0,
-    seed: Annotated[int, typer.Option()] = 0,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder, if any.")] = True,
+    out: OutFolder,
+    model: Model,
+    recipe: Recipe = "default",
+    variant: Variant = None,
+    size: Size = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    setting: Setting = None,
+    device: Device = None,
+    resume: Resume = True,
     init: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Checkpoint of the same variant to start from.")
     ] = None,
 ) -> None:
     """Train a network, resuming where a run in the same folder stopped."""
     from damoserve_compress.training.checkpoint import TrainingError
-    from damoserve_compress.training.config import TrainConfig
-    from damoserve_compress.training.trainer import Trainer, new_network
+    from damoserve_compress.training.start import new_network
+    from damoserve_compress.training.trainer import Trainer
 
     with told(TrainingError, ValueError):
-        train_set, val_set = read_data(data)
-        config = TrainConfig(
-            model=model,
-            variant=variant,
-            size=size,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=lr,
-            rendered=rendered,
-            eval_every=eval_every,
-            threads=threads,
-            seed=seed,
-            precision=precision,  # type: ignore[arg-type]
-        )
-        network = new_network(config, train_set.labels, init)
-        result = Trainer(network, config, train_set, val_set, out).run(resume=resume)
-    typer.echo(f"AP {result.metrics.ap:.4f}, AP50 {result.metrics.ap50:.4f} on {result.metrics.images} images: {out}")
+        named = {"model": model, "variant": variant, "size": size, "epochs": epochs, "seed": seed}
+        config = _config(recipe, named, setting, device)
+        sets = read_data(data)
+        network = new_network(config, sets[0].labels, init)
+        result = Trainer(network, config, sets, out).run(resume=resume)
+    _tell(result, out)
+
+
+def distil(  # noqa: PLR0913, PLR0917
+    teacher: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Checkpoint of the teacher.")],
+    data: DataFolder,
+    out: OutFolder,
+    model: Model,
+    recipe: Recipe = "default",
+    variant: Variant = None,
+    size: Size = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    setting: Setting = None,
+    device: Device = None,
+    resume: Resume = True,
+) -> None:
+    """Train a network that also imitates the features of a teacher, trained on the same data."""
+    from damoserve_compress.training.checkpoint import TrainingError
+    from damoserve_compress.training.distil import DistilConfig, DistillationObjective, load_teacher
+    from damoserve_compress.training.start import new_network
+    from damoserve_compress.training.trainer import Trainer
+
+    with told(TrainingError, ValueError):
+        named = {"model": model, "variant": variant, "size": size, "epochs": epochs, "seed": seed}
+        config = _config(recipe, named, setting, device)
+        method = replace(config.distil or DistilConfig(), teacher=describe_file(teacher).sha256)
+        config = replace(config, distil=method)
+        sets = read_data(data)
+        network = new_network(config, sets[0].labels)
+        objective = DistillationObjective(network, load_teacher(teacher, sets[0].labels), method, config.loss)
+        result = Trainer(network, config, sets, out, objective).run(resume=resume)
+    _tell(result, out)
+
+
+def _config(recipe: str, named: dict[str, Any], settings: list[str] | None, device: str | None) -> "TrainConfig":
+    """The recipe, with what the command line says otherwise. Raises TrainConfigError."""
+    from damoserve_compress.training.config import read_train_config
+    from damoserve_compress.training.device import choose_device, choose_precision
+
+    place = device or choose_device()
+    given = {name: value for name, value in named.items() if value is not None}
+    return read_train_config(recipe, {"precision": choose_precision(place), "device": place}, given, settings or [])
+
+
+def _tell(result: "TrainResult", out: Path) -> None:
+    metrics = result.metrics
+    typer.echo(f"AP {metrics.ap:.4f}, AP50 {metrics.ap50:.4f} on {metrics.images} images: {out}")

@@ -6,17 +6,18 @@ that rules out, until nothing else is left, the pairs whose point is not both in
 Each box takes its k cheapest candidates, k being the sum of its ten best IoUs, at least one.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from damoserve_compress.training.geometry import pairwise_iou
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class AssignerConfig:
     centre_radius: float = 2.5
     """In strides of the anchor's level."""

@@ -1,77 +1,170 @@
-"""Random views of a training image.
+"""Random views of training images: mosaic, mixup, affine maps, colours.
 
-One affine map does stretch, scale, placement and flips, so every pixel is interpolated once only.
+One affine map does stretch, scale, rotation, shear, placement and flips, so every pixel is interpolated once only.
+
+Mosaic follows YOLOv4 (arXiv 2004.10934), mixup arXiv 1710.09412 with equal shares as in YOLOX (arXiv 2107.08430).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Annotated
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from damoserve_compress.datasets import Sample
+from damoserve_compress.training.box_augment import BoxAugmentConfig
 
 _GREY_AXIS = np.full((3, 3), 1 / 3, np.float64)
 _LUMA = np.tile(np.array([0.299, 0.587, 0.114]), (3, 1))
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+Change = Annotated[float, Field(ge=0)]
+Factors = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+"""Smallest and largest; drawn evenly in the logarithm."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class AugmentConfig:
-    horizontal_flip: float = 0.5
-    """Probability, as for the vertical one."""
-    vertical_flip: float = 0.5
-    scale: tuple[float, float] = (0.7, 1.4)
-    """Factor on the image stretched to the training size; drawn evenly in its logarithm."""
-    brightness: float = 0.2
+    horizontal_flip: Probability = 0.5
+    vertical_flip: Probability = 0.5
+    scale: Factors = (0.7, 1.4)
+    """Factor on the image stretched to the training size."""
+    rotation: Change = 0.0
+    """Largest angle in degrees, of the image before it is stretched."""
+    shear: Change = 0.0
+    """Largest angle in degrees."""
+    round_objects: bool = False
+    """A turned box is drawn around the turned ellipse that fills it, not around its turned corners, which would leave
+    it too large for anything round (Kalra et al., "Towards Rotation Invariance in Object Detection", ICCV 2021)."""
+    mosaic: Probability = 0.0
+    """Four images side by side, meeting at a random point."""
+    mixup: Probability = 0.0
+    """The mean of two views, with the boxes of both."""
+    mixup_scale: Factors = (0.5, 1.5)
+    """`scale` of the second view."""
+    brightness: Change = 0.2
     """Largest relative change, as for contrast and saturation."""
-    contrast: float = 0.2
-    saturation: float = 0.3
-    hue: float = 8.0
+    contrast: Change = 0.2
+    saturation: Change = 0.3
+    hue: Change = 8.0
     """Largest rotation in degrees."""
-    fill: int = 114
-    min_visible: float = 0.25
+    boxes: BoxAugmentConfig | None = None
+    """Box-level, scale-aware augmentation on top."""
+    fill: Annotated[int, Field(ge=0, le=255)] = 114
+    min_visible: Probability = 0.25
     """Boxes of which a smaller part of the area is still in the picture are dropped."""
-    min_side: float = 2.0
+    min_side: Change = 2.0
     """Pixels of the training size; boxes with a shorter side are dropped."""
 
 
+def augment(
+    sample: Sample, draw: Callable[[], Sample], size: int, config: AugmentConfig, rng: np.random.Generator
+) -> Sample:
+    """A random view of `sample`, `size` x `size`; the same generator state gives the same view.
+
+    `draw` gives the further images of a mosaic or mixup. Boxes are moved with the picture and cut to it.
+    """
+    frame = (size, size)
+    if rng.random() < config.mosaic:
+        view = _mosaic([sample, draw(), draw(), draw()], size, config, rng)
+    else:
+        view = _window(sample, frame, (size, config.scale), config, rng)
+    if rng.random() < config.mixup:
+        view = _mean(view, _window(draw(), frame, (size, config.mixup_scale), config, rng))
+    return view
+
+
+def _mosaic(samples: list[Sample], size: int, config: AugmentConfig, rng: np.random.Generator) -> Sample:
+    meeting_x, meeting_y = rng.integers(size // 4, size - size // 4 + 1, 2).tolist()
+    image = np.empty((size, size, 3), np.uint8)
+    boxes, labels = [], []
+    columns, rows = ((0, meeting_x), (meeting_x, size)), ((0, meeting_y), (meeting_y, size))
+    for sample, (left, right), (top, bottom) in zip(
+        samples, 2 * columns, (rows[0], rows[0], rows[1], rows[1]), strict=True
+    ):
+        window = _window(sample, (right - left, bottom - top), (size, config.scale), config, rng)
+        image[top:bottom, left:right] = window.image
+        boxes.append(window.boxes + np.array([left, top, left, top], np.float32))
+        labels.append(window.labels)
+    return Sample(image, np.concatenate(boxes), np.concatenate(labels), samples[0].identifier)
+
+
+def _mean(first: Sample, second: Sample) -> Sample:
+    image = np.asarray(cv2.addWeighted(first.image, 0.5, second.image, 0.5, 0), np.uint8)
+    boxes = np.concatenate([first.boxes, second.boxes])
+    return Sample(image, boxes, np.concatenate([first.labels, second.labels]), first.identifier)
+
+
+def _window(
+    sample: Sample,
+    frame: tuple[int, int],
+    zoom: tuple[int, tuple[float, float]],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+) -> Sample:
+    """A window of `frame` (width, height) pixels on the image stretched to a square, `zoom` its side and factors."""
+    side, factors = zoom
+    height, width = sample.image.shape[:2]
+    extent = side * float(np.exp(rng.uniform(*np.log(factors))))
+    matrix = _placement(config, (width, height), (extent, frame), rng)
+    image = cv2.transform(_warp(sample.image, matrix, frame, config.fill), _colour_matrix(config, rng))
+    boxes, keep = _visible(_move_boxes(sample.boxes, matrix, config.round_objects), frame, config)
+    return Sample(image, boxes[keep], sample.labels[keep], sample.identifier)
+
+
 def _placement(
-    config: AugmentConfig, source: tuple[int, int], size: int, rng: np.random.Generator
+    config: AugmentConfig,
+    source: tuple[int, int],
+    target: tuple[float, tuple[int, int]],
+    rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Affine map [2, 3] from (width, height) `source` to the square, in edge coordinates (a pixel spans i..i+1)."""
-    scale = np.exp(rng.uniform(*np.log(config.scale)))
-    extent = size * scale
-    low, high = min(0.0, size - extent), max(0.0, size - extent)
-    offsets = rng.uniform(low, high, size=2)
-    flips = rng.random(2) < (config.horizontal_flip, config.vertical_flip)
-    matrix = np.zeros((2, 3))
-    for axis in range(2):
-        factor = extent / source[axis]
-        matrix[axis, axis] = -factor if flips[axis] else factor
-        matrix[axis, 2] = offsets[axis] + (extent if flips[axis] else 0.0)
-    return matrix
+    """Affine map [2, 3] from (width, height) `source` to a square of the given extent, somewhere over the frame.
+
+    Anywhere, that is, where it covers the frame or lies inside it. In edge coordinates: a pixel spans i..i+1.
+    """
+    extent, frame = target
+    slack = np.array(frame) - extent
+    offsets = rng.uniform(np.minimum(slack, 0), np.maximum(slack, 0))
+    flips = np.where(rng.random(2) < (config.horizontal_flip, config.vertical_flip), -1.0, 1.0)
+    angle = np.deg2rad(rng.uniform(-config.rotation, config.rotation))
+    shear = np.tan(np.deg2rad(rng.uniform(-config.shear, config.shear, 2)))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    sides = np.array(source, np.float64)
+    linear = (flips * extent / sides)[:, None] * (turn @ np.array([[1, shear[0]], [shear[1], 1]]))
+    # About the centre, so that the picture stays where it was placed however it is turned.
+    shift = offsets + extent / 2 - linear @ (sides / 2)
+    return np.concatenate([linear, shift[:, None]], 1)
 
 
-def _warp(image: NDArray[np.uint8], matrix: NDArray[np.float64], size: int, fill: int) -> NDArray[np.uint8]:
+def _warp(
+    image: NDArray[np.uint8], matrix: NDArray[np.float64], frame: tuple[int, int], fill: int
+) -> NDArray[np.uint8]:
     # OpenCV counts from pixel centres; without this half pixel the picture would shift against its resize().
     centred = matrix.copy()
     centred[:, 2] += matrix[:, :2].sum(1) * 0.5 - 0.5
     warped: NDArray[np.uint8] = cv2.warpAffine(
-        image, centred, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(fill,) * 3
+        image, centred, frame, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(fill,) * 3
     )
     return warped
 
 
-def _move_boxes(boxes: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float32]:
-    corners = boxes.reshape(-1, 2, 2) * matrix[[0, 1], [0, 1]] + matrix[:, 2]
-    return np.concatenate([corners.min(1), corners.max(1)], 1).astype(np.float32)
+def _move_boxes(boxes: NDArray[np.float32], matrix: NDArray[np.float64], round_objects: bool) -> NDArray[np.float32]:
+    """Extents [M, 4] of the moved boxes, or of the ellipses that fill them."""
+    centres, halves = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    linear = matrix[:, :2]
+    moved = centres @ linear.T + matrix[:, 2]
+    reach = np.sqrt(halves**2 @ (linear**2).T) if round_objects else halves @ np.abs(linear).T
+    return np.concatenate([moved - reach, moved + reach], 1).astype(np.float32)
 
 
 def _visible(
-    boxes: NDArray[np.float32], size: int, config: AugmentConfig
+    boxes: NDArray[np.float32], frame: tuple[int, int], config: AugmentConfig
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Boxes [M, 4] cut to the square, and which of them [M] are worth keeping."""
-    clipped = boxes.clip(0, size)
+    """Boxes [M, 4] cut to the frame, and which of them [M] are worth keeping."""
+    clipped = boxes.clip(0, np.array(frame * 2, np.float32))
     sides, full = clipped[:, 2:] - clipped[:, :2], boxes[:, 2:] - boxes[:, :2]
     keep = (sides.min(1, initial=np.inf) >= config.min_side) & (sides.prod(1) >= config.min_visible * full.prod(1))
     return clipped, keep
@@ -88,16 +181,3 @@ def _colour_matrix(config: AugmentConfig, rng: np.random.Generator) -> NDArray[n
     linear = (saturation * np.eye(3) + (1 - saturation) * _LUMA) @ rotation * contrast * brightness
     shift = np.full((3, 1), 127.5 * (1 - contrast) * brightness)
     return np.concatenate([linear, shift], 1)
-
-
-def augment(sample: Sample, size: int, config: AugmentConfig, rng: np.random.Generator) -> Sample:
-    """A random view of `sample`, `size` x `size`; the same generator state gives the same view.
-
-    Boxes are moved with the picture and cut to it.
-    """
-    height, width = sample.image.shape[:2]
-    matrix = _placement(config, (width, height), size, rng)
-    colours = _colour_matrix(config, rng)
-    image = cv2.transform(_warp(sample.image, matrix, size, config.fill), colours)
-    boxes, keep = _visible(_move_boxes(sample.boxes, matrix), size, config)
-    return Sample(image=image, boxes=boxes[keep], labels=sample.labels[keep], identifier=sample.identifier)

@@ -1,70 +1,168 @@
-"""How a network is trained."""
+"""How a network is trained: a training recipe.
+
+A recipe is a YAML file with the fields of `TrainConfig`; absent ones keep their defaults. The bundled ones:
+
+    default     `TrainConfig` as it stands: a small network on a few hundred images
+    cells       the bundled blood-cells model
+    damo        DAMO-YOLO T, S, M and L as published: SGD, 300 epochs, mosaic, mixup, box-level augmentation
+    damo-nano   DAMO-YOLO Ns, Nm and Nl as published: the same with AdamW
+"""
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from damoserve_compress.training.augment import AugmentConfig
+from damoserve_compress.training.distil import DistilConfig
 from damoserve_compress.training.losses import LossConfig
+from damoserve_profiles.faults import describe_faults
 
+RECIPES: Final = Path(__file__).parent / "recipes"
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Side = Annotated[int, Field(gt=0, multiple_of=32)]
 Precision = Literal["float32", "bfloat16"]
 
 
-@dataclass(frozen=True)
+class TrainConfigError(ValueError):
+    """A training recipe is missing or not valid; the message names the file and the fields."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class TrainConfig:
     """The defaults train variant P on about two hundred images."""
 
     model: str = "model"
     """Name that the model is served under; checkpoints carry it."""
     variant: str = "P"
-    size: int = 416
-    """Side of the square network input in pixels, a multiple of 32."""
-    epochs: int = 120
-    batch_size: int = 16
-    learning_rate: float = 2e-3
-    """Of AdamW, at its highest."""
-    weight_decay: float = 0.05
+    size: Side = 416
+    """Side of the square network input in pixels."""
+    sizes: tuple[Side, ...] = ()
+    """Multi-scale training: every batch has one of these sides, drawn at random. Empty: `size` always."""
+    epochs: Count = 120
+    tail_epochs: Annotated[int, Field(ge=0)] = 0
+    """Last epochs, without mosaic and mixup and with the lowest learning rate, each evaluated."""
+    batch_size: Count = 16
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` has Nesterov momentum."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
+    learning_rate: Positive = 2e-3
+    """At its highest."""
+    weight_decay: NotNegative = 0.05
     """None on batch norm, biases and scales."""
-    warmup_epochs: float = 3.0
-    final_factor: float = 0.05
+    warmup_epochs: NotNegative = 3.0
+    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of the learning rate at which the cosine ends."""
-    ema_decay: float = 0.998
-    ema_tau: float = 200.0
-    grad_clip: float = 10.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    ema_tau: Positive = 200.0
+    grad_clip: Positive = 10.0
     """Largest norm of the whole gradient."""
     seed: int = 0
-    rendered: int = 0
+    rendered: Annotated[int, Field(ge=0)] = 0
     """Rendered images mixed into each epoch."""
-    rendered_reuse: int = 4
+    rendered_reuse: Count = 4
     """Epochs for which the same rendered images serve: rendering one costs some thirty augmentations."""
-    eval_every: int = 5
-    """Epochs between evaluations; the last epoch is always evaluated."""
     precision: Precision = "float32"
     """Of the network's forward and backward pass; weights, losses and optimiser are float32 always."""
-    threads: int = 0
+    augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
+    distil: DistilConfig | None = None
+    """What is learnt from a teacher."""
+    eval_every: Count = 5
+    """Epochs between evaluations. The first epoch is evaluated too, so that a fault shows at once, and the last."""
+    threads: Annotated[int, Field(ge=0)] = 0
     """Torch's threads; 0 leaves its default, all cores."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    workers: Count = 1
+    """Threads that prepare batches."""
+    device: str = "cpu"
+    """Torch's name of the device."""
 
     def __post_init__(self) -> None:
-        if self.size % 32 or self.size <= 0:
-            raise ValueError(f"the size must be a positive multiple of 32, not {self.size}")
-        if min(self.epochs, self.batch_size, self.eval_every, self.rendered_reuse) < 1:
-            raise ValueError("epochs, batch_size, eval_every and rendered_reuse must be at least 1")
+        if self.tail_epochs >= self.epochs:
+            raise ValueError(f"tail_epochs ({self.tail_epochs}) must be fewer than epochs ({self.epochs})")
 
     def curve(self) -> dict[str, Any]:
         """All that the result depends on, as plain values: equal for two runs that must give the same curve."""
-        values = asdict(self)
-        del values["threads"], values["eval_every"]
-        values["augment"]["scale"] = list(self.augment.scale)
+        values: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        for name in ("threads", "workers", "eval_every", "device"):
+            del values[name]
         return values
+
+    def is_tail(self, epoch: int) -> bool:
+        """Whether an epoch, from 0, is one of the last, without mosaic and mixup."""
+        return epoch >= self.epochs - self.tail_epochs
+
+    def is_evaluated(self, epoch: int) -> bool:
+        """Whether an evaluation ends this epoch, from 0."""
+        return epoch == 0 or (epoch + 1) % self.eval_every == 0 or epoch + 1 == self.epochs or self.is_tail(epoch)
+
+
+_ADAPTER: Final = TypeAdapter(TrainConfig)
+
+
+def read_train_config(
+    recipe: str,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    given: Mapping[str, Any] = MappingProxyType({}),
+    settings: Sequence[str] = (),
+) -> TrainConfig:
+    """A bundled recipe by its name, or the YAML file at that path.
+
+    `defaults` stand where the recipe is silent, `given` fields replace the recipe's, and so do `settings`, each
+    written as `field=value` or `field.field=value` with a YAML value. Raises TrainConfigError.
+    """
+    try:
+        fields: dict[str, Any] = {**defaults, **_read(recipe), **given}
+        for setting in settings:
+            _assign(fields, setting)
+        return _ADAPTER.validate_python(fields)
+    except ValidationError as error:
+        raise TrainConfigError(f"training recipe {recipe}: {describe_faults(error)}") from error
+
+
+def _read(recipe: str) -> dict[str, Any]:
+    if recipe == "default":
+        return {}
+    bundled = RECIPES / f"{recipe}.yaml"
+    path = bundled if bundled.exists() else Path(recipe)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as error:
+        known = ", ".join(["default", *sorted(file.stem for file in RECIPES.glob("*.yaml"))])
+        raise TrainConfigError(f"no training recipe {recipe}: neither a file nor one of {known}") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise TrainConfigError(f"{path} cannot be read as a training recipe: {error}") from error
+    if not isinstance(content, dict):
+        raise TrainConfigError(f"{path} is no training recipe: it holds no fields")
+    return content
+
+
+def _assign(fields: dict[str, Any], setting: str) -> None:
+    name, equals, value = setting.partition("=")
+    if not equals:
+        raise TrainConfigError(f"--set takes FIELD=VALUE, not {setting}")
+    *groups, last = name.split(".")
+    for group in groups:
+        inner = fields.get(group)
+        fields[group] = dict(inner) if isinstance(inner, dict) else {}
+        fields = fields[group]
+    fields[last] = yaml.safe_load(value)
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """Share of the learning rate in `step` (from 0): a quadratic warm-up, then a cosine down to `final_factor`."""
+    """Share of the learning rate in `step` (from 0): quadratic warm-up, cosine to `final_factor`, flat in the tail."""
     warmup = config.warmup_epochs * steps_per_epoch
     if step < warmup:
         return float(((step + 1) / (warmup + 1)) ** 2)
-    remaining = max(config.epochs * steps_per_epoch - warmup, 1)
+    remaining = max((config.epochs - config.tail_epochs) * steps_per_epoch - warmup, 1)
     cosine = (1 + math.cos(math.pi * min((step - warmup) / remaining, 1))) / 2
     return config.final_factor + (1 - config.final_factor) * cosine

@@ -1,12 +1,12 @@
-"""Augmented training batches, prepared in one background thread while the network computes.
+"""Augmented training batches, prepared in background threads while the network computes.
 
 What an epoch holds depends only on (seed, epoch, position): neither on timing nor on where a run was resumed.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,30 +14,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from damoserve_compress.datasets import Dataset, Sample
-from damoserve_compress.training.augment import AugmentConfig, augment
+from damoserve_compress.training.augment import augment
+from damoserve_compress.training.box_augment import augment_boxes
+from damoserve_compress.training.config import TrainConfig
 from damoserve_compress.training.losses import Target
 
 Extra = Callable[[int], Dataset]
 """The further images of an epoch, by its number."""
 
-_PREFETCH = 3
+_SPARE = 2  # batches that wait ready
 
 
 class CachedDataset:
-    """Keeps every sample once decoded; for data sets that fit in memory."""
+    """Keeps decoded samples, up to `limit` bytes of pictures; what is beyond is decoded anew each time."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, limit: int = 4 << 30) -> None:
         self.labels = dataset.labels
         self._dataset = dataset
         self._samples: dict[int, Sample] = {}
+        self._free = limit
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        if index not in self._samples:
-            self._samples[index] = self._dataset[index]
-        return self._samples[index]
+        sample = self._samples.get(index)
+        if sample is None:
+            sample = self._dataset[index]
+            if sample.image.nbytes <= self._free:
+                self._free -= sample.image.nbytes
+                self._samples[index] = sample
+        return sample
 
 
 @dataclass(frozen=True)
@@ -47,19 +54,11 @@ class Batch:
     images: NDArray[np.uint8]
     samples: tuple[Sample, ...]
 
-    def tensors(self) -> tuple[Tensor, list[Target]]:
+    def tensors(self, device: str = "cpu") -> tuple[Tensor, list[Target]]:
         """Images as float RGB 0..255 [N, 3, S, S] in channels-last memory, and what is in each."""
-        images = torch.from_numpy(self.images).permute(0, 3, 1, 2).float()
-        targets = [Target(torch.from_numpy(sample.boxes), torch.from_numpy(sample.labels)) for sample in self.samples]
-        return images, targets
-
-
-@dataclass(frozen=True)
-class LoaderConfig:
-    size: int
-    batch_size: int
-    seed: int
-    augment: AugmentConfig
+        images = torch.from_numpy(self.images).to(device).permute(0, 3, 1, 2).float()
+        pairs = [(torch.from_numpy(sample.boxes), torch.from_numpy(sample.labels)) for sample in self.samples]
+        return images, [Target(boxes.to(device), labels.to(device)) for boxes, labels in pairs]
 
 
 class BatchLoader:
@@ -69,15 +68,13 @@ class BatchLoader:
     Raises ValueError for an empty data set, and in `epoch` where the extra images' label names differ.
     """
 
-    def __init__(
-        self, dataset: Dataset, config: LoaderConfig, extra: Extra | None = None, extra_count: int = 0
-    ) -> None:
+    def __init__(self, dataset: Dataset, config: TrainConfig, extra: Extra | None = None) -> None:
         if len(dataset) == 0:
             raise ValueError("the data set to train on is empty")
         self._dataset = dataset
         self._config = config
         self._extra = extra
-        self._images = len(dataset) + (extra_count if extra else 0)
+        self._images = len(dataset) + (config.rendered if extra else 0)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -86,21 +83,19 @@ class BatchLoader:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch `number`, from 0."""
-        further = self._extra(number) if self._extra else None
-        relabel = self._relabelling(further) if further else None
+        views = _EpochViews(self._sources(number), self._config, number)
         order = np.random.default_rng((self._config.seed, number)).permutation(self._images)
 
         def prepare(position: int) -> Batch:
             chosen = order[position * self._config.batch_size :][: self._config.batch_size]
-            views = tuple(self._view(number, int(index), further, relabel) for index in chosen)
-            return Batch(np.stack([view.image for view in views]), views)
+            return views.batch(chosen.tolist(), position)
 
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        with ThreadPoolExecutor(self._config.workers, thread_name_prefix="batches") as pool:
             waiting: deque[Future[Batch]] = deque()
             try:
                 for position in range(len(self)):
                     waiting.append(pool.submit(prepare, position))
-                    if len(waiting) > _PREFETCH:
+                    if len(waiting) > self._config.workers + _SPARE:
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
@@ -108,20 +103,62 @@ class BatchLoader:
                 # Whoever stops in the middle of an epoch need not wait for batches that nobody wants.
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _view(self, epoch: int, index: int, further: Dataset | None, relabel: NDArray[np.int64] | None) -> Sample:
-        rng = np.random.default_rng((self._config.seed, epoch, index))
-        if index < len(self._dataset):
-            return augment(self._dataset[index], self._config.size, self._config.augment, rng)
-        assert further is not None
-        assert relabel is not None
-        view = augment(further[index - len(self._dataset)], self._config.size, self._config.augment, rng)
-        return Sample(image=view.image, boxes=view.boxes, labels=relabel[view.labels], identifier=view.identifier)
-
-    def _relabelling(self, further: Dataset) -> NDArray[np.int64]:
-        """Index in the data set's labels of each of the further images' labels."""
-        unknown = set(further.labels) - set(self._dataset.labels)
-        if unknown:
-            raise ValueError(f"labels {sorted(unknown)} of the extra images are not in the data set")
+    def _sources(self, epoch: int) -> Dataset:
+        if self._extra is None:
+            return self._dataset
+        further = self._extra(epoch)
         if self._images != len(self._dataset) + len(further):
             raise ValueError(f"{self._images - len(self._dataset)} extra images announced, {len(further)} given")
-        return np.array([self._dataset.labels.index(name) for name in further.labels], np.int64)
+        return Joined(self._dataset, further)
+
+
+class Joined:
+    """One data set after another, whose labels are numbered as the first one's.
+
+    Raises ValueError where the second has labels that the first has not.
+    """
+
+    def __init__(self, first: Dataset, second: Dataset) -> None:
+        unknown = set(second.labels) - set(first.labels)
+        if unknown:
+            raise ValueError(f"labels {sorted(unknown)} of the extra images are not in the data set")
+        self.labels = first.labels
+        self._parts = first, second
+        self._relabel = np.array([first.labels.index(name) for name in second.labels], np.int64)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def __getitem__(self, index: int) -> Sample:
+        first, second = self._parts
+        if index < len(first):
+            return first[index]
+        sample = second[index - len(first)]
+        return Sample(sample.image, sample.boxes, self._relabel[sample.labels], sample.identifier)
+
+
+class _EpochViews:
+    """The random views of one epoch."""
+
+    def __init__(self, dataset: Dataset, config: TrainConfig, epoch: int) -> None:
+        self._dataset = dataset
+        self._seed = config.seed, epoch
+        self._sizes = config.sizes or (config.size,)
+        self._progress = epoch / config.epochs
+        self._config = replace(config.augment, mosaic=0, mixup=0) if config.is_tail(epoch) else config.augment
+
+    def batch(self, indices: Sequence[int], position: int) -> Batch:
+        """One view each of the images `indices`, which are the `position`-th batch of the epoch."""
+        # A stream of its own: those of the views end in an index of the data set.
+        size = int(np.random.default_rng((*self._seed, len(self._dataset) + position)).choice(self._sizes))
+        views = tuple(self._view(index, size) for index in indices)
+        return Batch(np.stack([view.image for view in views]), views)
+
+    def _view(self, index: int, size: int) -> Sample:
+        rng = np.random.default_rng((*self._seed, index))
+
+        def draw() -> Sample:
+            return self._dataset[int(rng.integers(len(self._dataset)))]
+
+        view = augment(self._dataset[index], draw, size, self._config, rng)
+        return augment_boxes(view, self._progress, self._config.boxes, rng) if self._config.boxes else view

@@ -5,11 +5,13 @@ Generalized Focal Loss (Li et al. 2020, arXiv 2006.04388).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from damoserve_compress.network import RawPredictions
@@ -18,7 +20,7 @@ from damoserve_compress.training.assigner import Anchors, AssignerConfig, assign
 from damoserve_compress.training.geometry import generalised_iou
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LossConfig:
     beta: float = 2.0
     class_weight: float = 1.0
@@ -37,12 +39,14 @@ class Target(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Weighted scalars; `total` is the sum of the other three."""
+    """Weighted scalars; `total` is the sum of the others."""
 
     total: Tensor
     quality: Tensor
     giou: Tensor
     distribution: Tensor
+    feature: Tensor = torch.zeros(())
+    """What the features lack of a teacher's."""
 
 
 class _Positives(NamedTuple):

@@ -18,15 +18,18 @@ class EpochRecord:
     quality: float
     giou: float
     distribution: float
+    feature: float
     ap: float | None
     ap50: float | None
     seconds: float
 
     def line(self, epochs: int) -> str:
         accuracy = "" if self.ap is None or self.ap50 is None else f"  AP {self.ap:.4f}  AP50 {self.ap50:.4f}"
+        feature = f", feature {self.feature:.4f}" if self.feature else ""
         return (
             f"epoch {self.epoch + 1}/{epochs}  loss {self.loss:.4f} (quality {self.quality:.4f}, giou {self.giou:.4f},"
-            f" distribution {self.distribution:.4f})  lr {self.learning_rate:.2e}  {self.seconds:.1f} s{accuracy}"
+            f" distribution {self.distribution:.4f}{feature})"
+            f"  lr {self.learning_rate:.2e}  {self.seconds:.1f} s{accuracy}"
         )
 
 

@@ -9,7 +9,6 @@ import io
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -18,23 +17,25 @@ from torch import nn
 
 from damoserve_compress.datasets import Dataset, fingerprint
 from damoserve_compress.evaluate import Metrics, average_precision, predict, torch_detector
-from damoserve_compress.network import Network, RawPredictions, build_network
-from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
+from damoserve_compress.network import Network, RawPredictions
+from damoserve_compress.network.checkpoint import Description, save_checkpoint
 from damoserve_compress.training.checkpoint import (
     Diverged,
     ResumeMismatch,
-    UnusableWeights,
     load_state,
     save_json,
     save_state,
 )
 from damoserve_compress.training.config import TrainConfig, learning_rate_factor
 from damoserve_compress.training.ema import ModelEma
-from damoserve_compress.training.loader import Batch, BatchLoader, CachedDataset, Extra, LoaderConfig
-from damoserve_compress.training.losses import Losses, detection_loss
+from damoserve_compress.training.loader import Batch, BatchLoader, CachedDataset
+from damoserve_compress.training.losses import Losses
+from damoserve_compress.training.objective import DetectionObjective, Step
+from damoserve_compress.training.optimiser import build_optimiser
 from damoserve_compress.training.progress import EpochRecord, Reporter
+from damoserve_compress.training.rendered import rendered_extra
 from damoserve_profiles.files import replace_text
-from damoserve_profiles.imaging import Size
+from damoserve_profiles.manifest import InputSpec
 
 CHECKPOINT = "checkpoint.pt"
 MODEL = "model.safetensors"
@@ -52,39 +53,33 @@ class TrainResult:
     history: tuple[EpochRecord, ...]
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weights of convolutions decay; batch norm, biases and scales, all of one dimension at most, do not."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
-    others = [parameter for parameter in parameters if parameter.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
 class Trainer:
-    """Trains `network` in place; one that was pruned will do.
+    """Trains `network` in place; one that was pruned will do. `data` are the training and the validation set.
 
     `out_dir` gets, after every epoch, `checkpoint.pt` and `log.csv`; after every evaluation `model.safetensors` (the
     averaged weights, float32) and `training.json`; and `best.safetensors` whenever the AP on `val_set` is the best yet.
     """
 
     def __init__(
-        self, network: Network, config: TrainConfig, train_set: Dataset, val_set: Dataset, out_dir: Path
+        self,
+        network: Network,
+        config: TrainConfig,
+        data: tuple[Dataset, Dataset],
+        out_dir: Path,
+        objective: nn.Module | None = None,
     ) -> None:
+        train_set, val_set = (CachedDataset(dataset) for dataset in data)
         if train_set.labels != val_set.labels:
             raise ValueError(f"training labels {train_set.labels} differ from validation labels {val_set.labels}")
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective = (objective or DetectionObjective(config.loss)).to(config.device)
         self.config = config
         self.ema = ModelEma(self.network, config.ema_decay, config.ema_tau)
-        self.optimiser = torch.optim.AdamW(
-            parameter_groups(self.network, config.weight_decay), lr=config.learning_rate, fused=True
-        )
+        self.optimiser = build_optimiser([self.network, self.objective], config)
         self._out = out_dir
-        self._val_set = CachedDataset(val_set)
-        loading = LoaderConfig(config.size, config.batch_size, config.seed, config.augment)
-        extra = _rendered(config) if config.rendered else None
-        self._train_set = CachedDataset(train_set)
-        self._loader = BatchLoader(self._train_set, loading, extra, config.rendered)
-        self._origin = {"data": fingerprint(self._train_set), "weights": _digest(self.network)}
+        self._val_set = val_set
+        self.batches = BatchLoader(train_set, config, rendered_extra(config) if config.rendered else None)
+        self._origin = {"data": fingerprint(train_set), "weights": _digest(self.network, self.objective)}
         self._step = 0
         self._history: list[EpochRecord] = []
         self._metrics: Metrics | None = None
@@ -103,7 +98,7 @@ class Trainer:
         if resume and (self._out / CHECKPOINT).exists():
             self._restore()
         last = min(epochs or self.config.epochs, self.config.epochs)
-        with Reporter(self.config.epochs, len(self._loader), len(self._history)) as reporter:
+        with Reporter(self.config.epochs, len(self.batches), len(self._history)) as reporter:
             for epoch in range(len(self._history), last):
                 self._run_epoch(epoch, last, reporter)
         if self._metrics is None:
@@ -112,44 +107,60 @@ class Trainer:
 
     def evaluate(self) -> Metrics:
         """AP of the averaged weights on the validation set."""
-        size = Size(self.config.size, self.config.size)
-        detections = predict(torch_detector(self.ema.network), self._val_set, size, batch_size=self.config.batch_size)
+        spec = InputSpec(width=self.config.size, height=self.config.size)
+        detections = predict(torch_detector(self.ema.network), self._val_set, spec, batch_size=self.config.batch_size)
         return average_precision(self._val_set, detections)
 
     def train_step(self, batch: Batch) -> Losses:
         """One step of the optimiser; the losses come back without gradient."""
-        rate = self.config.learning_rate * learning_rate_factor(self._step, len(self._loader), self.config)
+        rate = self.config.learning_rate * learning_rate_factor(self._step, len(self.batches), self.config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        images, targets = batch.tensors()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            predictions = self.network(images)
-        predictions = RawPredictions(*(tensor.float() for tensor in predictions))
-        losses = detection_loss(predictions, targets, self.config.loss)
+        losses: Losses = self.objective(self._forward(batch))
         if not torch.isfinite(losses.total):
             raise Diverged(f"the loss of step {self._step} is not finite; start again with a lower learning rate")
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
+        trained = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(trained, self.config.grad_clip)
         self.optimiser.step()
         self.ema.update(self.network)
         self._step += 1
         return Losses(*(value.detach() for value in losses))
 
+    def _forward(self, batch: Batch) -> Step:
+        images, targets = batch.tensors(self.config.device)
+        with self._autocast():
+            features = self.network.features(images)
+            raw = self.network.head(features)
+        predictions = RawPredictions(*(tensor.float() for tensor in raw))
+        progress = self._step / (self.config.epochs * len(self.batches))
+        return Step(images, features, predictions, targets, progress, self._autocast)
+
+    def _autocast(self) -> torch.autocast:
+        device = torch.device(self.config.device).type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
     def _run_epoch(self, epoch: int, last: int, reporter: Reporter) -> None:
         started = time.perf_counter()
         self.network.train()
         sums = torch.zeros(len(Losses._fields))
-        for batch in self._loader.epoch(epoch):
-            losses = self.train_step(batch)
-            sums += torch.stack(list(losses))
-            reporter.step(float(losses.total))
-        loss, quality, giou, distribution = (sums / len(self._loader)).tolist()
-        evaluated = (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == last
+        for batch in self.batches.epoch(epoch):
+            losses = torch.stack([value.cpu() for value in self.train_step(batch)])
+            sums += losses
+            reporter.step(float(losses[0]))
+        means = dict(zip(Losses._fields, (sums / len(self.batches)).tolist(), strict=True))
+        evaluated = self.config.is_evaluated(epoch) or epoch + 1 == last
         self._metrics = self.evaluate() if evaluated else None
-        ap, ap50 = (self._metrics.ap, self._metrics.ap50) if self._metrics else (None, None)
-        rate = float(self.optimiser.param_groups[0]["lr"])
-        record = EpochRecord(epoch, rate, loss, quality, giou, distribution, ap, ap50, time.perf_counter() - started)
+        record = EpochRecord(
+            epoch=epoch,
+            learning_rate=float(self.optimiser.param_groups[0]["lr"]),
+            loss=means.pop("total"),
+            ap=self._metrics.ap if self._metrics else None,
+            ap50=self._metrics.ap50 if self._metrics else None,
+            seconds=time.perf_counter() - started,
+            **means,
+        )
         self._history.append(record)
         self._save()
         reporter.epoch(record)
@@ -167,6 +178,7 @@ class Trainer:
             "curve": self.config.curve() | self._origin,
             "network": self.network.state_dict(),
             "ema": self.ema.network.state_dict(),
+            "objective": self.objective.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self._step,
             "history": [asdict(record) for record in self._history],
@@ -183,6 +195,7 @@ class Trainer:
             raise ResumeMismatch(f"{self._out / CHECKPOINT} was made with another {', '.join(different)}")
         self.network.load_state_dict(state["network"])
         self.ema.network.load_state_dict(state["ema"])
+        self.objective.load_state_dict(state["objective"])
         self.optimiser.load_state_dict(state["optimiser"])
         self._step = self.ema.steps = state["step"]
         self._history = [EpochRecord(**record) for record in state["history"]]
@@ -209,44 +222,9 @@ def write_log(path: Path, history: Iterable[EpochRecord]) -> None:
     replace_text(path, text.getvalue())
 
 
-def _rendered(config: TrainConfig) -> Extra:
-    from damoserve_compress.datasets.rendered import RenderedSmears
-
-    @lru_cache(maxsize=1)
-    def series(number: int) -> Dataset:
-        # Far from the small seeds that others use, so that no test or demo picture is trained on.
-        return CachedDataset(RenderedSmears(config.rendered, seed=(config.seed + 1) * 1_000_003 + number))
-
-    return lambda epoch: series(epoch // config.rendered_reuse)
-
-
-def new_network(config: TrainConfig, labels: tuple[str, ...], init: Path | None = None) -> Network:
-    """A network to train, its random weights given by the seed.
-
-    `init` is a checkpoint to start from: the network is its own, pruned or not, with a new class head where the labels
-    differ. Raises CheckpointError, or UnusableWeights where it is of another variant.
-    """
-    torch.manual_seed(config.seed)
-    if init is None:
-        return build_network(config.variant, len(labels))
-    network, what = load_checkpoint(init)
-    if what.variant != config.variant:
-        raise UnusableWeights(f"{init} is of variant {what.variant}, not {config.variant}")
-    if what.labels != labels:
-        network.head.replace_classes(len(labels))
-        network.num_classes = len(labels)
-    return network
-
-
-def _digest(network: nn.Module) -> str:
+def _digest(*modules: nn.Module) -> str:
     digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    for module in modules:
+        for tensor in module.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def rendered_fits(labels: tuple[str, ...]) -> bool:
-    """Whether rendered scenes can be mixed in: they show blood cells, which the labels must include."""
-    from damoserve_compress.datasets.rendered import RenderedSmears
-
-    return set(RenderedSmears.labels) <= set(labels)
