@@ -1,4 +1,4 @@
-"""Encoded images to RGB arrays, and the stretch to the network's input.
+"""Encoded images to RGB arrays, and these to the network's input.
 
 ImageError
 ├── UndecodableImage   not a supported format, or broken, or cut short
@@ -7,6 +7,7 @@ ImageError
 
 import io
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -15,6 +16,10 @@ from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 DEFAULT_MAX_PIXELS = 50_000_000
+
+ResizeMode = Literal["stretch", "fit"]
+"""`stretch` fills the network's input, as DAMO-YOLO is trained and evaluated since v0.3. `fit` keeps the aspect ratio
+and leaves zeros at the right and at the bottom, as for its legacy checkpoints."""
 
 # Our limit is checked once a file is open, but some of Pillow's readers allocate the canvas while they open it. Its
 # own, process-wide limit is checked before that: it warns above this number and raises above twice as many.
@@ -93,10 +98,30 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image.convert("RGB"))
 
 
-def resize(image: NDArray[np.uint8], size: Size, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """Stretches `[H, W, 3]` to `[size.height, size.width, 3]`, into `out` if given (contiguous, of that shape).
+def shown_size(image: Size, network: Size, mode: ResizeMode) -> Size:
+    """How much of the network's input shows the image, from the top left corner on.
 
-    The aspect ratio is not kept: so DAMO-YOLO v0.3 is trained and evaluated.
+    The factor from there back to the image is that of these two sizes, on each axis its own. A fitted size is rounded
+    down, as in the reference implementation (damo/dataset/transforms/transforms.py).
     """
-    resized: NDArray[np.uint8] = cv2.resize(image, (size.width, size.height), dst=out, interpolation=cv2.INTER_LINEAR)
-    return resized
+    if mode == "stretch":
+        return network
+    scale = min(network.width / image.width, network.height / image.height)
+    return Size(max(int(image.width * scale), 1), max(int(image.height * scale), 1))
+
+
+def resize(
+    image: NDArray[np.uint8], network: Size, mode: ResizeMode = "stretch", out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Brings `[H, W, 3]` to `[network.height, network.width, 3]`, in `out` if given: whatever is there, it overwrites.
+
+    Interpolates bilinearly.
+    """
+    if out is None:
+        out = np.empty((network.height, network.width, 3), np.uint8)
+    shown = shown_size(Size(image.shape[1], image.shape[0]), network, mode)
+    out[shown.height :] = 0
+    out[: shown.height, shown.width :] = 0
+    part = out[: shown.height, : shown.width]
+    cv2.resize(image, (shown.width, shown.height), dst=part, interpolation=cv2.INTER_LINEAR)
+    return out

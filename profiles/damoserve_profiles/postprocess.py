@@ -26,13 +26,14 @@ def select(
     scores: NDArray[np.float32],
     boxes: NDArray[np.float32],
     thresholds: Thresholds,
-    network_size: Size,
+    shown: Size,
     image_size: Size,
 ) -> Detections:
     """Keeps the candidates with at least the threshold's score that class-wise non-maximum suppression leaves.
 
-    `scores` is `[K, C]`; `boxes` is `[K, 4]` in pixels of the network's input, unclipped. Every (box, class) pair is a
-    candidate of its own, as in the reference evaluation. Boxes come back in pixels of the original image, inside it.
+    `scores` is `[K, C]`; `boxes` is `[K, 4]` in pixels of the network's input, unclipped; `shown` is how much of that
+    input shows the image (`imaging.shown_size`). Every (box, class) pair is a candidate of its own, as in the reference
+    evaluation. Boxes come back in pixels of the original image, cut to it; those wholly outside are left out.
     """
     anchors, labels = np.nonzero(scores >= thresholds.score)
     if len(anchors) > MAX_CANDIDATES:
@@ -41,9 +42,11 @@ def select(
     candidate_scores = scores[anchors, labels]
     candidates = boxes[anchors]
     keep = _suppress(candidates, candidate_scores, labels, thresholds.nms_iou)[: thresholds.max_detections]
-    scale = np.array([image_size.width / network_size.width, image_size.height / network_size.height] * 2, np.float32)
+    scale = np.array([image_size.width / shown.width, image_size.height / shown.height] * 2, np.float32)
     limit = np.array([image_size.width, image_size.height] * 2, np.float32)
-    return Detections(np.clip(candidates[keep] * scale, 0, limit), candidate_scores[keep], labels[keep])
+    visible = np.clip(candidates[keep] * scale, 0, limit)
+    inside = (visible[:, 2:] > visible[:, :2]).all(axis=1)
+    return Detections(visible[inside], candidate_scores[keep][inside], labels[keep][inside])
 
 
 def _suppress(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from damoserve_profiles.imaging import Size
+from damoserve_profiles.imaging import Size, shown_size
 from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.postprocess import Detections, select
 from damoserve_server.catalogue import ActiveProfile, Catalogue
@@ -128,13 +128,14 @@ class Detector:
         profile = choice.profile
         with self._pools[profile.size].lease() as row:
             started = time.monotonic()
-            image_size = await self._images.read(request.image, row, request.deadline)
+            mode = profile.manifest.input.resize
+            image_size = await self._images.read(request.image, row, mode, request.deadline)
             decoded = time.monotonic()
             self._decoding.observe(decoded - started, len(request.image))
             find = partial(
                 select,
                 thresholds=_thresholds(profile, request),
-                network_size=profile.size,
+                shown=shown_size(image_size, profile.size, mode),
                 image_size=image_size,
             )
             found = await self._workers.infer(profile, row, find, request.deadline)

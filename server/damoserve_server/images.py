@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from damoserve_profiles import imaging
-from damoserve_profiles.imaging import Size
+from damoserve_profiles.imaging import ResizeMode, Size
 from damoserve_server.errors import DeadlineExpired, ImageEmpty, ImageTooLarge, ImageUndecodable
 from damoserve_server.tasks import settled
 
@@ -39,19 +39,19 @@ class ImageReader:
     limits: ImageLimits
     threads: Executor
 
-    async def read(self, data: bytes, row: NDArray[np.uint8], deadline: float) -> Size:
-        """Writes the image, stretched, into `row` `[height, width, 3]`; returns its size as displayed.
+    async def read(self, data: bytes, row: NDArray[np.uint8], mode: ResizeMode, deadline: float) -> Size:
+        """Writes the image, resized by `mode`, into `row` `[height, width, 3]`; returns its size as displayed.
 
         `deadline`, on the monotonic clock, is when it must start. Raises DeadlineExpired, ImageTooLarge or
         ImageUndecodable. However it ends, nothing writes to `row` any more.
         """
-        work = self.threads.submit(self._read, data, row, deadline)
+        work = self.threads.submit(self._read, data, row, mode, deadline)
         return await settled(asyncio.wrap_future(work), work.cancel)
 
     async def close(self) -> None:
         await asyncio.to_thread(self.threads.shutdown)
 
-    def _read(self, data: bytes, row: NDArray[np.uint8], deadline: float) -> Size:
+    def _read(self, data: bytes, row: NDArray[np.uint8], mode: ResizeMode, deadline: float) -> Size:
         if time.monotonic() >= deadline:
             raise DeadlineExpired("the time ran out while the image waited to be decoded")
         try:
@@ -61,5 +61,5 @@ class ImageReader:
         except imaging.ImageError as error:
             raise ImageUndecodable(FIELD, str(error)) from error
         height, width, _ = row.shape
-        imaging.resize(image, Size(width, height), out=row)
+        imaging.resize(image, Size(width, height), mode, out=row)
         return Size(image.shape[1], image.shape[0])

@@ -13,9 +13,11 @@ from damoserve_compress.datasets import Sample
 from damoserve_compress.training.augment import AugmentConfig
 from damoserve_compress.training.augment import augment as augment_with
 from damoserve_profiles.imaging import Size, resize
+from damoserve_profiles.manifest import InputSpec
 
 STILL = {"horizontal_flip": 0, "vertical_flip": 0, "scale": (1.0, 1.0)}
 COLOURLESS = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
+SQUARE = InputSpec(width=96, height=96)
 PLAIN = AugmentConfig(**STILL, **COLOURLESS)
 GEOMETRY = AugmentConfig(**COLOURLESS, fill=0)
 
@@ -26,7 +28,7 @@ def augment(sample: Sample, size: int, config: AugmentConfig, rng: np.random.Gen
     def nothing() -> Sample:
         raise AssertionError("drew another image")
 
-    return augment_with(sample, nothing, size, config, rng)
+    return augment_with(sample, nothing, InputSpec(width=size, height=size), config, rng)
 
 
 def rectangles(*boxes: tuple[int, int, int, int], width: int = 160, height: int = 120) -> Sample:
@@ -150,7 +152,7 @@ def flat(level: int) -> Sample:
 def test_a_mosaic_shows_four_images_each_under_its_own_boxes() -> None:
     others = iter([flat(80), flat(120), flat(200)])
     config = replace(PLAIN, mosaic=1, min_visible=0)
-    view = augment_with(flat(40), lambda: next(others), 96, config, np.random.default_rng(4))
+    view = augment_with(flat(40), lambda: next(others), SQUARE, config, np.random.default_rng(4))
     assert view.labels.tolist() == [40, 80, 120, 200]
     for (left, top, right, bottom), level in zip(view.boxes.astype(int), view.labels, strict=True):
         assert (view.image[top:bottom, left:right] == level).all()
@@ -162,7 +164,16 @@ def test_a_mosaic_shows_four_images_each_under_its_own_boxes() -> None:
 
 def test_mixup_is_the_mean_with_the_boxes_of_both() -> None:
     config = replace(PLAIN, mixup=1, mixup_scale=(1.0, 1.0))
-    view = augment_with(flat(40), lambda: flat(200), 96, config, np.random.default_rng(0))
+    view = augment_with(flat(40), lambda: flat(200), SQUARE, config, np.random.default_rng(0))
     assert (view.image[1:-1, 1:-1] == 120).all()
     assert view.labels.tolist() == [40, 200]
     assert view.boxes.tolist() == [[0, 0, 96, 96]] * 2
+
+
+def test_a_fitted_view_keeps_the_aspect() -> None:
+    sample = rectangles((0, 0, 160, 120))
+    fitted = InputSpec(width=96, height=96, resize="fit")
+    view = augment_with(sample, lambda: sample, fitted, PLAIN, np.random.default_rng(0))
+    left, top, right, bottom = view.boxes[0]
+    assert (right - left, bottom - top) == pytest.approx((96, 72))
+    assert extent(view.image) == pytest.approx([left, top, right, bottom], abs=1)

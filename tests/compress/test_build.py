@@ -19,6 +19,7 @@ from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.recipe import Export, FineTune, Prune, Quantise, Recipe
 from damoserve_profiles.repository import Repository
+from tests.compress.hits import all_found
 
 SIZE = 96
 LABELS = ("RBC", "WBC", "Platelets")
@@ -64,6 +65,9 @@ def test_the_repository_holds_what_was_built(repository: Repository) -> None:
         manifest = folder.verify()
         assert manifest.labels == LABELS
         assert manifest.accuracy.images == 3
+        assert manifest.accuracy.ap75 is not None
+        assert manifest.accuracy.difference is not None
+        assert manifest.accuracy.difference.reference == "cells.safetensors"
         assert manifest.latency.runs == 3
         assert manifest.source.checkpoint == "cells.safetensors"
         scores, boxes = onnx_detector(folder.model_path)(np.zeros((2, SIZE, SIZE, 3), np.uint8))
@@ -113,7 +117,7 @@ def test_a_second_build_takes_the_fine_tuned_network_as_it_is(
 
 def test_a_profile_that_loses_too_much_is_not_written(builder: Builder, config: BuildConfig, tmp_path: Path) -> None:
     class Strict(Builder):
-        source_metrics = replace(builder.source_metrics, ap=0.9)
+        source_detections = all_found(builder._val_set)
 
     strict = Strict(
         replace(config, repository=tmp_path / "r", work=tmp_path / "w"), builder._train_set, builder._val_set

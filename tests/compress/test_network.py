@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from damoserve_compress.network import Network, RawPredictions, build_network, fuse
-from damoserve_compress.network.blocks import SPPBottleneck
+from damoserve_compress.network.blocks import SPPBottleneck, same_conv
 from damoserve_compress.network.head import decode_boxes, make_priors
 from tests.compress.family import RES, fill, images
 
@@ -149,3 +149,15 @@ def test_a_users_structure_is_built_as_written(tiny: Network) -> None:
 def test_sizes_that_are_no_multiple_of_32_are_refused(tiny: Network) -> None:
     with pytest.raises(ValueError, match="multiples of 32, got 64x80"):
         tiny(images(1, 64, 80))
+
+
+@pytest.mark.parametrize("channels", [3, 8, 24])
+def test_a_strided_pointwise_convolution_is_one_in_value_and_gradient(channels: int) -> None:
+    ours = same_conv(channels, 16, kernel=1, stride=2)
+    plain = nn.Conv2d(channels, 16, 1, stride=2, bias=False)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(2, channels, 9, 12)
+    torch.testing.assert_close(ours(x), plain(x))
+    for conv in (ours, plain):
+        conv(x.contiguous()).square().sum().backward()
+    torch.testing.assert_close(ours.weight.grad, plain.weight.grad)

@@ -155,9 +155,11 @@ def test_a_checkpoint_starts_as_it_is_or_with_a_new_class_head(checkpoint: Path)
         assert "gfl_cls" in key or torch.equal(tensor, stored.state_dict()[key])
 
 
-def test_a_checkpoint_of_another_variant_is_refused(checkpoint: Path) -> None:
+def test_a_checkpoint_of_another_variant_or_resize_is_refused(checkpoint: Path) -> None:
     with pytest.raises(UnusableWeights, match="variant P"):
         new_network(replace(CONFIG, variant="T"), ("a", "b", "c"), checkpoint)
+    with pytest.raises(UnusableWeights, match="resize=stretch"):
+        new_network(replace(CONFIG, resize="fit"), ("a", "b", "c"), checkpoint)
 
 
 def test_a_run_does_not_go_on_with_other_data_or_another_start(tmp_path: Path) -> None:
@@ -181,7 +183,9 @@ def test_rendered_scenes_fit_only_data_with_blood_cells() -> None:
     assert not rendered_fits(("cat", "RBC"))
 
 
-@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"optimiser": "sgd"}, {"sizes": (32, 64)}])
+@pytest.mark.parametrize(
+    "change", [{"precision": "bfloat16"}, {"optimiser": "sgd"}, {"sizes": (32, 64)}, {"resize": "fit"}]
+)
 def test_other_ways_to_train_resume_to_the_same_weights_too(tmp_path: Path, change: dict[str, Any]) -> None:
     config = replace(CONFIG, epochs=2, **change)
     whole = tiny_trainer(tmp_path / "whole", config).run()

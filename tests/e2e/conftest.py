@@ -1,6 +1,5 @@
 """A server in a process of its own, as an operator starts it."""
 
-import os
 import re
 import signal
 import subprocess
@@ -46,7 +45,7 @@ def run_server(repository: Path = BUNDLED) -> Iterator[RunningServer]:
             process.kill()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start_server() -> Callable[..., AbstractContextManager[RunningServer]]:
     return run_server
 
@@ -63,12 +62,3 @@ def client(server: RunningServer) -> Iterator[Client]:
     # Tests wait for the machine, however busy it is.
     with Client(server.address, timeout=PATIENCE) as connected:
         yield connected
-
-
-@pytest.fixture(scope="session")
-def data() -> Path:
-    """Folder of the BCCD data set."""
-    folder = os.environ.get("DAMOSERVE_DATA")
-    if not folder:
-        pytest.skip("DAMOSERVE_DATA does not name the folder of the BCCD data set")
-    return Path(folder)

@@ -129,8 +129,8 @@ def test_the_server_answers_what_the_tools_measure(client: Client, profile: str)
             return Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), index)
 
     dataset: Dataset = OnePicture()
-    size = folder(profile).read_manifest().input.size
-    [expected] = predict(onnx_detector(folder(profile).model_path), dataset, size)
+    spec = folder(profile).read_manifest().input
+    [expected] = predict(onnx_detector(folder(profile).model_path), dataset, spec)
     found = served(client, PICTURE.read_bytes(), profile)
     assert found.labels.tolist() == expected.labels.tolist()
     assert np.allclose(found.scores, expected.scores, atol=1e-3)

@@ -1,16 +1,18 @@
-"""Decoding and stretching, with files made by Pillow."""
+"""Decoding and resizing, with files made by Pillow."""
 
 import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from damoserve_profiles.imaging import Size, TooManyPixels, UndecodableImage, decode, resize
+from damoserve_profiles.imaging import ResizeMode, Size, TooManyPixels, UndecodableImage, decode, resize, shown_size
 
 RED_LEFT = np.zeros((40, 60, 3), np.uint8)
 RED_LEFT[:, :30] = (250, 10, 10)
@@ -126,9 +128,63 @@ def test_damaged_bytes_are_refused_or_decoded_but_never_crash(noise: bytes, posi
     assert image.dtype == np.uint8
 
 
-def test_resize_writes_into_the_given_row() -> None:
-    pool = np.zeros((2, 20, 30, 3), np.uint8)
-    resized = resize(RED_LEFT, Size(30, 20), out=pool[1])
+sizes = st.builds(Size, st.integers(1, 70), st.integers(1, 70))
+
+
+def noise(size: Size) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(1, 256, (size.height, size.width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["stretch", "fit"])
+def test_resize_writes_into_the_given_row(mode: ResizeMode) -> None:
+    pool = np.full((2, 30, 30, 3), 7, np.uint8)
+    resized = resize(RED_LEFT, Size(30, 30), mode, out=pool[1])
     assert np.shares_memory(resized, pool)
-    assert np.array_equal(pool[1], resize(RED_LEFT, Size(30, 20)))
-    assert not pool[0].any()
+    assert np.array_equal(pool[1], resize(RED_LEFT, Size(30, 30), mode))
+    assert (pool[0] == 7).all()
+
+
+@given(sizes, sizes)
+@settings(deadline=None)
+def test_stretching_is_opencv_s_over_the_whole_input(image: Size, network: Size) -> None:
+    pixels = noise(image)
+    assert np.array_equal(resize(pixels, network), cv2.resize(pixels, (network.width, network.height)))
+
+
+@given(sizes, sizes)
+@settings(deadline=None)
+def test_a_fitted_image_lies_at_the_top_left_with_zeros_around_it(image: Size, network: Size) -> None:
+    pixels = noise(image)
+    row = np.full((network.height, network.width, 3), 7, np.uint8)
+    resize(pixels, network, "fit", out=row)
+    shown = shown_size(image, network, "fit")
+    alone = cv2.resize(pixels, (shown.width, shown.height))
+    assert np.array_equal(row[: shown.height, : shown.width], alone)
+    assert np.count_nonzero(row) == np.count_nonzero(alone)
+
+
+@given(sizes, sizes)
+def test_fitting_keeps_the_aspect_ratio_to_a_pixel_and_is_as_large_as_can_be(image: Size, network: Size) -> None:
+    shown = shown_size(image, network, "fit")
+    assert 1 <= shown.width <= network.width
+    assert 1 <= shown.height <= network.height
+    assert shown.width >= network.width - 1 or shown.height >= network.height - 1
+    scale = min(network.width / image.width, network.height / image.height)
+    for side, original in ((shown.width, image.width), (shown.height, image.height)):
+        assert side == 1 or original * scale - 1 - 1e-9 <= side <= original * scale
+
+
+@pytest.mark.parametrize(
+    ("image", "shown"),
+    [
+        (Size(640, 480), Size(640, 480)),
+        (Size(480, 640), Size(480, 640)),
+        (Size(1920, 1080), Size(640, 360)),
+        (Size(500, 333), Size(640, 426)),  # 426.24
+        (Size(427, 640), Size(427, 640)),
+        (Size(320, 100), Size(640, 200)),
+    ],
+)
+def test_fitted_sizes(image: Size, shown: Size) -> None:
+    assert shown_size(image, Size(640, 640), "fit") == shown
+    assert shown_size(image, Size(640, 640), "stretch") == Size(640, 640)

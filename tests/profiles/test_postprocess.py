@@ -1,11 +1,12 @@
 """Suppression and scaling against a plain reading of their definition."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from damoserve_profiles.imaging import Size
+from damoserve_profiles.imaging import ResizeMode, Size, resize, shown_size
 from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.postprocess import select
 
@@ -40,6 +41,8 @@ def test_survivors_are_those_of_greedy_suppression(seed: int, count: int, classe
     ):
         if all(other != label or iou(boxes[kept], boxes[anchor]) <= 0.5 for _, kept, other in wanted):
             wanted.append((score, anchor, label))
+    visible = (np.minimum(boxes[:, 2:], 100) > np.maximum(boxes[:, :2], 0)).all(axis=1)
+    wanted = [entry for entry in wanted if visible[entry[1]]]  # the others suppress, but are not in the picture
     found = select(scores, boxes, thresholds(max_detections=1000), NETWORK, NETWORK)
     assert found.labels.tolist() == [label for _, _, label in wanted]
     assert np.allclose(found.scores, [score for score, _, _ in wanted])
@@ -50,6 +53,38 @@ def test_negative_corners_do_not_mix_classes() -> None:
     scores = np.array([[0.9, 0], [0, 0.8]], np.float32)
     boxes = np.array([[90, 90, 100, 100], [-14, -14, -4, -4]], np.float32)
     assert select(scores, boxes, thresholds(nms_iou=0.3), NETWORK, NETWORK).labels.tolist() == [0, 1]
+
+
+@given(
+    st.builds(Size, st.integers(1, 5000), st.integers(1, 5000)),
+    st.builds(Size, st.integers(32, 1280), st.integers(32, 1280)),
+    st.sampled_from(["stretch", "fit"]),
+    st.lists(st.floats(0, 1), min_size=4, max_size=4),
+)
+def test_what_was_mapped_into_the_input_comes_back(
+    image: Size, network: Size, mode: ResizeMode, shares: list[float]
+) -> None:
+    shown = shown_size(image, network, mode)
+    left, right = sorted(shares[:2])
+    top, bottom = sorted(shares[2:])
+    box = np.array([left, top, right, bottom])
+    whole, part = (np.array([size.width, size.height] * 2) for size in (image, shown))
+    found = select(np.ones((1, 1), np.float32), (box * part).astype(np.float32)[None], thresholds(), shown, image)
+    assert np.allclose(found.boxes, box * whole, rtol=1e-5, atol=1e-5 * max(whole))
+
+
+@pytest.mark.parametrize("mode", ["stretch", "fit"])
+@pytest.mark.parametrize("image", [Size(64, 64), Size(400, 100), Size(90, 300), Size(333, 200), Size(31, 47)])
+def test_a_thing_seen_in_the_input_is_found_where_it_is_in_the_image(image: Size, mode: ResizeMode) -> None:
+    thing = (slice(image.height // 4, image.height // 2), slice(image.width // 2, image.width))
+    pixels = np.zeros((image.height, image.width, 3), np.uint8)
+    pixels[thing] = 255
+    rows, columns = np.nonzero(resize(pixels, NETWORK, mode)[..., 0] > 127)
+    seen = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], np.float32)
+    found = select(np.ones((1, 1), np.float32), seen, thresholds(), shown_size(image, NETWORK, mode), image)
+    wanted = [image.width // 2, image.height // 4, image.width, image.height // 2]
+    a_pixel = max(image.width, image.height) / NETWORK.width
+    assert found.boxes.tolist() == [pytest.approx(wanted, abs=max(a_pixel, 1))]
 
 
 def test_boxes_come_back_in_pixels_of_the_image() -> None:

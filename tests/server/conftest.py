@@ -31,6 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
+from damoserve_profiles.imaging import ResizeMode
 from damoserve_profiles.manifest import MODEL_FILE, Accuracy, InputSpec, Latency, Manifest, Source, Thresholds
 from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import Repository, describe_file
@@ -76,7 +77,15 @@ def quarters_model() -> bytes:
     return model.SerializeToString()
 
 
-def add_profile(root: Path, profile: str, ap: float, model: bytes | None = None, name: str = "colours") -> None:
+def add_profile(
+    root: Path,
+    profile: str,
+    ap: float,
+    model: bytes | None = None,
+    name: str = "colours",
+    *,
+    resize: ResizeMode = "stretch",
+) -> None:
     """Adds a profile to the repository; `model` is the file, if it is not to be the network above."""
     folder = Repository(root).folder(name, 3, profile)
     folder.path.mkdir(parents=True)
@@ -87,7 +96,7 @@ def add_profile(root: Path, profile: str, ap: float, model: bytes | None = None,
         profile=profile,
         variant="P",
         labels=LABELS,
-        input=InputSpec(width=WIDTH, height=HEIGHT),
+        input=InputSpec(width=WIDTH, height=HEIGHT, resize=resize),
         candidates=4,
         thresholds=Thresholds(score=0.5, nms_iou=0.7, max_detections=100),
         parameters=1,

@@ -81,16 +81,49 @@ def reader():
 
 def test_an_image_is_resized_into_the_row_and_nowhere_else(reader, pictures):
     rows = np.zeros((3, 32, 64, 3), np.uint8)
-    assert asyncio.run(reader.read(pictures.red, rows[1], LATER)) == Size(80, 60)
+    assert asyncio.run(reader.read(pictures.red, rows[1], "stretch", LATER)) == Size(80, 60)
     assert (rows[1] == [255, 0, 0]).all()
     assert not rows[[0, 2]].any()
 
 
+def test_a_row_that_showed_another_image_is_zero_around_a_fitted_one(reader, pictures):
+    rows = np.full((3, 32, 64, 3), 7, np.uint8)
+    assert asyncio.run(reader.read(pictures.red, rows[1], "fit", LATER)) == Size(80, 60)
+    assert (rows[1, :, :42] == [255, 0, 0]).all()  # 80 x 60 fits 64 x 32 as 42 x 32
+    assert not rows[1, :, 42:].any()
+    wide = pictures.encode(pictures.draw("blue", size=(80, 20)))
+    asyncio.run(reader.read(wide, rows[1], "fit", LATER))
+    assert (rows[1, :16] == [0, 0, 255]).all()
+    assert not rows[1, 16:].any()
+    assert (rows[[0, 2]] == 7).all()
+
+
+def test_a_fitting_profile_is_served_as_it_was_trained(serve, repository, new_profile, pictures):
+    """The 80 x 60 image fills the left 42 of 64 columns: the network's right quarters show 10 of it and 22 of zeros."""
+    new_profile(repository, "fitted", ap=0.7, resize="fit")
+    image = pictures.encode(pictures.draw("red"))
+
+    async def scenario():
+        async with serve() as client:
+            return [await client.detect(image, profile=profile, score_threshold=0.2) for profile in ("fitted", "quick")]
+
+    fitted, stretched = asyncio.run(scenario())
+    corners = [(d.box.x_min, d.box.y_min, d.box.x_max, d.box.y_max) for d in fitted.detections]
+    edge = 32 / 42 * 80
+    assert sorted(corners) == [
+        pytest.approx(box) for box in ((0, 0, edge, 30), (0, 30, edge, 60), (edge, 0, 80, 30), (edge, 30, 80, 60))
+    ]
+    assert sorted(round(d.score, 3) for d in fitted.detections) == [round(10 / 32, 3)] * 2 + [1.0] * 2
+    assert sorted(d.score for d in stretched.detections) == [1.0] * 4
+
+
 def test_limits_hold_at_their_edge(reader, pictures):
     row = np.zeros((32, 64, 3), np.uint8)
-    assert asyncio.run(reader.read(pictures.encode(pictures.draw("red", size=(4800, 1))), row, LATER)) == Size(4800, 1)
+    assert asyncio.run(
+        reader.read(pictures.encode(pictures.draw("red", size=(4800, 1))), row, "stretch", LATER)
+    ) == Size(4800, 1)
     with pytest.raises(ImageTooLarge):
-        asyncio.run(reader.read(pictures.encode(pictures.draw("red", size=(4801, 1))), row, LATER))
+        asyncio.run(reader.read(pictures.encode(pictures.draw("red", size=(4801, 1))), row, "stretch", LATER))
     reader.limits.check(bytes(10_000))
     with pytest.raises(ImageTooLarge):
         reader.limits.check(bytes(10_001))
@@ -99,9 +132,9 @@ def test_limits_hold_at_their_edge(reader, pictures):
 def test_what_is_out_of_time_is_not_decoded(reader, pictures):
     row = np.zeros((32, 64, 3), np.uint8)
     with pytest.raises(DeadlineExpired):
-        asyncio.run(reader.read(b"no image", row, time.monotonic()))
+        asyncio.run(reader.read(b"no image", row, "stretch", time.monotonic()))
     with pytest.raises(DeadlineExpired):
-        asyncio.run(reader.read(pictures.red, row, time.monotonic()))
+        asyncio.run(reader.read(pictures.red, row, "stretch", time.monotonic()))
     assert not row.any()
 
 
@@ -118,7 +151,7 @@ def test_a_cancelled_read_leaves_only_when_its_thread_has_left_the_row(reader, p
     monkeypatch.setattr(imaging, "decode", slowly)
 
     async def scenario():
-        reading = asyncio.ensure_future(reader.read(pictures.red, row, LATER))
+        reading = asyncio.ensure_future(reader.read(pictures.red, row, "stretch", LATER))
         await asyncio.to_thread(entered.wait, 20)
         reading.cancel()
         for _ in range(10):
@@ -137,7 +170,7 @@ def test_a_read_that_waits_for_a_thread_can_be_withdrawn(reader, pictures):
 
     async def scenario():
         reader.threads.submit(leave.wait, 20)
-        waiting = asyncio.ensure_future(reader.read(pictures.red, row, LATER))
+        waiting = asyncio.ensure_future(reader.read(pictures.red, row, "stretch", LATER))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])

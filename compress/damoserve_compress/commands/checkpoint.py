@@ -1,11 +1,60 @@
-"""`damoserve-compress publish`: checkpoints."""
+"""`damoserve-compress convert` and `publish`: checkpoints."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from damoserve_compress.commands.options import told
+
+Generation = Literal["legacy", "v0.3"]
+
+
+def _check_side(size: int | None) -> int | None:
+    if size is not None and (size <= 0 or size % 32):
+        raise typer.BadParameter(f"{size} is not a positive multiple of 32")
+    return size
+
+
+def convert(  # noqa: PLR0913, PLR0917
+    checkpoint: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Reference checkpoint (.pth).")],
+    target: Annotated[Path, typer.Argument(dir_okay=False, help="File to write (safetensors).")],
+    model: Annotated[str, typer.Option(help="Name that the model is served under.")],
+    variant: Annotated[
+        str | None, typer.Option(help="Variant or structure file. Default: the variant that the tensors are of.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="File with one label a line. Default: COCO's.")
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            callback=_check_side,
+            help="Side of the network's input in pixels, a multiple of 32. Default: the variant's.",
+        ),
+    ] = None,
+    generation: Annotated[
+        Generation | None,
+        typer.Option(help="Default: legacy, whose images keep their aspect, where there is a class more than labels."),
+    ] = None,
+) -> None:
+    """Turn a checkpoint of the reference implementation, of either generation, into one to build from."""
+    from damoserve_compress.labels import LabelsError, read_labels
+    from damoserve_compress.network import StructureError
+    from damoserve_compress.network.checkpoint import CheckpointError, Description, save_checkpoint
+    from damoserve_compress.network.reference import ReferenceOptions, load_reference
+
+    with told(CheckpointError, LabelsError, StructureError):
+        options = ReferenceOptions(variant, read_labels(labels) if labels is not None else None, generation)
+        found = load_reference(checkpoint, options)
+    side = size if size is not None else found.network.structure.input_size
+    description = Description(model, found.network.variant, found.labels, side, side, found.resize)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(target, found.network, description)
+    typer.echo(
+        f"{target}: {description.variant} of generation {found.generation}, {len(found.labels)} labels, "
+        f"{side} px, images resized by {found.resize}"
+    )
 
 
 def publish(

@@ -6,6 +6,7 @@ Mosaic follows YOLOv4 (arXiv 2004.10934), mixup arXiv 1710.09412 with equal shar
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 import cv2
@@ -16,6 +17,8 @@ from pydantic.dataclasses import dataclass
 
 from damoserve_compress.datasets import Sample
 from damoserve_compress.training.box_augment import BoxAugmentConfig
+from damoserve_profiles.imaging import Size, shown_size
+from damoserve_profiles.manifest import InputSpec
 
 _GREY_AXIS = np.full((3, 3), 1 / 3, np.float64)
 _LUMA = np.tile(np.array([0.299, 0.587, 0.114]), (3, 1))
@@ -31,7 +34,7 @@ class AugmentConfig:
     horizontal_flip: Probability = 0.5
     vertical_flip: Probability = 0.5
     scale: Factors = (0.7, 1.4)
-    """Factor on the image stretched to the training size."""
+    """Factor on the image as the network would see it."""
     rotation: Change = 0.0
     """Largest angle in degrees, of the image before it is stretched."""
     shear: Change = 0.0
@@ -61,31 +64,33 @@ class AugmentConfig:
 
 
 def augment(
-    sample: Sample, draw: Callable[[], Sample], size: int, config: AugmentConfig, rng: np.random.Generator
+    sample: Sample, draw: Callable[[], Sample], spec: InputSpec, config: AugmentConfig, rng: np.random.Generator
 ) -> Sample:
-    """A random view of `sample`, `size` x `size`; the same generator state gives the same view.
+    """A random view of `sample` as large as the network's input; the same generator state gives the same view.
 
     `draw` gives the further images of a mosaic or mixup. Boxes are moved with the picture and cut to it.
     """
-    frame = (size, size)
+    frame = spec.size
     if rng.random() < config.mosaic:
-        view = _mosaic([sample, draw(), draw(), draw()], size, config, rng)
+        view = _mosaic([sample, draw(), draw(), draw()], spec, config, rng)
     else:
-        view = _window(sample, frame, (size, config.scale), config, rng)
+        view = _window(sample, frame, spec, config, rng)
     if rng.random() < config.mixup:
-        view = _mean(view, _window(draw(), frame, (size, config.mixup_scale), config, rng))
+        view = _mean(view, _window(draw(), frame, spec, replace(config, scale=config.mixup_scale), rng))
     return view
 
 
-def _mosaic(samples: list[Sample], size: int, config: AugmentConfig, rng: np.random.Generator) -> Sample:
-    meeting_x, meeting_y = rng.integers(size // 4, size - size // 4 + 1, 2).tolist()
-    image = np.empty((size, size, 3), np.uint8)
+def _mosaic(samples: list[Sample], spec: InputSpec, config: AugmentConfig, rng: np.random.Generator) -> Sample:
+    width, height = spec.width, spec.height
+    meeting_x = int(rng.integers(width // 4, width - width // 4 + 1))
+    meeting_y = int(rng.integers(height // 4, height - height // 4 + 1))
+    image = np.empty((height, width, 3), np.uint8)
     boxes, labels = [], []
-    columns, rows = ((0, meeting_x), (meeting_x, size)), ((0, meeting_y), (meeting_y, size))
+    columns, rows = ((0, meeting_x), (meeting_x, width)), ((0, meeting_y), (meeting_y, height))
     for sample, (left, right), (top, bottom) in zip(
         samples, 2 * columns, (rows[0], rows[0], rows[1], rows[1]), strict=True
     ):
-        window = _window(sample, (right - left, bottom - top), (size, config.scale), config, rng)
+        window = _window(sample, Size(right - left, bottom - top), spec, config, rng)
         image[top:bottom, left:right] = window.image
         boxes.append(window.boxes + np.array([left, top, left, top], np.float32))
         labels.append(window.labels)
@@ -98,55 +103,53 @@ def _mean(first: Sample, second: Sample) -> Sample:
     return Sample(image, boxes, np.concatenate([first.labels, second.labels]), first.identifier)
 
 
-def _window(
-    sample: Sample,
-    frame: tuple[int, int],
-    zoom: tuple[int, tuple[float, float]],
-    config: AugmentConfig,
-    rng: np.random.Generator,
-) -> Sample:
-    """A window of `frame` (width, height) pixels on the image stretched to a square, `zoom` its side and factors."""
-    side, factors = zoom
+def _window(sample: Sample, frame: Size, spec: InputSpec, config: AugmentConfig, rng: np.random.Generator) -> Sample:
+    """A window on the image, which is as large as the network would see it times a random factor."""
     height, width = sample.image.shape[:2]
-    extent = side * float(np.exp(rng.uniform(*np.log(factors))))
-    matrix = _placement(config, (width, height), (extent, frame), rng)
+    source = Size(width, height)
+    shown = shown_size(source, spec.size, spec.resize)
+    factor = np.exp(rng.uniform(*np.log(config.scale)))
+    matrix = _placement(config, _sides(source), (_sides(shown) * factor, _sides(frame)), rng)
     image = cv2.transform(_warp(sample.image, matrix, frame, config.fill), _colour_matrix(config, rng))
     boxes, keep = _visible(_move_boxes(sample.boxes, matrix, config.round_objects), frame, config)
     return Sample(image, boxes[keep], sample.labels[keep], sample.identifier)
 
 
+def _sides(size: Size) -> NDArray[np.float64]:
+    return np.array([size.width, size.height], np.float64)
+
+
 def _placement(
     config: AugmentConfig,
-    source: tuple[int, int],
-    target: tuple[float, tuple[int, int]],
+    source: NDArray[np.float64],
+    target: tuple[NDArray[np.float64], NDArray[np.float64]],
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Affine map [2, 3] from (width, height) `source` to a square of the given extent, somewhere over the frame.
+    """Affine map [2, 3] from an image with the sides `source` to one with those of `target`, somewhere over a frame.
 
-    Anywhere, that is, where it covers the frame or lies inside it. In edge coordinates: a pixel spans i..i+1.
+    Anywhere, that is, where it covers the frame, the second of `target`, or lies inside it. All are width and height.
+    In edge coordinates: a pixel spans i..i+1.
     """
     extent, frame = target
-    slack = np.array(frame) - extent
+    slack = frame - extent
     offsets = rng.uniform(np.minimum(slack, 0), np.maximum(slack, 0))
     flips = np.where(rng.random(2) < (config.horizontal_flip, config.vertical_flip), -1.0, 1.0)
     angle = np.deg2rad(rng.uniform(-config.rotation, config.rotation))
     shear = np.tan(np.deg2rad(rng.uniform(-config.shear, config.shear, 2)))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    sides = np.array(source, np.float64)
-    linear = (flips * extent / sides)[:, None] * (turn @ np.array([[1, shear[0]], [shear[1], 1]]))
+    linear = (flips * extent / source)[:, None] * (turn @ np.array([[1, shear[0]], [shear[1], 1]]))
     # About the centre, so that the picture stays where it was placed however it is turned.
-    shift = offsets + extent / 2 - linear @ (sides / 2)
+    shift = offsets + extent / 2 - linear @ (source / 2)
     return np.concatenate([linear, shift[:, None]], 1)
 
 
-def _warp(
-    image: NDArray[np.uint8], matrix: NDArray[np.float64], frame: tuple[int, int], fill: int
-) -> NDArray[np.uint8]:
+def _warp(image: NDArray[np.uint8], matrix: NDArray[np.float64], frame: Size, fill: int) -> NDArray[np.uint8]:
     # OpenCV counts from pixel centres; without this half pixel the picture would shift against its resize().
     centred = matrix.copy()
     centred[:, 2] += matrix[:, :2].sum(1) * 0.5 - 0.5
+    sides, grey = (frame.width, frame.height), (fill,) * 3
     warped: NDArray[np.uint8] = cv2.warpAffine(
-        image, centred, frame, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(fill,) * 3
+        image, centred, sides, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=grey
     )
     return warped
 
@@ -161,10 +164,10 @@ def _move_boxes(boxes: NDArray[np.float32], matrix: NDArray[np.float64], round_o
 
 
 def _visible(
-    boxes: NDArray[np.float32], frame: tuple[int, int], config: AugmentConfig
+    boxes: NDArray[np.float32], frame: Size, config: AugmentConfig
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Boxes [M, 4] cut to the frame, and which of them [M] are worth keeping."""
-    clipped = boxes.clip(0, np.array(frame * 2, np.float32))
+    clipped = boxes.clip(0, np.array([frame.width, frame.height] * 2, np.float32))
     sides, full = clipped[:, 2:] - clipped[:, :2], boxes[:, 2:] - boxes[:, :2]
     keep = (sides.min(1, initial=np.inf) >= config.min_side) & (sides.prod(1) >= config.min_visible * full.prod(1))
     return clipped, keep

@@ -22,6 +22,8 @@ from damoserve_compress.training.augment import AugmentConfig
 from damoserve_compress.training.distil import DistilConfig
 from damoserve_compress.training.losses import LossConfig
 from damoserve_profiles.faults import describe_faults
+from damoserve_profiles.imaging import ResizeMode
+from damoserve_profiles.manifest import InputSpec
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 
@@ -47,6 +49,8 @@ class TrainConfig:
     """Side of the square network input in pixels."""
     sizes: tuple[Side, ...] = ()
     """Multi-scale training: every batch has one of these sides, drawn at random. Empty: `size` always."""
+    resize: ResizeMode = "stretch"
+    """How images are brought to that square; a checkpoint to start from must have been trained with the same."""
     epochs: Count = 120
     tail_epochs: Annotated[int, Field(ge=0)] = 0
     """Last epochs, without mosaic and mixup and with the lowest learning rate, each evaluated."""
@@ -89,6 +93,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.tail_epochs >= self.epochs:
             raise ValueError(f"tail_epochs ({self.tail_epochs}) must be fewer than epochs ({self.epochs})")
+
+    @property
+    def input(self) -> InputSpec:
+        """What the trained network takes."""
+        return InputSpec(width=self.size, height=self.size, resize=self.resize)
 
     def curve(self) -> dict[str, Any]:
         """All that the result depends on, as plain values: equal for two runs that must give the same curve."""

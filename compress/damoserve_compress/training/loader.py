@@ -18,6 +18,7 @@ from damoserve_compress.training.augment import augment
 from damoserve_compress.training.box_augment import augment_boxes
 from damoserve_compress.training.config import TrainConfig
 from damoserve_compress.training.losses import Target
+from damoserve_profiles.manifest import InputSpec
 
 Extra = Callable[[int], Dataset]
 """The further images of an epoch, by its number."""
@@ -144,6 +145,7 @@ class _EpochViews:
         self._dataset = dataset
         self._seed = config.seed, epoch
         self._sizes = config.sizes or (config.size,)
+        self._input = config.input
         self._progress = epoch / config.epochs
         self._config = replace(config.augment, mosaic=0, mixup=0) if config.is_tail(epoch) else config.augment
 
@@ -151,14 +153,15 @@ class _EpochViews:
         """One view each of the images `indices`, which are the `position`-th batch of the epoch."""
         # A stream of its own: those of the views end in an index of the data set.
         size = int(np.random.default_rng((*self._seed, len(self._dataset) + position)).choice(self._sizes))
-        views = tuple(self._view(index, size) for index in indices)
+        spec = self._input.model_copy(update={"width": size, "height": size})
+        views = tuple(self._view(index, spec) for index in indices)
         return Batch(np.stack([view.image for view in views]), views)
 
-    def _view(self, index: int, size: int) -> Sample:
+    def _view(self, index: int, spec: InputSpec) -> Sample:
         rng = np.random.default_rng((*self._seed, index))
 
         def draw() -> Sample:
             return self._dataset[int(rng.integers(len(self._dataset)))]
 
-        view = augment(self._dataset[index], draw, size, self._config, rng)
+        view = augment(self._dataset[index], draw, spec, self._config, rng)
         return augment_boxes(view, self._progress, self._config.boxes, rng) if self._config.boxes else view

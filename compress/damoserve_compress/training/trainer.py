@@ -35,7 +35,6 @@ from damoserve_compress.training.optimiser import build_optimiser
 from damoserve_compress.training.progress import EpochRecord, Reporter
 from damoserve_compress.training.rendered import rendered_extra
 from damoserve_profiles.files import replace_text
-from damoserve_profiles.manifest import InputSpec
 
 CHECKPOINT = "checkpoint.pt"
 MODEL = "model.safetensors"
@@ -107,8 +106,8 @@ class Trainer:
 
     def evaluate(self) -> Metrics:
         """AP of the averaged weights on the validation set."""
-        spec = InputSpec(width=self.config.size, height=self.config.size)
-        detections = predict(torch_detector(self.ema.network), self._val_set, spec, batch_size=self.config.batch_size)
+        detector = torch_detector(self.ema.network)
+        detections = predict(detector, self._val_set, self.config.input, batch_size=self.config.batch_size)
         return average_precision(self._val_set, detections)
 
     def train_step(self, batch: Batch) -> Losses:
@@ -168,8 +167,9 @@ class Trainer:
     def _save(self) -> None:
         write_log(self._out / LOG, self._history)
         if self._metrics is not None:
-            side = self.config.size
-            what = Description(self.config.model, self.network.variant, tuple(self._val_set.labels), side, side)
+            size, labels = self.config.input.size, tuple(self._val_set.labels)
+            variant, mode = self.network.variant, self.config.resize
+            what = Description(self.config.model, variant, labels, size.width, size.height, mode)
             save_checkpoint(self._out / MODEL, self.ema.network, what)
             if self._metrics.ap >= max(record.ap for record in self._history if record.ap is not None):
                 save_checkpoint(self._out / BEST_MODEL, self.ema.network, what)

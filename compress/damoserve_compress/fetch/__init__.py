@@ -1,0 +1,47 @@
+"""Files from elsewhere: a path, an address on the web, ModelScope or Hugging Face.
+
+FetchError
+├── SourceInvalid      the source, or the hash, is not written as one
+├── SourceGone         what it names is not there, or not any more, or not for everybody
+├── TransferFailed     it did not arrive whole; asking again goes on where it stopped
+├── WrongContent       it arrived, but it is not what was asked for
+└── ClientMissing      the client library of the hub is not installed
+"""
+
+from collections.abc import Callable
+
+Report = Callable[[int, int | None], object]
+"""Takes the bytes that are there and, where it is known, how many they will be."""
+
+LOST_WEIGHTS = (
+    "The download links of DAMO-YOLO itself are dead since 2025: try modelscope:OWNER/NAME/FILE, hf:OWNER/NAME/FILE "
+    "(Cwhgn/DAMO-YOLO-T had the legacy T), or the path of a copy that someone kept"
+)
+
+
+class FetchError(Exception):
+    """The file could not be got."""
+
+
+class SourceInvalid(FetchError):
+    """No source, or no hash, is written so."""
+
+
+class SourceGone(FetchError):
+    """The source does not have it."""
+
+    def __init__(self, source: str, why: str) -> None:
+        hint = f". {LOST_WEIGHTS}" if source.partition("@")[0].endswith(".pth") else ""
+        super().__init__(f"{source} cannot be had: {why}{hint}")
+
+
+class TransferFailed(FetchError):
+    """The source may have it, but it did not arrive."""
+
+
+class WrongContent(FetchError):
+    """Something else arrived."""
+
+
+class ClientMissing(FetchError):
+    """The hub's library is not installed."""
