@@ -169,6 +169,7 @@ class Builder:
             model=self.description.model,
             variant=self.description.variant,
             size=self.size.width,
+            resize=self.description.resize,
             epochs=options.fine_tune.epochs,
             learning_rate=options.fine_tune.learning_rate,
             rendered=rendered,

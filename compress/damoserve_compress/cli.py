@@ -3,11 +3,14 @@
 import typer
 
 from damoserve_compress.commands.build import benchmark, build
-from damoserve_compress.commands.checkpoint import publish
-from damoserve_compress.commands.train import train
+from damoserve_compress.commands.checkpoint import convert, publish
+from damoserve_compress.commands.data import check
+from damoserve_compress.commands.evaluate import evaluate
+from damoserve_compress.commands.fetch import fetch
+from damoserve_compress.commands.train import distil, train
 
 app = typer.Typer(help="Train, compress and measure DAMO-YOLO detectors.", no_args_is_help=True)
-for command in (train, publish, build, benchmark):
+for command in (check, train, distil, fetch, convert, publish, build, evaluate, benchmark):
     app.command()(command)
 
 

@@ -1,6 +1,6 @@
 """Detections of a whole data set, and their average precision by COCO's rules."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from damoserve_compress.datasets import Dataset
-from damoserve_profiles.imaging import Size, resize
-from damoserve_profiles.manifest import Thresholds
+from damoserve_profiles.imaging import Size, resize, shown_size
+from damoserve_profiles.manifest import InputSpec, Thresholds
 from damoserve_profiles.postprocess import Detections, select
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ Detector = Callable[[NDArray[np.uint8]], tuple[Scores, Boxes]]
 COCO_THRESHOLDS = Thresholds(score=0.05, nms_iou=0.7, max_detections=100)
 """Those of DAMO-YOLO's evaluation of T to L; COCO counts the best 100 detections of an image."""
 
+SIZES = ("small", "medium", "large")
+"""COCO's ranges of area: up to 32 x 32 pixels, up to 96 x 96, and what is larger."""
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -32,8 +35,11 @@ class Metrics:
     ap: float
     """Mean over IoU 0.50:0.05:0.95 and classes."""
     ap50: float
+    ap75: float
     per_class: dict[str, float]
     """As `ap`; classes of which the data set has no box are left out."""
+    per_size: dict[str, float]
+    """As `ap`, of boxes of the area of each of `SIZES`; sizes of which the data set has no box are left out."""
     images: int
 
 
@@ -50,29 +56,31 @@ def torch_detector(network: "nn.Module") -> Detector:
     return detect
 
 
-def _batches(dataset: Dataset, size: Size, batch_size: int) -> Iterator[tuple[NDArray[np.uint8], list[Size]]]:
+def _batches(dataset: Dataset, spec: InputSpec, batch_size: int) -> Iterator[tuple[NDArray[np.uint8], list[Size]]]:
     for start in range(0, len(dataset), batch_size):
         samples = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
         sizes = [Size(sample.image.shape[1], sample.image.shape[0]) for sample in samples]
-        yield np.stack([resize(sample.image, size) for sample in samples]), sizes
+        yield np.stack([resize(sample.image, spec.size, spec.resize) for sample in samples]), sizes
 
 
 def predict(
-    detector: Detector, dataset: Dataset, size: Size, thresholds: Thresholds = COCO_THRESHOLDS, batch_size: int = 8
+    detector: Detector, dataset: Dataset, spec: InputSpec, thresholds: Thresholds = COCO_THRESHOLDS, batch_size: int = 8
 ) -> list[Detections]:
     """Detections of each image of `dataset`, in its order, in pixels of the original image.
 
-    `size` is the network's input. A torch network goes through `torch_detector`.
+    `spec` is the network's input. A torch network goes through `torch_detector`.
     """
     found = []
-    for images, sizes in _batches(dataset, size, batch_size):
+    for images, sizes in _batches(dataset, spec, batch_size):
         scores, boxes = detector(images)
         for image_scores, image_boxes, original in zip(scores, boxes, sizes, strict=True):
-            found.append(select(image_scores, image_boxes, thresholds, size, original))
+            shown = shown_size(original, spec.size, spec.resize)
+            found.append(select(image_scores, image_boxes, thresholds, shown, original))
     return found
 
 
-def _ground_truth(dataset: Dataset) -> dict[str, Any]:
+def ground_truth(dataset: Dataset) -> hotcoco.COCO:
+    """The boxes of `dataset`; images are numbered by their index, categories by their label."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(len(dataset)):
@@ -84,7 +92,7 @@ def _ground_truth(dataset: Dataset) -> dict[str, Any]:
             annotation = {"id": len(annotations) + 1, "image_id": index, "category_id": label, "bbox": box}
             annotations.append(annotation | {"area": box[2] * box[3], "iscrowd": 0})
     categories = [{"id": index, "name": name} for index, name in enumerate(dataset.labels)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    return hotcoco.COCO({"images": images, "annotations": annotations, "categories": categories})
 
 
 def _result_rows(detections: Sequence[Detections]) -> NDArray[np.float64]:
@@ -97,10 +105,25 @@ def _result_rows(detections: Sequence[Detections]) -> NDArray[np.float64]:
     return np.concatenate(rows)
 
 
+def evaluation_of(truth: hotcoco.COCO, detections: Sequence[Detections]) -> hotcoco.COCOeval:
+    """COCO's box evaluation of `detections`, one entry for each image of `truth`; nothing is computed yet.
+
+    Raises ValueError where their number differs.
+    """
+    if len(detections) != len(truth.imgs):
+        raise ValueError(f"{len(detections)} lists of detections for {len(truth.imgs)} images")
+    return hotcoco.COCOeval(truth, truth.loadRes(_result_rows(detections)), "bbox")
+
+
 def _mean(precision: NDArray[np.float64]) -> float:
     # COCO marks what has no ground truth with -1.
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else float("nan")
+
+
+def _means(names: Sequence[str], precisions: Iterable[NDArray[np.float64]]) -> dict[str, float]:
+    means = {name: _mean(precision) for name, precision in zip(names, precisions, strict=True)}
+    return {name: mean for name, mean in means.items() if not np.isnan(mean)}
 
 
 def average_precision(dataset: Dataset, detections: Sequence[Detections]) -> Metrics:
@@ -108,16 +131,19 @@ def average_precision(dataset: Dataset, detections: Sequence[Detections]) -> Met
 
     Raises ValueError where their number differs.
     """
-    if len(detections) != len(dataset):
-        raise ValueError(f"{len(detections)} lists of detections for {len(dataset)} images")
-    truth = hotcoco.COCO(_ground_truth(dataset))
-    evaluation = hotcoco.COCOeval(truth, truth.loadRes(_result_rows(detections)), "bbox")
+    evaluation = evaluation_of(ground_truth(dataset), detections)
     evaluation.evaluate()
     evaluation.accumulate()
-    # [IoU, recall, class, area, maximum number of detections]: all areas, 100 detections.
+    # [IoU, recall, class, area, maximum number of detections]: the last maximum is 100.
     results = evaluation.eval
     assert results is not None
-    precision = np.asarray(results["precision"])[..., 0, -1]
-    by_class = {name: _mean(precision[:, :, index]) for index, name in enumerate(dataset.labels)}
-    per_class = {name: value for name, value in by_class.items() if not np.isnan(value)}
-    return Metrics(_mean(precision), _mean(precision[0]), per_class, len(dataset))
+    precision = np.asarray(results["precision"])[..., -1]
+    overall = precision[..., 0]
+    return Metrics(
+        ap=_mean(overall),
+        ap50=_mean(overall[0]),
+        ap75=_mean(overall[5]),
+        per_class=_means(dataset.labels, np.moveaxis(overall, -1, 0)),
+        per_size=_means(SIZES, np.moveaxis(precision[..., 1:], -1, 0)),
+        images=len(dataset),
+    )

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from damoserve_profiles.imaging import Size
+from damoserve_profiles.imaging import ResizeMode, Size
 from damoserve_profiles.recipe import Fraction, Recipe
 
 Count = Annotated[int, Field(ge=0)]
@@ -17,11 +17,11 @@ class _Strict(BaseModel):
 
 
 class InputSpec(_Strict):
-    """What the network takes: `images` uint8 `[N, height, width, 3]`, RGB, 0..255."""
+    """What the network takes: `images` uint8 `[N, height, width, 3]`, RGB, 0..255, and how images are brought to it."""
 
     width: Annotated[int, Field(gt=0)]
     height: Annotated[int, Field(gt=0)]
-    resize: Literal["stretch"] = "stretch"
+    resize: ResizeMode = "stretch"
 
     @property
     def size(self) -> Size:
@@ -36,6 +36,16 @@ class Thresholds(_Strict):
     max_detections: Annotated[int, Field(ge=1, le=1000)]
 
 
+class AccuracyDifference(_Strict):
+    """Average precision against a reference on the same images, with the 95 % interval of a bootstrap over them."""
+
+    reference: str
+    ap: float
+    lower: float
+    upper: float
+    resamples: Count
+
+
 class Accuracy(_Strict):
     """COCO average precision on validation images, 0..1: scores from 0.05, IoU 0.7, at most 100 detections."""
 
@@ -43,7 +53,12 @@ class Accuracy(_Strict):
     images: Count
     ap: Fraction
     ap50: Fraction
+    ap75: Fraction | None = None
     per_class: dict[str, float]
+    per_size: dict[str, float] = {}
+    """Of small, medium and large boxes by COCO's areas, those that there are."""
+    difference: AccuracyDifference | None = None
+    """Against the source network. Manifests of before it was measured have none of these three."""
 
 
 class Latency(_Strict):

@@ -11,53 +11,17 @@ from pycocotools.cocoeval import COCOeval
 
 from damoserve_compress.datasets import Sample
 from damoserve_compress.evaluate import COCO_THRESHOLDS, average_precision, predict
-from damoserve_profiles.imaging import Size
+from damoserve_profiles.manifest import InputSpec
 from damoserve_profiles.postprocess import Detections
+from tests.compress.hits import Listed, all_found, as_found, near_misses, random_dataset
 
 
-class Listed:
-    """A data set of given samples."""
-
-    def __init__(self, samples: list[Sample], labels: tuple[str, ...] = ("a", "b", "c")) -> None:
-        self.labels = labels
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._samples[index]
-
-
-def random_boxes(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
-    corner = rng.uniform(0, 60, (count, 2))
-    return np.concatenate([corner, corner + rng.uniform(4, 60, (count, 2))], 1).astype(np.float32)
-
-
-def random_dataset(rng: np.random.Generator, images: int = 12) -> Listed:
-    image = np.zeros((120, 160, 3), np.uint8)
-    boxes = [random_boxes(rng, int(rng.integers(0, 8))) for _ in range(images)]
-    return Listed([Sample(image, b, rng.integers(0, 3, len(b)), i * 7) for i, b in enumerate(boxes)])
-
-
-def near_misses(rng: np.random.Generator, dataset: Listed) -> list[Detections]:
-    found = []
-    for index in range(len(dataset)):
-        sample = dataset[index]
-        shaken = sample.boxes + rng.normal(0, 2, sample.boxes.shape)
-        boxes = np.concatenate([shaken, random_boxes(rng, 5)]).astype(np.float32)
-        labels = np.concatenate([sample.labels, rng.integers(0, 3, 5)])
-        scores = np.sort(rng.random(len(boxes)).astype(np.float32))[::-1]
-        found.append(Detections(boxes, scores.copy(), labels))
-    return found
-
-
-def as_found(sample: Sample) -> Detections:
-    return Detections(sample.boxes, np.linspace(1, 0.5, len(sample.boxes), dtype=np.float32), sample.labels)
+def mean(precision: NDArray[np.float64]) -> float:
+    return float(precision[precision > -1].mean())
 
 
 def oracle(dataset: Listed, detections: list[Detections]) -> NDArray[np.float64]:
-    """Precision [IoU, recall, class] by pycocotools, from annotations written out here."""
+    """Precision [IoU, recall, class, area] by pycocotools, from annotations written out here."""
     annotations, rows = [], []
     for image in range(len(dataset)):
         for (left, top, right, bottom), label in zip(
@@ -72,14 +36,14 @@ def oracle(dataset: Listed, detections: list[Detections]) -> NDArray[np.float64]
         ):
             rows.append([image, left, top, right - left, bottom - top, score, label])
     truth = COCO()
-    images = [{"id": index, "width": 160, "height": 120} for index in range(len(dataset))]
+    images = [{"id": index, "width": 200, "height": 200} for index in range(len(dataset))]
     truth.dataset = {"images": images, "annotations": annotations, "categories": [{"id": i} for i in range(3)]}
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(np.array(rows)), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
-    precision: NDArray[np.float64] = evaluation.eval["precision"][..., 0, -1]
+    precision: NDArray[np.float64] = evaluation.eval["precision"][..., -1]
     return precision
 
 
@@ -89,26 +53,30 @@ def test_agrees_with_pycocotools(seed: int) -> None:
     dataset = random_dataset(rng)
     detections = near_misses(rng, dataset)
     metrics, precision = average_precision(dataset, detections), oracle(dataset, detections)
+    overall = precision[..., 0]
     assert 0.05 < metrics.ap < 0.95
-    assert metrics.ap == pytest.approx(precision[precision > -1].mean(), abs=1e-9)
-    assert metrics.ap50 == pytest.approx(precision[0][precision[0] > -1].mean(), abs=1e-9)
-    expected = [precision[..., index][precision[..., index] > -1].mean() for index in range(3)]
-    assert list(metrics.per_class.values()) == pytest.approx(expected, abs=1e-9)
+    assert metrics.ap == pytest.approx(mean(overall), abs=1e-9)
+    assert (metrics.ap50, metrics.ap75) == pytest.approx((mean(overall[0]), mean(overall[5])), abs=1e-9)
+    by_class = {name: mean(overall[..., index]) for index, name in enumerate("abc")}
+    assert metrics.per_class == pytest.approx(by_class, abs=1e-9)
+    by_size = {name: mean(precision[..., index]) for index, name in enumerate(("small", "medium", "large"), 1)}
+    assert metrics.per_size == pytest.approx(by_size, abs=1e-9)
 
 
 def test_perfect_detections_give_one_and_none_give_zero() -> None:
     dataset = random_dataset(np.random.default_rng(1))
-    perfect = average_precision(dataset, [as_found(dataset[index]) for index in range(len(dataset))])
-    assert (perfect.ap, perfect.ap50, perfect.images) == (pytest.approx(1), pytest.approx(1), 12)
+    perfect = average_precision(dataset, all_found(dataset))
+    assert (perfect.ap, perfect.ap50, perfect.ap75, perfect.images) == (*[pytest.approx(1)] * 3, 12)
     assert perfect.per_class == {"a": pytest.approx(1), "b": pytest.approx(1), "c": pytest.approx(1)}
     nothing = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
     assert average_precision(dataset, [nothing] * len(dataset)).ap == 0
 
 
-def test_a_class_without_boxes_has_no_precision() -> None:
+def test_classes_and_sizes_without_boxes_have_no_precision() -> None:
     one = Sample(np.zeros((120, 160, 3), np.uint8), np.array([[1, 2, 30, 40]], np.float32), np.array([1]), 0)
     metrics = average_precision(Listed([one]), [as_found(one)])
     assert metrics.per_class == {"b": pytest.approx(1)}
+    assert metrics.per_size == {"medium": pytest.approx(1)}
     assert metrics.ap == pytest.approx(1)
 
 
@@ -133,7 +101,7 @@ def test_predict_returns_pixels_of_each_original_in_order() -> None:
         scores[:, 1, 2] = COCO_THRESHOLDS.score - 0.01
         return scores, np.tile(np.array([32, 32, 64, 64], np.float32), (len(images), 2, 1))
 
-    found = predict(detector, Listed(samples), Size(64, 64), batch_size=2)
+    found = predict(detector, Listed(samples), InputSpec(width=64, height=64), batch_size=2)
     assert batches == [(2, 64, 64, 3), (2, 64, 64, 3), (1, 64, 64, 3)]
     for index, ((height, width), detections) in enumerate(zip(shapes, found, strict=True)):
         assert detections.boxes.tolist() == [pytest.approx([width / 2, height / 2, width, height])]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from damoserve_compress.commands.options import DataFolder, RepositoryFolder, read_data, told
-from damoserve_profiles.manifest import Manifest, Thresholds
+from damoserve_profiles.manifest import Accuracy, Manifest, Thresholds
 from damoserve_profiles.recipe import RECIPES, read_recipe
 from damoserve_profiles.repository import BUNDLED, Repository, RepositoryError
 
@@ -76,6 +76,17 @@ def _compare(model: str, profiles: dict[Path, Manifest], rounds: int, threads: i
         typer.echo(
             f"{manifest.profile:12} {summarise(times[:, column], threads).median_ms:8.2f} ms"
             f"  {ratio.median:5.2f}x ({ratio.lower:.2f} to {ratio.upper:.2f})"
-            f"  AP {100 * manifest.accuracy.ap:5.2f} ({100 * (manifest.accuracy.ap - first.accuracy.ap):+.2f})"
+            f"  {_accuracy(manifest.accuracy, first.accuracy)}"
             f"  {manifest.model_bytes / 1e6:5.2f} MB ({manifest.model_bytes / first.model_bytes:.3f})"
         )
+
+
+def _accuracy(accuracy: Accuracy, first: Accuracy) -> str:
+    """AP against the source network where the manifest has its interval, else against the first profile."""
+    from damoserve_compress.bootstrap import Interval
+
+    change = accuracy.difference
+    if change is None:
+        return f"AP {100 * accuracy.ap:5.2f} ({100 * (accuracy.ap - first.ap):+.2f})"
+    difference = Interval(change.ap, change.lower, change.upper)
+    return f"AP {100 * accuracy.ap:5.2f}, {difference} against {change.reference}"
