@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -51,7 +51,7 @@ def test_survivors_are_those_of_greedy_suppression(seed: int, count: int, classe
 
 def test_negative_corners_do_not_mix_classes() -> None:
     scores = np.array([[0.9, 0], [0, 0.8]], np.float32)
-    boxes = np.array([[90, 90, 100, 100], [-14, -14, -4, -4]], np.float32)
+    boxes = np.array([[90, 90, 100, 100], [-14, -14, 4, 4]], np.float32)
     assert select(scores, boxes, thresholds(nms_iou=0.3), NETWORK, NETWORK).labels.tolist() == [0, 1]
 
 
@@ -67,9 +67,11 @@ def test_what_was_mapped_into_the_input_comes_back(
     shown = shown_size(image, network, mode)
     left, right = sorted(shares[:2])
     top, bottom = sorted(shares[2:])
+    assume(right - left > 1e-3 and bottom - top > 1e-3)  # nothing to see of any other
     box = np.array([left, top, right, bottom])
     whole, part = (np.array([size.width, size.height] * 2) for size in (image, shown))
     found = select(np.ones((1, 1), np.float32), (box * part).astype(np.float32)[None], thresholds(), shown, image)
+    assert len(found.boxes) == 1
     assert np.allclose(found.boxes, box * whole, rtol=1e-5, atol=1e-5 * max(whole))
 
 
@@ -100,3 +102,11 @@ def test_thresholds_and_limits() -> None:
     assert kept.scores.tolist() == [np.float32(0.6), np.float32(0.4)]  # a score equal to the threshold stays
     assert len(select(scores, boxes, thresholds(max_detections=1), NETWORK, NETWORK).scores) == 1
     assert select(scores, boxes, thresholds(score=0.9), NETWORK, NETWORK).boxes.shape == (0, 4)
+
+
+def test_a_box_outside_the_picture_is_left_out() -> None:
+    boxes = np.array(
+        [[10, 10, 40, 40], [10, 80, 40, 95]], np.float32
+    )  # the second lies in the padding of a fitted image
+    found = select(np.ones((2, 1), np.float32), boxes, thresholds(), Size(100, 75), Size(400, 300))
+    assert found.boxes.tolist() == [[40, 40, 160, 160]]
