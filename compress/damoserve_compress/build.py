@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from damoserve_compress.benchmark import summarise, time_models
 from damoserve_compress.bootstrap import Difference, compare
-from damoserve_compress.datasets import Dataset
+from damoserve_compress.datasets import Dataset, fingerprint
+from damoserve_compress.datasets.cache import CachedDataset
 from damoserve_compress.evaluate import Detector, Metrics, average_precision, predict, torch_detector
 from damoserve_compress.export import check_batches, check_parity, export_onnx
 from damoserve_compress.network import Network, fuse
@@ -27,7 +28,6 @@ from damoserve_compress.prune import prune
 from damoserve_compress.quantise import quantise_onnx
 from damoserve_compress.session import onnx_detector
 from damoserve_compress.training.config import TrainConfig
-from damoserve_compress.training.loader import CachedDataset
 from damoserve_compress.training.rendered import rendered_fits
 from damoserve_compress.training.trainer import Trainer
 from damoserve_profiles.files import replace_file
@@ -120,7 +120,10 @@ class Builder:
     def source_detections(self) -> list[Detections]:
         """What the network finds on the validation set before anything is done to it."""
         self._report("validating the source network")
-        return predict(torch_detector(fuse(self.network)), self._val_set, self.input)
+        return self._detect(torch_detector(fuse(self.network)))
+
+    def _detect(self, detector: Detector) -> list[Detections]:
+        return predict(detector, self._val_set, self.input, self.network.structure.evaluation)
 
     def _build(self, recipe: Recipe) -> _Built:
         network = self._pruned(recipe.prune) if recipe.prune else self.network
@@ -143,7 +146,7 @@ class Builder:
     def _validate(self, recipe: Recipe, detector: Detector) -> tuple[Metrics, Difference]:
         source = self.source_detections
         self._report(f"{recipe.name}: validating")
-        detections = predict(detector, self._val_set, self.input)
+        detections = self._detect(detector)
         metrics = average_precision(self._val_set, detections)
         difference = compare(self._val_set, source, detections)
         self._report(f"{recipe.name}: AP {100 * metrics.ap:.2f}, {difference.ap} against the source network")
@@ -160,8 +163,9 @@ class Builder:
         return self._fine_tuned[options]
 
     def _fine_tune(self, options: Prune) -> Network:
-        """A result for the same checkpoint and options in the work folder is taken as it is."""
-        key = hashlib.sha256(f"{self.source.sha256} {options.model_dump_json()}".encode()).hexdigest()[:12]
+        """A result for the same checkpoint, options and training images in the work folder is taken as it is."""
+        identity = f"{self.source.sha256} {options.model_dump_json()} {fingerprint(self._train_set)}"
+        key = hashlib.sha256(identity.encode()).hexdigest()[:12]
         rendered = options.fine_tune.rendered if rendered_fits(self.description.labels) else 0
         folder = self.config.work / f"pruned-{key}"
         self._report(f"pruning and fine-tuning in {folder}")

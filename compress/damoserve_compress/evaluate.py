@@ -21,8 +21,8 @@ Boxes = NDArray[np.float32]
 Detector = Callable[[NDArray[np.uint8]], tuple[Scores, Boxes]]
 """Takes RGB [N, H, W, 3]; returns scores [N, A, C] and boxes [N, A, 4], xyxy in pixels of that input."""
 
-COCO_THRESHOLDS = Thresholds(score=0.05, nms_iou=0.7, max_detections=100)
-"""Those of DAMO-YOLO's evaluation of T to L; COCO counts the best 100 detections of an image."""
+COCO_THRESHOLDS = Thresholds(score=0.05, nms_iou=0.7, max_detections=500)
+"""Those of DAMO-YOLO's evaluation of T to L; of what is left COCO counts the best 100 of each image and class."""
 
 SIZES = ("small", "medium", "large")
 """COCO's ranges of area: up to 32 x 32 pixels, up to 96 x 96, and what is larger."""
@@ -47,11 +47,13 @@ def torch_detector(network: "nn.Module") -> Detector:
     """The detector that a torch network in eval mode is; cast and layout as in an exported graph."""
     import torch
 
+    device = next(network.parameters()).device
+
     @torch.inference_mode()
     def detect(images: NDArray[np.uint8]) -> tuple[Scores, Boxes]:
         # The permuted view is channels-last already, and the cast keeps that.
-        scores, boxes = network(torch.from_numpy(images).permute(0, 3, 1, 2).float())
-        return scores.numpy(), boxes.numpy()
+        scores, boxes = network(torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float())
+        return scores.cpu().numpy(), boxes.cpu().numpy()
 
     return detect
 

@@ -47,7 +47,7 @@ class AccuracyDifference(_Strict):
 
 
 class Accuracy(_Strict):
-    """COCO average precision on validation images, 0..1: scores from 0.05, IoU 0.7, at most 100 detections."""
+    """COCO average precision on validation images, 0..1: under the variant's evaluation thresholds."""
 
     dataset: str
     images: Count
@@ -91,7 +91,7 @@ class Manifest(_Strict):
     """Everything a server, a router or a person needs to know about a profile without loading it."""
 
     schema_version: Literal[1] = 1
-    model: str
+    model: FileName
     version: Annotated[int, Field(gt=0)]
     profile: str
     variant: str

@@ -1,6 +1,7 @@
 """A student learns a teacher's features: the losses by their definition, and whole runs."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from damoserve_compress.training.distil import (
     load_teacher,
     normalise,
 )
+from damoserve_compress.training.objective import Step
 from damoserve_compress.training.trainer import Trainer
 from tests.compress.toys import CONFIG, TINY, Squares, tiny_network
 
@@ -76,6 +78,18 @@ def test_features_come_closer_to_the_teachers(tmp_path: Path, method: Literal["c
     assert 0 < losses[-1] < 0.8 * losses[0]
 
 
+def test_the_weight_is_applied_to_the_feature_loss(tmp_path: Path) -> None:
+    trainer = distilling_trainer(tmp_path, DistilConfig(first_weight=1, last_weight=0.1))
+    teacher = trainer.objective
+    images, targets = next(iter(trainer.batches.epoch(0))).tensors()
+    features = trainer.network.features(images)
+    predictions = trainer.network.head(features)
+    first, last = (
+        teacher(Step(images, features, predictions, targets, progress, nullcontext)).feature for progress in (0.0, 1.0)
+    )
+    assert float(last) == pytest.approx(0.1 * float(first), rel=1e-4)
+
+
 def test_the_feature_loss_is_part_of_the_total_and_in_the_log(tmp_path: Path) -> None:
     result = distilling_trainer(tmp_path, DistilConfig()).run()
     for record in result.history:
@@ -106,9 +120,11 @@ def test_a_resumed_distillation_gives_the_weights_of_an_uninterrupted_one(tmp_pa
         distilling_trainer(tmp_path / "parts", other).run()
 
 
-def test_a_teacher_of_other_labels_is_refused(tmp_path: Path) -> None:
+def test_a_teacher_of_other_labels_or_resize_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "teacher.safetensors"
     save_checkpoint(path, build_network("P", 2), Description("cells", "P", ("a", "b"), 64, 64))
-    assert load_teacher(path, ("a", "b")).num_classes == 2
+    assert load_teacher(path, ("a", "b"), "stretch").num_classes == 2
     with pytest.raises(UnusableWeights, match="a teacher needs the same data"):
-        load_teacher(path, ("a", "c"))
+        load_teacher(path, ("a", "c"), "stretch")
+    with pytest.raises(UnusableWeights, match="resize=stretch"):
+        load_teacher(path, ("a", "b"), "fit")

@@ -11,7 +11,7 @@ from damoserve_compress.network.checkpoint import load_checkpoint
 from damoserve_compress.training.checkpoint import load_state
 
 ROOT = Path(__file__).parents[2]
-EPOCHS = 8
+EPOCHS = 12
 SCRIPT = f"""
 import sys
 from dataclasses import replace

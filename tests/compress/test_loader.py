@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from damoserve_compress.datasets import Sample
+from damoserve_compress.datasets.cache import CachedDataset
 from damoserve_compress.training.augment import AugmentConfig
 from damoserve_compress.training.box_augment import BoxAugmentConfig
 from damoserve_compress.training.config import TrainConfig
-from damoserve_compress.training.loader import Batch, BatchLoader, CachedDataset, Joined
+from damoserve_compress.training.loader import Batch, BatchLoader, Joined
 from tests.compress.toys import Squares
 
 
@@ -36,9 +37,17 @@ def test_an_epoch_has_every_image_once_but_for_a_small_rest(count: int, sizes: l
 
 
 def test_an_epoch_can_be_left_early() -> None:
-    batches = loader(64).epoch(0)
+    class Counting(Squares):
+        reads = 0
+
+        def __getitem__(self, index: int) -> Sample:
+            Counting.reads += 1
+            return super().__getitem__(index)
+
+    batches = BatchLoader(Counting(64), TrainConfig(size=64, batch_size=4)).epoch(0)
     next(batches)
     batches.close()  # type: ignore[attr-defined]
+    assert Counting.reads < 32
 
 
 def test_tensors_are_channels_last_floats() -> None:
@@ -61,9 +70,12 @@ def test_how_many_threads_prepare_them_makes_no_difference() -> None:
     assert equal(loader(16, augment=RICH).epoch(1), loader(16, augment=RICH, workers=3).epoch(1))
 
 
-def test_mosaic_and_mixup_end_with_the_tail() -> None:
-    rich = loader(8, augment=RICH, epochs=4, tail_epochs=2)
-    plain = loader(8, augment=AugmentConfig(), epochs=4, tail_epochs=2)
+@pytest.mark.parametrize(
+    ("tail_affine", "calm"), [(True, AugmentConfig(rotation=20)), (False, AugmentConfig(scale=(1, 1)))]
+)
+def test_the_tail_ends_mosaic_and_mixup_and_the_affine_map(tail_affine: bool, calm: AugmentConfig) -> None:
+    rich = loader(8, augment=replace(RICH, rotation=20), epochs=4, tail_epochs=2, tail_affine=tail_affine)
+    plain = loader(8, augment=calm)
     assert not equal(rich.epoch(1), plain.epoch(1))
     assert equal(rich.epoch(2), plain.epoch(2))
 

@@ -53,6 +53,25 @@ def test_distil_learns_from_such_a_checkpoint(tmp_path: Path, data: Path) -> Non
     assert summary["history"][0]["feature"] > 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "distil.method=cwd"], "use `damoserve-compress distil`"),
+        (["--device", "foo"], "no device foo"),
+        (["--recipe", "nothing"], "no training recipe nothing"),
+        (["--variant", "Q"], "unknown variant 'Q'"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_told_before_anything_is_written(
+    tmp_path: Path, data: Path, arguments: list[str], message: str
+) -> None:
+    command = ["train", *ARGUMENTS, "--data", str(data), "--out", str(tmp_path / "out"), *arguments]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert message in result.output.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_faults_are_told_in_one_line(tmp_path: Path, data: Path) -> None:
     arguments = ["train", "--model", "cells", "--data", str(data), "--out", str(tmp_path / "out"), "--size", "65"]
     result = CliRunner().invoke(app, arguments)

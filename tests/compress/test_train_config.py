@@ -21,6 +21,11 @@ def test_the_published_recipes() -> None:
     assert (nano.optimiser, nano.learning_rate, nano.weight_decay) == ("adamw", 0.004, 0.01)
     assert (dense.augment.mosaic, dense.augment.mixup, dense.augment.scale) == (1, 0.15, (0.1, 2))
     assert dense.augment.boxes is not None
+    for recipe in (dense, nano):
+        assert (recipe.epochs, recipe.tail_epochs, recipe.batch_size, recipe.warmup_epochs) == (300, 16, 256, 5)
+        assert (recipe.final_factor, recipe.ema_decay, recipe.ema_tau, recipe.grad_clip) == (0.05, 0.9998, 2000, None)
+        assert (recipe.augment.rotation, recipe.augment.even_scale, recipe.tail_affine) == (10, True, False)
+    assert (dense.size, nano.size, dense.augment.shear, nano.augment.shear) == (640, 416, 2, 0.2)
 
 
 def test_what_is_said_last_counts(tmp_path: Path) -> None:
@@ -43,6 +48,11 @@ def test_what_is_said_last_counts(tmp_path: Path) -> None:
         (["tail_epochs=120"], "fewer than epochs"),
         (["epochs"], "FIELD=VALUE, not epochs"),
         (["size=0", "seed=x"], "size: .*; seed: "),
+        (["seed=-1"], "seed: "),
+        (["augment.scale=[2, 1]"], r"augment\.scale: the smallest comes first"),
+        (["augment={"], "no YAML value"),
+        (["loss.beta=-1"], r"loss\.beta: "),
+        (["augment.boxes.box_probability=-2"], r"augment\.boxes\.box_probability: "),
     ],
 )
 def test_faults_name_the_fields(settings: list[str], message: str) -> None:
@@ -76,6 +86,11 @@ def test_learning_rate_rises_then_falls_to_its_share_and_stays_there() -> None:
 def test_evaluations_come_first_now_and_then_and_throughout_the_tail() -> None:
     config = TrainConfig(epochs=12, eval_every=4, tail_epochs=3)
     assert [epoch for epoch in range(12) if config.is_evaluated(epoch)] == [0, 3, 7, 9, 10, 11]
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(TrainConfigError, match="no device foo"):
+        choose_precision("foo")
 
 
 def test_bfloat16_only_where_the_processor_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

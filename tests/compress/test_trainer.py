@@ -13,17 +13,18 @@ import torch
 from torch import nn
 
 from damoserve_compress.datasets import Sample
+from damoserve_compress.evaluate import Metrics
 from damoserve_compress.network import Network, build_network
 from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
 from damoserve_compress.prune import prune
 from damoserve_compress.training.augment import AugmentConfig
-from damoserve_compress.training.checkpoint import Diverged, ResumeMismatch, UnusableWeights
-from damoserve_compress.training.config import TrainConfig
+from damoserve_compress.training.checkpoint import Diverged, ResumeMismatch, UnusableState, UnusableWeights
+from damoserve_compress.training.config import TrainConfig, learning_rate_factor
 from damoserve_compress.training.ema import ModelEma
 from damoserve_compress.training.optimiser import parameter_groups
 from damoserve_compress.training.rendered import rendered_fits
 from damoserve_compress.training.start import new_network
-from damoserve_compress.training.trainer import Trainer
+from damoserve_compress.training.trainer import BEST_MODEL, MODEL, Trainer
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import FineTune, Prune
 from tests.compress.toys import CONFIG, TINY, Squares, tiny_network
@@ -47,17 +48,68 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(tmp_path: Path)
 
 
 def test_a_run_leaves_model_summary_and_log(tmp_path: Path) -> None:
-    result = tiny_trainer(tmp_path).run()
+    result = tiny_trainer(tmp_path, replace(CONFIG, epochs=4, eval_every=3)).run()
     summary = json.loads((tmp_path / "training.json").read_text())
     assert summary["config"]["seed"] == 3
     assert summary["labels"] == ["light", "red"]
-    assert summary["epochs_done"] == 3
+    assert summary["epochs_done"] == 4
     assert summary["metrics"]["ap"] == result.metrics.ap
     with (tmp_path / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
-    assert [bool(row["ap"]) for row in rows] == [True, True, True]
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
+    assert [bool(row["ap"]) for row in rows] == [True, False, True, True]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_best_weights_are_kept_apart_from_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = iter([0.2, 0.6, 0.4])
+
+    def evaluate(self: Trainer) -> Metrics:
+        return Metrics(next(accuracies), 0.5, 0.5, {}, {}, 4)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    states = []
+    for epochs in (2, 3):
+        tiny_trainer(tmp_path, replace(CONFIG, eval_every=1)).run(epochs=epochs)
+        states.append([load_checkpoint(tmp_path / name)[0].state_dict() for name in (BEST_MODEL, MODEL)])
+    key = "head.gfl_cls.0.weight"
+    (best, last), (still_best, new_last) = states
+    assert torch.equal(best[key], last[key])
+    assert torch.equal(still_best[key], best[key])
+    assert not torch.equal(new_last[key], best[key])
+
+
+def test_the_gradient_is_clipped_and_the_rate_follows_its_schedule(tmp_path: Path) -> None:
+    config = replace(CONFIG, optimiser="sgd", momentum=0, weight_decay=0, grad_clip=1e-3, learning_rate=1)
+    trainer = tiny_trainer(tmp_path, config)
+    before = torch.cat([parameter.detach().flatten().clone() for parameter in trainer.network.parameters()])
+    trainer.train_step(next(iter(trainer.batches.epoch(0))))
+    after = torch.cat([parameter.detach().flatten() for parameter in trainer.network.parameters()])
+    rate = learning_rate_factor(0, len(trainer.batches), config)
+    assert float((after - before).norm()) == pytest.approx(1e-3 * rate, rel=1e-2)
+
+
+def test_a_damaged_state_is_refused_and_named(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path).run(epochs=1)
+    state = tmp_path / "checkpoint.pt"
+    whole = state.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"abc"):
+        state.write_bytes(damaged)
+        with pytest.raises(UnusableState, match=r"checkpoint\.pt is damaged"):
+            tiny_trainer(tmp_path).run()
+    torch.save({"step": 3}, state)
+    with pytest.raises(UnusableState, match="lacks curve, ema"):
+        tiny_trainer(tmp_path).run()
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_applied(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    weight = trainer.network.head.gfl_reg[0].weight
+    weight.register_hook(lambda gradient: gradient * math.nan)
+    before = weight.detach().clone()
+    with pytest.raises(Diverged, match="gradient of step 0"):
+        trainer.run()
+    assert torch.equal(weight.detach(), before)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from damoserve_compress.commands.options import DataFolder, read_data, told
 from damoserve_profiles.files import replace_text
-from damoserve_profiles.manifest import MODEL_FILE, InputSpec
+from damoserve_profiles.manifest import MODEL_FILE, InputSpec, Thresholds
 from damoserve_profiles.repository import ProfileFolder, RepositoryError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure COCO's average precision, with the difference of each further model from the first."""
+    from damoserve_compress.datasets.cache import CachedDataset
     from damoserve_compress.network.checkpoint import CheckpointError
-    from damoserve_compress.training.loader import CachedDataset
 
     with told(CheckpointError, RepositoryError, ValueError):
         dataset = CachedDataset(dict(zip(("train", "val"), read_data(data), strict=True))[split])
@@ -63,26 +63,30 @@ def _detect(path: Path, dataset: "Dataset") -> "list[Detections]":
     """Raises CheckpointError, RepositoryError, and ValueError for a model of other labels."""
     from damoserve_compress.evaluate import predict
 
-    detector, spec, labels = _open(path)
+    detector, spec, labels, thresholds = _open(path)
     if labels != dataset.labels:
         raise ValueError(f"{path} has labels {labels}, the data {dataset.labels}")
     typer.echo(f"{path}: {len(dataset)} images", err=True)
-    return predict(detector, dataset, spec)
+    return predict(detector, dataset, spec, thresholds)
 
 
-def _open(path: Path) -> "tuple[Detector, InputSpec, tuple[str, ...]]":
+def _open(path: Path) -> "tuple[Detector, InputSpec, tuple[str, ...], Thresholds]":
     if path.is_dir() or path.name == MODEL_FILE:
+        from damoserve_compress.evaluate import COCO_THRESHOLDS
+        from damoserve_compress.network import VARIANTS
         from damoserve_compress.session import onnx_detector
 
         folder = ProfileFolder(path if path.is_dir() else path.parent)
         manifest = folder.verify()
-        return onnx_detector(folder.model_path), manifest.input, manifest.labels
+        structure = VARIANTS.get(manifest.variant)
+        thresholds = structure.evaluation if structure else COCO_THRESHOLDS
+        return onnx_detector(folder.model_path), manifest.input, manifest.labels, thresholds
     from damoserve_compress.evaluate import torch_detector
     from damoserve_compress.network import fuse
     from damoserve_compress.network.checkpoint import load_checkpoint
 
     network, description = load_checkpoint(path)
-    return torch_detector(fuse(network)), description.input, description.labels
+    return torch_detector(fuse(network)), description.input, description.labels, network.structure.evaluation
 
 
 def _measure(dataset: "Dataset", detections: "dict[str, list[Detections]]") -> Results:

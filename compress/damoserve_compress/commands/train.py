@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from damoserve_compress.training.config import TrainConfig
     from damoserve_compress.training.trainer import TrainResult
 
-OutFolder = Annotated[Path, typer.Option(help="Folder for checkpoint, weights and logs.")]
+OutFolder = Annotated[Path, typer.Option(file_okay=False, help="Folder for checkpoint, weights and logs.")]
 Model = Annotated[str, typer.Option(help="Name that the model is served under.")]
 Recipe = Annotated[str, typer.Option(help="Training recipe: default, cells, damo, damo-nano, or a YAML file.")]
 Variant = Annotated[str | None, typer.Option(help="T, S, M, L, Ns, Nm, Nl, P, or a structure file.")]
@@ -46,12 +46,15 @@ def train(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Train a network, resuming where a run in the same folder stopped."""
     from damoserve_compress.training.checkpoint import TrainingError
+    from damoserve_compress.training.config import TrainConfigError
     from damoserve_compress.training.start import new_network
     from damoserve_compress.training.trainer import Trainer
 
-    with told(TrainingError, ValueError):
+    with told(TrainingError, ValueError, OSError):
         named = {"model": model, "variant": variant, "size": size, "epochs": epochs, "seed": seed}
         config = _config(recipe, named, setting, device)
+        if config.distil is not None:
+            raise TrainConfigError("the recipe distils: use `damoserve-compress distil`, which takes the teacher")
         sets = read_data(data)
         network = new_network(config, sets[0].labels, init)
         result = Trainer(network, config, sets, out).run(resume=resume)
@@ -78,14 +81,16 @@ def distil(  # noqa: PLR0913, PLR0917
     from damoserve_compress.training.start import new_network
     from damoserve_compress.training.trainer import Trainer
 
-    with told(TrainingError, ValueError):
+    with told(TrainingError, ValueError, OSError):
         named = {"model": model, "variant": variant, "size": size, "epochs": epochs, "seed": seed}
         config = _config(recipe, named, setting, device)
         method = replace(config.distil or DistilConfig(), teacher=describe_file(teacher).sha256)
         config = replace(config, distil=method)
         sets = read_data(data)
         network = new_network(config, sets[0].labels)
-        objective = DistillationObjective(network, load_teacher(teacher, sets[0].labels), method, config.loss)
+        objective = DistillationObjective(
+            network, load_teacher(teacher, sets[0].labels, config.resize), method, config.loss
+        )
         result = Trainer(network, config, sets, out, objective).run(resume=resume)
     _tell(result, out)
 
@@ -95,9 +100,9 @@ def _config(recipe: str, named: dict[str, Any], settings: list[str] | None, devi
     from damoserve_compress.training.config import read_train_config
     from damoserve_compress.training.device import choose_device, choose_precision
 
-    place = device or choose_device()
-    given = {name: value for name, value in named.items() if value is not None}
-    return read_train_config(recipe, {"precision": choose_precision(place), "device": place}, given, settings or [])
+    given = {name: value for name, value in (named | {"device": device}).items() if value is not None}
+    chosen = read_train_config(recipe, {"device": choose_device()}, given, settings or []).device
+    return read_train_config(recipe, {"device": chosen, "precision": choose_precision(chosen)}, given, settings or [])
 
 
 def _tell(result: "TrainResult", out: Path) -> None:

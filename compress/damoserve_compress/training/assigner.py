@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict
+from pydantic import ConfigDict, NonNegativeFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -19,12 +19,12 @@ from damoserve_compress.training.geometry import pairwise_iou
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class AssignerConfig:
-    centre_radius: float = 2.5
+    centre_radius: NonNegativeFloat = 2.5
     """In strides of the anchor's level."""
-    candidate_top_k: int = 10
-    class_weight: float = 1.0
-    iou_weight: float = 3.0
-    outside_cost: float = 1e8
+    candidate_top_k: PositiveInt = 10
+    class_weight: NonNegativeFloat = 1.0
+    iou_weight: NonNegativeFloat = 3.0
+    outside_cost: NonNegativeFloat = 1e8
 
 
 class Assignment(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Annotated
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from damoserve_compress.datasets import Sample
@@ -25,8 +25,16 @@ _LUMA = np.tile(np.array([0.299, 0.587, 0.114]), (3, 1))
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Change = Annotated[float, Field(ge=0)]
-Factors = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-"""Smallest and largest; drawn evenly in the logarithm."""
+
+
+def _ordered(factors: tuple[float, float]) -> tuple[float, float]:
+    if factors[0] > factors[1]:
+        raise ValueError(f"the smallest comes first, not {factors}")
+    return factors
+
+
+Factors = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_ordered)]
+"""Smallest and largest."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -35,6 +43,8 @@ class AugmentConfig:
     vertical_flip: Probability = 0.5
     scale: Factors = (0.7, 1.4)
     """Factor on the image as the network would see it."""
+    even_scale: bool = False
+    """Factors are drawn evenly, as in the released DAMO-YOLO trainer, not evenly in the logarithm."""
     rotation: Change = 0.0
     """Largest angle in degrees, of the image before it is stretched."""
     shear: Change = 0.0
@@ -108,7 +118,7 @@ def _window(sample: Sample, frame: Size, spec: InputSpec, config: AugmentConfig,
     height, width = sample.image.shape[:2]
     source = Size(width, height)
     shown = shown_size(source, spec.size, spec.resize)
-    factor = np.exp(rng.uniform(*np.log(config.scale)))
+    factor = rng.uniform(*config.scale) if config.even_scale else np.exp(rng.uniform(*np.log(config.scale)))
     matrix = _placement(config, _sides(source), (_sides(shown) * factor, _sides(frame)), rng)
     image = cv2.transform(_warp(sample.image, matrix, frame, config.fill), _colour_matrix(config, rng))
     boxes, keep = _visible(_move_boxes(sample.boxes, matrix, config.round_objects), frame, config)

@@ -21,17 +21,21 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from damoserve_compress.datasets import Sample
 
 _Pixels = NDArray[np.uint8]
 _Reals = NDArray[np.float64]
-_Step = tuple[str, float, float]
+_Step = tuple[str, Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=10)]]
+_Three = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 _Change = Callable[[_Pixels, _Reals, _Reals], _Pixels]
 """Of a window, given the centre of the box in it and the sides of the box."""
 _Enhancer = type[ImageEnhance.Color | ImageEnhance.Brightness | ImageEnhance.Sharpness]
@@ -76,7 +80,7 @@ _MOVES: dict[str, Callable[[float], _Reals]] = {
 }
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class BoxAugmentConfig:
     """The policy, sizes and odds that DAMO-YOLO trains with.
 
@@ -96,18 +100,18 @@ class BoxAugmentConfig:
     and translations a quarter of the side of the box, which leaves it an IoU of 0.6 with what it holds. The sense of
     the geometric ones is drawn.
     """
-    box_probability: float = 0.3
+    box_probability: NonNegativeFloat = 0.3
     """For each box to be changed, times the part that its size has of the odds below."""
-    colour_odds: tuple[float, float, float] = (7, 5, 1)
+    colour_odds: _Three = (7, 5, 1)
     """Of small, medium and large boxes."""
-    geometric_odds: tuple[float, float, float] = (3, 3, 3)
-    area_ratios: tuple[float, float, float] = (6, 2, 0.4)
+    geometric_odds: _Three = (3, 3, 3)
+    area_ratios: _Three = (6, 2, 0.4)
     """Area under the weight of a colour operation in that of a typical small, medium or large box.
 
     The typical areas are the first limit, the middle of the first two, and the third limit or the box if it is larger.
     A geometric operation has the area of its box.
     """
-    area_limits: tuple[float, float, float] = (2048, 10240, 51200)
+    area_limits: _Three = (2048, 10240, 51200)
     """Square pixels: small below the first, medium below the second; times the picture's shorter side over 800."""
 
     def __post_init__(self) -> None:

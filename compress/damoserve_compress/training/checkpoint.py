@@ -2,12 +2,13 @@
 
 TrainingError
 ├── ResumeMismatch    the state in the output folder is of a run with another configuration, data or start
-├── UnusableWeights   the checkpoint to start from is of another variant
+├── UnusableState     the state in the output folder is damaged or not one
+├── UnusableWeights   the checkpoint to start from, or the teacher's, does not fit
 └── Diverged          the loss is no finite number
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ class ResumeMismatch(TrainingError):
     """Resuming would not give the curve that either configuration describes."""
 
 
+class UnusableState(TrainingError):
+    """The state to resume from cannot be read."""
+
+
 class UnusableWeights(TrainingError):
     """The weights are not those of such a network."""
 
@@ -36,10 +41,19 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     replace_file(path, lambda temporary: torch.save(dict(state), temporary))
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Only tensors and plain values are accepted: no code of the file is run."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+def load_state(path: Path, entries: Iterable[str] = ()) -> dict[str, Any]:
+    """Only tensors and plain values are accepted: no code of the file is run.
+
+    Raises UnusableState where the file is damaged or lacks one of `entries`.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        missing = set(entries).difference(state)
+    except Exception as error:  # whatever the damage leads torch and its unpickler to
+        raise UnusableState(f"{path} is damaged ({error}): remove it, or do not resume") from error
+    if missing:
+        raise UnusableState(f"{path} lacks {', '.join(sorted(missing))}: remove it, or do not resume")
+    return dict(state)
 
 
 def save_json(path: Path, values: Any) -> None:

@@ -23,7 +23,7 @@ from damoserve_compress.training.distil import DistilConfig
 from damoserve_compress.training.losses import LossConfig
 from damoserve_profiles.faults import describe_faults
 from damoserve_profiles.imaging import ResizeMode
-from damoserve_profiles.manifest import InputSpec
+from damoserve_profiles.manifest import FileName, InputSpec
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 
@@ -42,7 +42,7 @@ class TrainConfigError(ValueError):
 class TrainConfig:
     """The defaults train variant P on about two hundred images."""
 
-    model: str = "model"
+    model: FileName = "model"
     """Name that the model is served under; checkpoints carry it."""
     variant: str = "P"
     size: Side = 416
@@ -53,10 +53,12 @@ class TrainConfig:
     """How images are brought to that square; a checkpoint to start from must have been trained with the same."""
     epochs: Count = 120
     tail_epochs: Annotated[int, Field(ge=0)] = 0
-    """Last epochs, without mosaic and mixup and with the lowest learning rate, each evaluated."""
+    """Last epochs, at the lowest learning rate, each evaluated: images as they are, but for flips and colours."""
+    tail_affine: bool = False
+    """In these epochs, too, images are scaled, turned and sheared; only mosaic and mixup end."""
     batch_size: Count = 16
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    """`sgd` has Nesterov momentum."""
+    """`sgd` has Nesterov momentum, if any."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of SGD."""
     learning_rate: Positive = 2e-3
@@ -68,9 +70,9 @@ class TrainConfig:
     """Share of the learning rate at which the cosine ends."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
     ema_tau: Positive = 200.0
-    grad_clip: Positive = 10.0
-    """Largest norm of the whole gradient."""
-    seed: int = 0
+    grad_clip: Positive | None = 10.0
+    """Largest norm of the whole gradient; none where null."""
+    seed: Annotated[int, Field(ge=0)] = 0
     rendered: Annotated[int, Field(ge=0)] = 0
     """Rendered images mixed into each epoch."""
     rendered_reuse: Count = 4
@@ -164,7 +166,10 @@ def _assign(fields: dict[str, Any], setting: str) -> None:
         inner = fields.get(group)
         fields[group] = dict(inner) if isinstance(inner, dict) else {}
         fields = fields[group]
-    fields[last] = yaml.safe_load(value)
+    try:
+        fields[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise TrainConfigError(f"--set {setting}: {value} is no YAML value") from error
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from damoserve_compress.datasets import Dataset, Sample
-from damoserve_compress.training.augment import augment
+from damoserve_compress.training.augment import AugmentConfig, augment
 from damoserve_compress.training.box_augment import augment_boxes
 from damoserve_compress.training.config import TrainConfig
 from damoserve_compress.training.losses import Target
@@ -24,28 +24,6 @@ Extra = Callable[[int], Dataset]
 """The further images of an epoch, by its number."""
 
 _SPARE = 2  # batches that wait ready
-
-
-class CachedDataset:
-    """Keeps decoded samples, up to `limit` bytes of pictures; what is beyond is decoded anew each time."""
-
-    def __init__(self, dataset: Dataset, limit: int = 4 << 30) -> None:
-        self.labels = dataset.labels
-        self._dataset = dataset
-        self._samples: dict[int, Sample] = {}
-        self._free = limit
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self._samples.get(index)
-        if sample is None:
-            sample = self._dataset[index]
-            if sample.image.nbytes <= self._free:
-                self._free -= sample.image.nbytes
-                self._samples[index] = sample
-        return sample
 
 
 @dataclass(frozen=True)
@@ -138,6 +116,11 @@ class Joined:
         return Sample(sample.image, sample.boxes, self._relabel[sample.labels], sample.identifier)
 
 
+def _tail(config: TrainConfig) -> AugmentConfig:
+    calm = replace(config.augment, mosaic=0, mixup=0)
+    return calm if config.tail_affine else replace(calm, scale=(1, 1), rotation=0, shear=0)
+
+
 class _EpochViews:
     """The random views of one epoch."""
 
@@ -147,7 +130,7 @@ class _EpochViews:
         self._sizes = config.sizes or (config.size,)
         self._input = config.input
         self._progress = epoch / config.epochs
-        self._config = replace(config.augment, mosaic=0, mixup=0) if config.is_tail(epoch) else config.augment
+        self._config = _tail(config) if config.is_tail(epoch) else config.augment
 
     def batch(self, indices: Sequence[int], position: int) -> Batch:
         """One view each of the images `indices`, which are the `position`-th batch of the epoch."""

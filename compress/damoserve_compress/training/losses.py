@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict
+from pydantic import ConfigDict, NonNegativeFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -22,10 +22,10 @@ from damoserve_compress.training.geometry import generalised_iou
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LossConfig:
-    beta: float = 2.0
-    class_weight: float = 1.0
-    giou_weight: float = 2.0
-    distribution_weight: float = 0.25
+    beta: NonNegativeFloat = 2.0
+    class_weight: NonNegativeFloat = 1.0
+    giou_weight: NonNegativeFloat = 2.0
+    distribution_weight: NonNegativeFloat = 0.25
     assigner: AssignerConfig = field(default_factory=AssignerConfig)
 
 

@@ -22,4 +22,5 @@ def build_optimiser(modules: list[nn.Module], config: TrainConfig) -> torch.opti
     groups = parameter_groups(modules, config.weight_decay)
     if config.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=True, fused=True)
+    momentum = config.momentum
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)

@@ -3,9 +3,10 @@
 from functools import lru_cache
 
 from damoserve_compress.datasets import Dataset
+from damoserve_compress.datasets.cache import CachedDataset
 from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.training.config import TrainConfig
-from damoserve_compress.training.loader import CachedDataset, Extra
+from damoserve_compress.training.loader import Extra
 
 
 def rendered_extra(config: TrainConfig) -> Extra:

@@ -6,16 +6,19 @@ Exactly those with one thread; with more, floating-point sums depend on how the 
 import csv
 import hashlib
 import io
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
 from torch import nn
 
 from damoserve_compress.datasets import Dataset, fingerprint
+from damoserve_compress.datasets.cache import CachedDataset
 from damoserve_compress.evaluate import Metrics, average_precision, predict, torch_detector
 from damoserve_compress.network import Network, RawPredictions
 from damoserve_compress.network.checkpoint import Description, save_checkpoint
@@ -28,7 +31,7 @@ from damoserve_compress.training.checkpoint import (
 )
 from damoserve_compress.training.config import TrainConfig, learning_rate_factor
 from damoserve_compress.training.ema import ModelEma
-from damoserve_compress.training.loader import Batch, BatchLoader, CachedDataset
+from damoserve_compress.training.loader import Batch, BatchLoader
 from damoserve_compress.training.losses import Losses
 from damoserve_compress.training.objective import DetectionObjective, Step
 from damoserve_compress.training.optimiser import build_optimiser
@@ -107,7 +110,8 @@ class Trainer:
     def evaluate(self) -> Metrics:
         """AP of the averaged weights on the validation set."""
         detector = torch_detector(self.ema.network)
-        detections = predict(detector, self._val_set, self.config.input, batch_size=self.config.batch_size)
+        thresholds = self.network.structure.evaluation
+        detections = predict(detector, self._val_set, self.config.input, thresholds, self.config.batch_size)
         return average_precision(self._val_set, detections)
 
     def train_step(self, batch: Batch) -> Losses:
@@ -121,7 +125,9 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         trained = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(trained, self.config.grad_clip)
+        norm = nn.utils.clip_grad_norm_(trained, self.config.grad_clip or math.inf)
+        if not torch.isfinite(norm):
+            raise Diverged(f"the gradient of step {self._step} is not finite; start again with a lower learning rate")
         self.optimiser.step()
         self.ema.update(self.network)
         self._step += 1
@@ -174,7 +180,11 @@ class Trainer:
             if self._metrics.ap >= max(record.ap for record in self._history if record.ap is not None):
                 save_checkpoint(self._out / BEST_MODEL, self.ema.network, what)
             save_json(self._out / SUMMARY, self._summary(self._metrics))
-        state = {
+        # Last: whatever a crash leaves behind, the epoch counts as done only once all its files are there.
+        save_state(self._out / CHECKPOINT, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "curve": self.config.curve() | self._origin,
             "network": self.network.state_dict(),
             "ema": self.ema.network.state_dict(),
@@ -184,15 +194,16 @@ class Trainer:
             "history": [asdict(record) for record in self._history],
             "random": torch.get_rng_state(),
         }
-        # Last: whatever a crash leaves behind, the epoch counts as done only once all its files are there.
-        save_state(self._out / CHECKPOINT, state)
 
     def _restore(self) -> None:
-        state = load_state(self._out / CHECKPOINT)
+        state = load_state(self._out / CHECKPOINT, self._state())
         wanted = self.config.curve() | self._origin
         different = sorted(name for name in wanted if wanted[name] != state["curve"].get(name))
         if different:
-            raise ResumeMismatch(f"{self._out / CHECKPOINT} was made with another {', '.join(different)}")
+            raise ResumeMismatch(
+                f"{self._out / CHECKPOINT} was made with another {', '.join(different)}: choose another output folder,"
+                " or the values in its training.json, or do not resume"
+            )
         self.network.load_state_dict(state["network"])
         self.ema.network.load_state_dict(state["ema"])
         self.objective.load_state_dict(state["objective"])
