@@ -42,7 +42,7 @@ train: .venv/dev ## Trains the bundled model: make train DAMOSERVE_DATA=folder.
 	$(BIN)/damoserve-compress publish runs/P-from-T/model.safetensors $(CHECKPOINT)
 
 profiles: .venv/dev ## Builds the bundled profiles: make profiles DAMOSERVE_DATA=folder.
-	$(BIN)/damoserve-compress build $(CHECKPOINT) --repository profiles/repository --work runs/build
+	$(BIN)/damoserve-compress build $(CHECKPOINT) --repository profiles/repository --work runs/build --train-recipe cells
 
 benchmark: .venv/dev ## Times the bundled profiles against each other.
 	$(BIN)/damoserve-compress benchmark

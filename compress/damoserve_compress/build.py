@@ -7,7 +7,7 @@ BuildError   the data do not suit the checkpoint, a profile does not meet its re
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -58,6 +58,8 @@ class BuildConfig:
     thresholds: Thresholds
     """Those that the profiles are served with by default; validation has its own."""
     version: int = 1
+    training: TrainConfig = field(default_factory=TrainConfig)
+    """How pruned networks are fine-tuned; the profile's recipe has the epochs and the learning rate."""
     rounds: int = 100
     """Timed runs of every profile."""
 
@@ -163,22 +165,21 @@ class Builder:
         return self._fine_tuned[options]
 
     def _fine_tune(self, options: Prune) -> Network:
-        """A result for the same checkpoint, options and training images in the work folder is taken as it is."""
-        identity = f"{self.source.sha256} {options.model_dump_json()} {fingerprint(self._train_set)}"
-        key = hashlib.sha256(identity.encode()).hexdigest()[:12]
-        rendered = options.fine_tune.rendered if rendered_fits(self.description.labels) else 0
-        folder = self.config.work / f"pruned-{key}"
-        self._report(f"pruning and fine-tuning in {folder}")
-        tuning = TrainConfig(
+        """A result of the same checkpoint, options, training recipe and images in the work folder is taken as it is."""
+        tuning = replace(
+            self.config.training,
             model=self.description.model,
             variant=self.description.variant,
             size=self.size.width,
             resize=self.description.resize,
             epochs=options.fine_tune.epochs,
+            tail_epochs=min(self.config.training.tail_epochs, options.fine_tune.epochs - 1),
             learning_rate=options.fine_tune.learning_rate,
-            rendered=rendered,
-            eval_every=10,
+            rendered=options.fine_tune.rendered if rendered_fits(self.description.labels) else 0,
         )
+        identity = f"{self.source.sha256} {options.model_dump_json()} {tuning.curve()} {fingerprint(self._train_set)}"
+        folder = self.config.work / f"pruned-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+        self._report(f"pruning and fine-tuning in {folder}")
         torch.manual_seed(tuning.seed)
         smaller = prune(self.network, self.size, options).train().requires_grad_(True)
         return Trainer(smaller, tuning, (self._train_set, self._val_set), folder).run().network

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from damoserve_compress.commands.options import DataFolder, RepositoryFolder, read_data, told
+from damoserve_compress.commands.options import DataFolder, RepositoryFolder, read_data, told, training_config
 from damoserve_profiles.manifest import Accuracy, Manifest, Thresholds
 from damoserve_profiles.recipe import RECIPES, read_recipe
 from damoserve_profiles.repository import BUNDLED, Repository, RepositoryError
@@ -22,6 +22,7 @@ def build(  # noqa: PLR0913, PLR0917
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs of every profile.")] = 100,
     score: Annotated[float, typer.Option(min=0, max=1, help="Default score threshold of the profiles.")] = 0.5,
+    train_recipe: Annotated[str, typer.Option(help="Training recipe of the fine-tuning.")] = "default",
 ) -> None:
     """Build profiles from a trained network: prune, export, quantise, validate, measure."""
     from damoserve_compress.build import BuildConfig, Builder, BuildError
@@ -33,7 +34,16 @@ def build(  # noqa: PLR0913, PLR0917
         recipes = [read_recipe(path) for path in recipe or sorted(RECIPES.glob("*.yaml"))]
         train_set, val_set = read_data(data)
         thresholds = Thresholds(score=score, nms_iou=0.7, max_detections=100)
-        config = BuildConfig(checkpoint, repository, work, f"{data.resolve().name}/val", thresholds, version, rounds)
+        config = BuildConfig(
+            checkpoint=checkpoint,
+            repository=repository,
+            work=work,
+            data_name=f"{data.resolve().name}/val",
+            thresholds=thresholds,
+            version=version,
+            training=training_config(train_recipe, {}),
+            rounds=rounds,
+        )
         manifests = Builder(config, train_set, val_set, typer.echo).build(recipes)
     for manifest in manifests:
         accuracy, latency = manifest.accuracy, manifest.latency

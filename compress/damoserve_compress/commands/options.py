@@ -3,18 +3,22 @@
 The modules of this package are read for every `--help`: torch comes only when there is something to do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
+
+from damoserve_profiles.faults import describe_faults
 
 if TYPE_CHECKING:
     from damoserve_compress.datasets.check import CheckReport
     from damoserve_compress.datasets.pictures import PictureDataset, Scan
+    from damoserve_compress.training.config import TrainConfig
 
 DataFolder = Annotated[
     Path,
@@ -31,7 +35,8 @@ def told(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        typer.echo(f"Error: {error}", err=True)
+        fault = describe_faults(error) if isinstance(error, ValidationError) else error
+        typer.echo(f"Error: {fault}", err=True)
         raise typer.Exit(1) from error
 
 
@@ -62,3 +67,15 @@ def check_data(folder: Path) -> "tuple[Scan, Scan, CheckReport]":
         task = bar.add_task("Checking pictures")
         report = check(train, val, lambda done, total: bar.update(task, completed=done, total=total))
     return train, val, report
+
+
+def training_config(
+    recipe: str, named: Mapping[str, Any], settings: Sequence[str] | None = None, device: str | None = None
+) -> "TrainConfig":
+    """The recipe, with what the command line says otherwise. Raises TrainConfigError."""
+    from damoserve_compress.training.config import read_train_config
+    from damoserve_compress.training.device import choose_device, choose_precision
+
+    given = {name: value for name, value in {**named, "device": device}.items() if value is not None}
+    chosen = read_train_config(recipe, {"device": choose_device()}, given, settings or []).device
+    return read_train_config(recipe, {"device": chosen, "precision": choose_precision(chosen)}, given, settings or [])

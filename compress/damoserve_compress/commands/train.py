@@ -2,15 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from damoserve_compress.commands.options import DataFolder, read_data, told
+from damoserve_compress.commands.options import DataFolder, read_data, told, training_config
 from damoserve_profiles.repository import describe_file
 
 if TYPE_CHECKING:
-    from damoserve_compress.training.config import TrainConfig
     from damoserve_compress.training.trainer import TrainResult
 
 OutFolder = Annotated[Path, typer.Option(file_okay=False, help="Folder for checkpoint, weights and logs.")]
@@ -52,7 +51,7 @@ def train(  # noqa: PLR0913, PLR0917
 
     with told(TrainingError, ValueError, OSError):
         named = {"model": model, "variant": variant, "size": size, "epochs": epochs, "seed": seed}
-        config = _config(recipe, named, setting, device)
+        config = training_config(recipe, named, setting, device)
         if config.distil is not None:
             raise TrainConfigError("the recipe distils: use `damoserve-compress distil`, which takes the teacher")
         sets = read_data(data)
@@ -83,7 +82,7 @@ def distil(  # noqa: PLR0913, PLR0917
 
     with told(TrainingError, ValueError, OSError):
         named = {"model": model, "variant": variant, "size": size, "epochs": epochs, "seed": seed}
-        config = _config(recipe, named, setting, device)
+        config = training_config(recipe, named, setting, device)
         method = replace(config.distil or DistilConfig(), teacher=describe_file(teacher).sha256)
         config = replace(config, distil=method)
         sets = read_data(data)
@@ -93,16 +92,6 @@ def distil(  # noqa: PLR0913, PLR0917
         )
         result = Trainer(network, config, sets, out, objective).run(resume=resume)
     _tell(result, out)
-
-
-def _config(recipe: str, named: dict[str, Any], settings: list[str] | None, device: str | None) -> "TrainConfig":
-    """The recipe, with what the command line says otherwise. Raises TrainConfigError."""
-    from damoserve_compress.training.config import read_train_config
-    from damoserve_compress.training.device import choose_device, choose_precision
-
-    given = {name: value for name, value in (named | {"device": device}).items() if value is not None}
-    chosen = read_train_config(recipe, {"device": choose_device()}, given, settings or []).device
-    return read_train_config(recipe, {"device": chosen, "precision": choose_precision(chosen)}, given, settings or [])
 
 
 def _tell(result: "TrainResult", out: Path) -> None:
