@@ -173,7 +173,7 @@ class Builder:
             size=self.size.width,
             resize=self.description.resize,
             epochs=options.fine_tune.epochs,
-            tail_epochs=min(self.config.training.tail_epochs, options.fine_tune.epochs - 1),
+            tail_epochs=0,  # meant for a whole training, it would be most of a short one
             learning_rate=options.fine_tune.learning_rate,
             rendered=options.fine_tune.rendered if rendered_fits(self.description.labels) else 0,
         )

@@ -17,7 +17,7 @@ class LabelsError(ValueError):
 def read_labels(path: Path) -> tuple[str, ...]:
     """The names in a file; blank lines do not count. Raises LabelsError."""
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeError) as error:
         raise LabelsError(f"{path} is not a readable list of labels: {error}") from error
     labels = tuple(name for name in names if name)

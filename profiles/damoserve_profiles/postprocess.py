@@ -41,11 +41,11 @@ def select(
         anchors, labels = anchors[best], labels[best]
     candidate_scores = scores[anchors, labels]
     candidates = boxes[anchors]
-    keep = _suppress(candidates, candidate_scores, labels, thresholds.nms_iou)[: thresholds.max_detections]
+    keep = _suppress(candidates, candidate_scores, labels, thresholds.nms_iou)
     scale = np.array([image_size.width / shown.width, image_size.height / shown.height] * 2, np.float32)
     limit = np.array([image_size.width, image_size.height] * 2, np.float32)
     visible = np.clip(candidates[keep] * scale, 0, limit)
-    inside = (visible[:, 2:] > visible[:, :2]).all(axis=1)
+    inside = np.flatnonzero((visible[:, 2:] > visible[:, :2]).all(axis=1))[: thresholds.max_detections]
     return Detections(visible[inside], candidate_scores[keep][inside], labels[keep][inside])
 
 

@@ -32,7 +32,7 @@ CSP = Structure(
     bottleneck_kernel=3,
     stem_channels=8,
     stages=(
-        StageStructure(8, 16, bottleneck=8, depth=1),  # no block at all: the downsampling is the first
+        StageStructure(8, 16, bottleneck=8, depth=1),  # no block is left: the downsampling is all there is
         StageStructure(16, 32, bottleneck=24, depth=2),
         StageStructure(32, 48, bottleneck=16, depth=2),
         StageStructure(48, 48, bottleneck=24, depth=2, stride=1),

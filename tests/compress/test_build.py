@@ -1,5 +1,7 @@
 """From a checkpoint and recipes to a repository that a server accepts, and what a build refuses."""
 
+import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,18 +9,22 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from damoserve_compress.benchmark import interleave, speed_up, summarise
 from damoserve_compress.build import BuildConfig, Builder, BuildError, complexity
 from damoserve_compress.datasets.rendered import RenderedSmears
-from damoserve_compress.network import build_network
+from damoserve_compress.evaluate import Detector
+from damoserve_compress.network import Network, build_network
 from damoserve_compress.network.checkpoint import Description, save_checkpoint
+from damoserve_compress.quantise import quantise_onnx
 from damoserve_compress.session import onnx_detector
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.recipe import Export, FineTune, Prune, Quantise, Recipe
 from damoserve_profiles.repository import Repository
+from tests.compress.conftest import TINY
 from tests.compress.hits import all_found
 
 SIZE = 96
@@ -113,6 +119,33 @@ def test_a_second_build_takes_the_fine_tuned_network_as_it_is(
     again = Builder(config, builder._train_set, builder._val_set).build([BOTH])
     assert tuned.stat().st_mtime_ns == before
     assert again[0].files == repository.folder("cells", 1, "int8+pruned").read_manifest().files
+
+
+def test_a_fitted_checkpoint_is_tuned_calibrated_and_compared_on_fitted_images(
+    config: BuildConfig, builder: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[NDArray[np.uint8]]] = {}
+
+    def calibrate(source: Path, target: Path, images: Iterable[NDArray[np.uint8]], options: Quantise) -> None:
+        seen["calibration"] = list(images)
+        quantise_onnx(source, target, seen["calibration"], options)
+
+    def compare(detector: Detector, network: Network, images: NDArray[np.uint8]) -> None:
+        seen["comparison"] = list(images)
+
+    monkeypatch.setattr("damoserve_compress.build.quantise_onnx", calibrate)
+    monkeypatch.setattr("damoserve_compress.build.check_parity", compare)
+    checkpoint = tmp_path / "fitted.safetensors"
+    save_checkpoint(checkpoint, build_network(TINY, 3), Description("cells", TINY.name, LABELS, SIZE, SIZE, "fit"))
+    fitted = replace(config, checkpoint=checkpoint, repository=tmp_path / "r", work=tmp_path / "w")
+    [manifest] = Builder(fitted, builder._train_set, builder._val_set).build([BOTH])
+    assert manifest.input.resize == "fit"
+    [summary] = fitted.work.glob("pruned-*/training.json")
+    assert json.loads(summary.read_text())["config"]["resize"] == "fit"
+    shown = SIZE * 120 // 160
+    for images in (seen["calibration"], seen["comparison"]):
+        assert images
+        assert all(image[:shown].any() and not image[shown:].any() for image in images)
 
 
 def test_a_profile_that_loses_too_much_is_not_written(builder: Builder, config: BuildConfig, tmp_path: Path) -> None:

@@ -12,50 +12,18 @@ from typer.testing import CliRunner
 
 from damoserve_compress.cli import app
 from damoserve_compress.commands.options import read_data
-from damoserve_compress.datasets import DatasetError, LayoutError
+from damoserve_compress.datasets import DatasetError
 from damoserve_compress.datasets.check import CheckReport, check
 from damoserve_compress.datasets.findings import Finding, Kind
 from damoserve_compress.datasets.folder import scan_folder
 from damoserve_compress.datasets.pictures import Fit, Mark, Picture
 from damoserve_profiles.imaging import Size
-
-Rows = list[dict[str, object]]
-CATEGORIES: Rows = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
-
-
-def draw(path: Path, shade: int, size: tuple[int, int] = (100, 80)) -> None:
-    """A picture of noise, so that it does not survive being cut short."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(shade).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    cv2.imwrite(str(path), pixels)
-
-
-def image(identifier: int, name: str, size: tuple[int, int] = (100, 80)) -> dict[str, object]:
-    return {"id": identifier, "file_name": name, "width": size[0], "height": size[1]}
-
-
-def box(identifier: int, image_id: int, bbox: list[float], **more: object) -> dict[str, object]:
-    return {"id": identifier, "image_id": image_id, "category_id": 1, "bbox": bbox, **more}
-
-
-def write(path: Path, images: Rows, annotations: Rows, categories: Rows = CATEGORIES) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-
-
-def whole(identifier: int) -> Rows:
-    """A box of each class for a picture."""
-    return [box(identifier * 10 + rank, identifier, [10, 10, 20, 20], category_id=rank) for rank in (1, 2)]
+from tests.compress.annotated import CATEGORIES, Rows, box, draw, image, whole, write, write_good
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A data set without a fault."""
-    folder = tmp_path / "data"
-    for number, name in enumerate(("train", "val"), 1):
-        draw(folder / "images" / f"{name}.png", shade=number)
-        write(folder / f"{name}.json", [image(1, f"{name}.png")], whole(1))
-    return folder
+    return write_good(tmp_path / "data")
 
 
 def report_of(folder: Path) -> CheckReport:
@@ -235,48 +203,6 @@ def test_progress_counts_every_picture(data: Path) -> None:
     assert steps == [(1, 2), (2, 2)]
 
 
-def test_cocos_own_layout_is_read(data: Path) -> None:
-    for name in ("train", "val"):
-        draw(data / f"{name}2017" / f"{name}.png", shade=1)
-        (data / "annotations").mkdir(exist_ok=True)
-        (data / f"{name}.json").rename(data / "annotations" / f"instances_{name}2017.json")
-    train, val = scan_folder(data)
-    assert train.pictures[0].path == data / "train2017" / "train.png"
-    assert val.pictures[0].path == data / "val2017" / "val.png"
-    assert not report_of(data).errors
-    (data / "annotations" / "instances_val2014.json").write_text("{}")
-    with pytest.raises(LayoutError, match=r"exactly one instances_val\*\.json, found .*2014\.json, .*2017\.json"):
-        scan_folder(data)
-    for path in (data / "annotations").glob("*val*"):
-        path.unlink()
-    with pytest.raises(LayoutError, match=r"exactly one instances_val\*\.json, found none"):
-        scan_folder(data)
-
-
-@pytest.mark.parametrize("held_out", ["val", "test"])
-def test_vocs_layout_is_read(tmp_path: Path, held_out: str) -> None:
-    lists = tmp_path / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
-    (tmp_path / "Annotations").mkdir()
-    for shade, split in enumerate(("train", held_out)):
-        draw(tmp_path / "JPEGImages" / f"{split}.png", shade)
-        (lists / f"{split}.txt").write_text(split)
-        (tmp_path / "Annotations" / f"{split}.xml").write_text(
-            "<annotation><size><width>100</width><height>80</height></size><object><name>a</name><bndbox>"
-            "<xmin>2</xmin><ymin>3</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object></annotation>"
-        )
-    report = report_of(tmp_path)
-    assert not report.findings
-    assert [Path(summary.source).stem for summary in report.sets] == ["train", held_out]
-
-
-def test_an_unknown_layout_is_told_in_one_line(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["check", "--data", str(tmp_path)])
-    assert result.exit_code == 1
-    (line,) = result.stderr.splitlines()
-    assert line.startswith(f"Error: {tmp_path}: no data set found; looked for train.json")
-
-
 NUMBERS = st.one_of(st.integers(-50, 150).map(float), st.floats(allow_nan=False, allow_infinity=False))
 
 
@@ -284,17 +210,17 @@ NUMBERS = st.one_of(st.integers(-50, 150).map(float), st.floats(allow_nan=False,
 def test_every_box_is_kept_with_area_within_the_frame_or_dropped_for_a_reason(
     corners: list[tuple[float, float, float, float]],
 ) -> None:
-    picture = Picture.of(1, Path("one.png"), Size(100, 80), [Mark(box, 0, None) for box in corners])
+    picture = Picture.of(1, Path("one.png"), Size(100, 80), [Mark(given, 0, None) for given in corners])
     with np.errstate(over="ignore"):
         rounded = np.array(corners).reshape(-1, 4).astype(np.float32).tolist()
     boxes, fits = picture.fit()
     assert boxes.shape == (len(corners), 4)
-    for box, fit, (left, top, right, bottom) in zip(boxes.tolist(), fits.tolist(), rounded, strict=True):
+    for kept, fit, (left, top, right, bottom) in zip(boxes.tolist(), fits.tolist(), rounded, strict=True):
         area = max(0, min(right, 100) - max(left, 0)) * max(0, min(bottom, 80) - max(top, 0))
         if fit <= Fit.CLIPPED:
-            assert 0 <= box[0] < box[2] <= 100
-            assert 0 <= box[1] < box[3] <= 80
-            assert (fit == Fit.INSIDE) == (box == [left, top, right, bottom])
+            assert 0 <= kept[0] < kept[2] <= 100
+            assert 0 <= kept[1] < kept[3] <= 80
+            assert (fit == Fit.INSIDE) == (kept == [left, top, right, bottom])
         else:
             assert area == 0
             assert (fit == Fit.EMPTY) == (right <= left or bottom <= top)

@@ -107,3 +107,19 @@ def test_predict_returns_pixels_of_each_original_in_order() -> None:
         assert detections.boxes.tolist() == [pytest.approx([width / 2, height / 2, width, height])]
         assert detections.labels.tolist() == [1]
         assert detections.scores[0] == pytest.approx(0.1 + 10 * index / 255)
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 160), (160, 40)])
+def test_predict_maps_back_from_fitted_images(height: int, width: int) -> None:
+    blank = np.full((height, width, 3), 255, np.uint8)
+    sample = Sample(blank, np.empty((0, 4), np.float32), np.empty(0, np.int64), 0)
+
+    def detector(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Finds what is not padding."""
+        rows, columns = np.nonzero(images[0].any(axis=2))
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert box[2] * box[3] < 64 * 64
+        return np.ones((1, 1, 3), np.float32), np.array([[box]], np.float32)
+
+    [found] = predict(detector, Listed([sample]), InputSpec(width=64, height=64, resize="fit"))
+    assert found.boxes.tolist() == [[0, 0, width, height]] * 3

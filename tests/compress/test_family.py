@@ -67,6 +67,17 @@ def test_keys_shapes_and_order_are_those_of_published_checkpoints(variant: str) 
     assert [(key, tuple(value.shape)) for key, value in golden(variant).state_dict().items()] == expected
 
 
+def test_a_cross_stage_part_without_blocks_is_its_downsampling() -> None:
+    pooled = replace(CSP, stages=(*CSP.stages[:-1], replace(CSP.stages[-1], depth=1)))
+    parts = build_network(pooled, num_classes=3).backbone.parts
+    assert {name for name, _ in parts[1].named_parameters(recurse=True)} == {
+        f"downsampler.conv.{name}" for name in ("conv1.weight", "bn1.weight", "bn1.bias")
+    }
+    assert {name.split(".")[0] for name in parts[-1].state_dict()} == {"downsampler", "spp"}
+    features = fill(build_network(pooled, num_classes=3)).backbone(images(1))
+    assert [feature.shape[1] for feature in features] == [32, 48, 64]
+
+
 @each_golden
 @pytest.mark.parametrize("form", [copy.deepcopy, reparameterise, fuse])
 def test_outputs_equal_the_reference(variant: str, form: Callable[[Network], Network]) -> None:

@@ -1,5 +1,6 @@
 """The data set from an archive of its repository, which the tests make and a server in this process gives out."""
 
+import errno
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from damoserve_compress.datasets.coco import CocoDataset
-from damoserve_compress.fetch import FetchError, WrongContent
+from damoserve_compress.fetch import TargetUnusable, WrongContent
 from damoserve_compress.fetch.bccd import BCCD, Archive, digest, fetch_bccd
 
 Box = tuple[str, int, int, int, int]
@@ -123,9 +124,35 @@ def test_what_is_there_is_taken_or_left_alone(tmp_path: Path) -> None:
     (out / "train.json").write_text("{}")
     nowhere = "http://127.0.0.1:9/not-asked"
     assert fetch_bccd(out, quiet, Archive(nowhere, digest(out))) == digest(out)
-    with pytest.raises(FetchError, match="holds something else"):
+    with pytest.raises(TargetUnusable, match="holds something else"):
         fetch_bccd(out, quiet, Archive(nowhere, "0" * 64))
     assert (out / "train.json").read_text() == "{}"
+
+
+def test_what_cannot_become_a_folder_is_refused_before_anything_is_got(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nowhere = Archive("http://127.0.0.1:9/not-asked", "0" * 64)
+    with pytest.raises(TargetUnusable, match="is no new folder: name one"):
+        fetch_bccd(Path("."), quiet, nowhere)
+    Path("file").write_text("")
+    with pytest.raises(TargetUnusable, match="file is no new folder: name one"):
+        fetch_bccd(Path("file"), quiet, nowhere)
+    with pytest.raises(TargetUnusable, match="cannot be written: "):
+        fetch_bccd(Path("file", "bccd"), quiet, nowhere)
+
+
+def test_a_full_disk_is_not_the_sources_fault(
+    publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
+    with pytest.raises(TargetUnusable, match="bccd cannot be written: No space left on device"):
+        fetch_bccd(tmp_path / "bccd", quiet, Archive(publish(zipped(repository())), "0" * 64))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"no zip", zipped({"README.md": b""}), zipped({"LICENSE": b"", "BCCD/x": b""})])

@@ -132,6 +132,11 @@ def test_texts_that_cannot_be_built_are_refused(tmp_path: Path) -> None:
     mixed[2]["class"] = "SuperResConvKXKX"
     with pytest.raises(StructureError, match=r"mixed.txt is no structure: .*K1KX and KXKX do not mix"):
         read_structure(write_text(tmp_path / "mixed.txt", mixed))
+    for published in ("T", "M"):
+        wrong = tinynas(VARIANTS[published])
+        wrong[0]["out"] += 8
+        with pytest.raises(StructureError, match=r"stage 1 takes \d+ channels, gets \d+"):
+            read_structure(write_text(tmp_path / "wrong.txt", wrong))
     broken = tinynas(RES)
     broken[2]["in"] = 9
     with pytest.raises(StructureError, match=r"broken.txt is no structure: .*stage 2 takes 9 channels, gets 8"):
@@ -145,6 +150,7 @@ def test_texts_that_cannot_be_built_are_refused(tmp_path: Path) -> None:
         ({"activation": "gelu"}, "activation: "),
         ({"depth": 3}, "depth: Unexpected keyword"),
         ({"input_size": 100}, "input_size: .*multiple of 32"),
+        ({"neck": {"out_channels": [8, 8, 8], "hidden_ratio": float("inf")}}, "neck.hidden_ratio: .*finite"),
         ({"stem_channels": 9}, "tiny: stage 1 takes 8 channels, gets 9$"),
     ],
 )
@@ -165,6 +171,13 @@ def test_fields_that_mean_nothing_are_named(change: dict[str, object], message: 
             CSP,
             {"stages": (StageStructure(8, 8, bottleneck=8, depth=1, stride=1), *CSP.stages)},
             "stage 1 of family csp",
+        ),
+        (RES, {"neck": replace(RES.neck, out_channels=(1, 16, 24))}, "the neck halves its channels.* cannot have 1$"),
+        (RES, {"neck": replace(RES.neck, hidden_ratio=0.2)}, "hidden_ratio leaves nothing of half of 8 channels"),
+        (
+            RES,
+            {"stages": (*RES.stages[:-1], replace(RES.stages[-1], out_channels=1))},
+            "the neck halves its channels.* cannot have 1$",
         ),
     ],
 )

@@ -49,6 +49,7 @@ def test_what_is_said_last_counts(tmp_path: Path) -> None:
         (["epochs"], "FIELD=VALUE, not epochs"),
         (["size=0", "seed=x"], "size: .*; seed: "),
         (["seed=-1"], "seed: "),
+        (["model=../x"], "model: .*pattern"),
         (["augment.scale=[2, 1]"], r"augment\.scale: the smallest comes first"),
         (["augment={"], "no YAML value"),
         (["loss.beta=-1"], r"loss\.beta: "),

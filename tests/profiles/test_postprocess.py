@@ -110,3 +110,10 @@ def test_a_box_outside_the_picture_is_left_out() -> None:
     )  # the second lies in the padding of a fitted image
     found = select(np.ones((2, 1), np.float32), boxes, thresholds(), Size(100, 75), Size(400, 300))
     assert found.boxes.tolist() == [[40, 40, 160, 160]]
+
+
+def test_a_box_outside_the_picture_takes_no_place_of_the_limit() -> None:
+    scores = np.array([[0.9], [0.8], [0.7]], np.float32)
+    boxes = np.array([[10, 80, 40, 95], [10, 10, 40, 40], [50, 10, 80, 40]], np.float32)
+    found = select(scores, boxes, thresholds(max_detections=1), Size(100, 75), Size(400, 300))
+    assert found.boxes.tolist() == [[40, 40, 160, 160]]

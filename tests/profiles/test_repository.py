@@ -85,6 +85,7 @@ def test_a_missing_file_is_noticed(folder: ProfileFolder) -> None:
         {"labels": []},
         {"unknown": 1},
         {"profile": "fp32"},
+        {"model": "../cells"},
         {"files": {}},
         {"accuracy": None},
     ],

@@ -1,13 +1,13 @@
 """`damoserve-compress convert` and `publish`: checkpoints."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from damoserve_compress.commands.options import told
-
-Generation = Literal["legacy", "v0.3"]
+from damoserve_profiles.imaging import ResizeMode
 
 
 def _check_side(size: int | None) -> int | None:
@@ -33,9 +33,12 @@ def convert(  # noqa: PLR0913, PLR0917
             help="Side of the network's input in pixels, a multiple of 32. Default: the variant's.",
         ),
     ] = None,
-    generation: Annotated[
-        Generation | None,
-        typer.Option(help="Default: legacy, whose images keep their aspect, where there is a class more than labels."),
+    resize: Annotated[
+        ResizeMode | None,
+        typer.Option(
+            help="How images are brought to that side. Default: fit, which keeps their aspect, for legacy checkpoints, "
+            "which have a class more than labels; else stretch."
+        ),
     ] = None,
 ) -> None:
     """Turn a checkpoint of the reference implementation, of either generation, into one to build from."""
@@ -44,13 +47,20 @@ def convert(  # noqa: PLR0913, PLR0917
     from damoserve_compress.network.checkpoint import CheckpointError, Description, save_checkpoint
     from damoserve_compress.network.reference import ReferenceOptions, load_reference
 
-    with told(CheckpointError, LabelsError, StructureError):
-        options = ReferenceOptions(variant, read_labels(labels) if labels is not None else None, generation)
+    with told(CheckpointError, LabelsError, StructureError, ValidationError, OSError):
+        options = ReferenceOptions(variant, read_labels(labels) if labels is not None else None, resize)
         found = load_reference(checkpoint, options)
-    side = size if size is not None else found.network.structure.input_size
-    description = Description(model, found.network.variant, found.labels, side, side, found.resize)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(target, found.network, description)
+        side = size if size is not None else found.network.structure.input_size
+        description = Description(
+            model=model,
+            variant=found.network.variant,
+            labels=found.labels,
+            width=side,
+            height=side,
+            resize=found.resize,
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(target, found.network, description)
     typer.echo(
         f"{target}: {description.variant} of generation {found.generation}, {len(found.labels)} labels, "
         f"{side} px, images resized by {found.resize}"
@@ -66,7 +76,7 @@ def publish(
 
     from damoserve_compress.network.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
-    with told(CheckpointError):
+    with told(CheckpointError, OSError):
         network, description = load_checkpoint(checkpoint)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(target, network, description, torch.float16)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(target, network, description, torch.float16)

@@ -28,7 +28,7 @@ def fetch(
     from damoserve_compress.fetch import FetchError, sources
     from damoserve_compress.fetch.bccd import fetch_bccd
 
-    with told(FetchError), _progress(out.name) as report:
+    with told(FetchError, OSError), _progress(out.name) as report:
         found = fetch_bccd(out, report) if source == "bccd" else sources.fetch(source, out, sha256, report)
     typer.echo(f"{out}: SHA-256 {found}")
 

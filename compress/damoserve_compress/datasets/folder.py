@@ -3,6 +3,8 @@
 train.json, val.json, images/                                    COCO, one folder of pictures
 annotations/instances_train*.json, instances_val*.json,          COCO's own: train2017/ for instances_train2017.json
 train*/, val*/
+train/_annotations.coco.json, valid/_annotations.coco.json       COCO as Roboflow exports it, with the pictures beside
+(or val/)
 ImageSets/Main/train.txt, val.txt (or test.txt),                 Pascal VOC
 Annotations/, JPEGImages/
 """
@@ -28,7 +30,8 @@ def scan_folder(folder: Path) -> Pair:
             return pair
     raise LayoutError(
         f"{folder}: no data set found; looked for train.json and val.json with images/, for"
-        " annotations/instances_train*.json and instances_val*.json with train*/ and val*/ (COCO), and for"
+        " annotations/instances_train*.json and instances_val*.json with train*/ and val*/, for"
+        " train/_annotations.coco.json and valid/_annotations.coco.json with the pictures beside them (COCO), and for"
         " ImageSets/Main/train.txt and val.txt with Annotations/ and JPEGImages/ (VOC)"
     )
 
@@ -55,6 +58,14 @@ def _coco_set(folder: Path, split: str) -> Scan:
     return scan_coco(files[0], folder / files[0].stem.removeprefix("instances_"))
 
 
+def _roboflow(folder: Path) -> Pair | None:
+    train, val, valid = (folder / name / "_annotations.coco.json" for name in ("train", "val", "valid"))
+    if not any(file.exists() for file in (train, val, valid)):
+        return None
+    held_out = val if val.exists() else valid
+    return scan_coco(train, train.parent), scan_coco(held_out, held_out.parent)
+
+
 def _voc(folder: Path) -> Pair | None:
     lists = folder / "ImageSets" / "Main"
     if not lists.is_dir():
@@ -64,4 +75,4 @@ def _voc(folder: Path) -> Pair | None:
     return train, val
 
 
-_LAYOUTS: tuple[Callable[[Path], Pair | None], ...] = (_plain, _coco, _voc)
+_LAYOUTS: tuple[Callable[[Path], Pair | None], ...] = (_plain, _coco, _roboflow, _voc)

@@ -5,10 +5,13 @@ FetchError
 ├── SourceGone         what it names is not there, or not any more, or not for everybody
 ├── TransferFailed     it did not arrive whole; asking again goes on where it stopped
 ├── WrongContent       it arrived, but it is not what was asked for
+├── TargetUnusable     this machine cannot keep it where it is wanted
 └── ClientMissing      the client library of the hub is not installed
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 Report = Callable[[int, int | None], object]
 """Takes the bytes that are there and, where it is known, how many they will be."""
@@ -43,5 +46,18 @@ class WrongContent(FetchError):
     """Something else arrived."""
 
 
+class TargetUnusable(FetchError):
+    """It cannot be written there."""
+
+
 class ClientMissing(FetchError):
     """The hub's library is not installed."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError into TargetUnusable: the fault is this machine's, not the source's."""
+    try:
+        yield
+    except OSError as error:
+        raise TargetUnusable(f"{path} cannot be written: {error.strerror or error}") from error

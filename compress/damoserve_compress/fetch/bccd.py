@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from damoserve_compress.datasets.pictures import Picture, Scan
 from damoserve_compress.datasets.voc import scan_voc
-from damoserve_compress.fetch import FetchError, Report, WrongContent
+from damoserve_compress.fetch import Report, TargetUnusable, WrongContent, writing
 from damoserve_compress.fetch.sources import fetch
 from damoserve_compress.fetch.web import PATIENT, Attempts
 from damoserve_profiles.repository import describe_file
@@ -49,17 +49,19 @@ def fetch_bccd(out: Path, report: Report, archive: Archive = BCCD, attempts: Att
 
     A folder that has the data set already is taken as it is. Raises FetchError, also where `out` holds something else.
     """
-    if out.exists() and any(out.iterdir()):
+    if out.is_dir() and any(out.iterdir()):
         if digest(out) == archive.digest:
             return archive.digest
-        raise FetchError(f"{out} holds something else: name a new folder")
+        raise TargetUnusable(f"{out} holds something else: name a new folder")
+    if out.is_file() or not out.name:
+        raise TargetUnusable(f"{out} is no new folder: name one")
     zipped = out.with_name(f"{out.name}.zip")
     fetch(archive.url, zipped, report=report, attempts=attempts)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
+    with writing(out), TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         made = Path(work) / "made"
         try:
             _convert(_unpack(zipped, Path(work)), made)
-        except (zipfile.BadZipFile, LookupError, OSError) as error:
+        except (zipfile.BadZipFile, LookupError, FileNotFoundError) as error:
             raise WrongContent(f"{archive.url} is not the repository of BCCD: {error}") from error
         finally:
             zipped.unlink()

@@ -57,9 +57,16 @@ def _ask(download: Callable[..., str], file: HubFile) -> Path:
     try:
         return Path(download(file.repository, file.name, revision=file.revision))
     except Exception as error:  # the library's own, those of its HTTP client, OSError ...
-        # The classes differ by hub and by version, but what an HTTP client raised has the response.
-        status = getattr(getattr(error, "response", None), "status_code", None)
         said = next(filter(None, str(error).splitlines()), type(error).__name__).rstrip(".")
-        if status in NOT_GIVEN:
+        if _status(error) in NOT_GIVEN:
             raise SourceGone(file.source, f"the hub says {said}") from error
         raise TransferFailed(f"{file.source} did not arrive: {said}") from error
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status behind an error, whatever its class, which differs by hub and by version.
+
+    Hugging Face's has the response. ModelScope's own has the status, and is the cause of one without a response.
+    """
+    places = (error, getattr(error, "response", None), error.__cause__)
+    return next(filter(None, (getattr(place, "status_code", None) for place in places)), None)

@@ -5,7 +5,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from damoserve_compress.fetch import Report, SourceGone, SourceInvalid, WrongContent
+from damoserve_compress.fetch import Report, SourceGone, SourceInvalid, TargetUnusable, WrongContent, writing
 from damoserve_compress.fetch.hubs import from_hugging_face, from_modelscope, parse
 from damoserve_compress.fetch.web import PATIENT, Attempts, Part, download
 from damoserve_profiles.files import replace_file
@@ -25,22 +25,29 @@ def fetch(
     already is taken if it has the wanted hash, and else replaced. Raises FetchError; `out` is then as it was, and what
     arrived from an address lies beside it, to go on from, unless it is the wrong file.
     """
+    if out.is_dir():
+        raise TargetUnusable(f"{out} is a folder: name a file")
     wanted = _read_hash(sha256) if sha256 is not None else None
     if wanted is not None and out.is_file() and describe_file(out).sha256 == wanted:
         return wanted
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     if source.startswith(("http://", "https://")):
-        part = Part(out.with_name(f"{out.name}.part"))
+        part = Part(out.with_name(f"{out.name}.part"), verified=wanted is not None)
         download(source, part, report, attempts)
         try:
             found = _check(source, part.data, wanted)
-            part.data.replace(out)
-        finally:
+        except WrongContent:
             part.discard()
+            raise
+        with writing(out):
+            part.data.replace(out)
+        part.discard()
         return found
     path = _locate(source)
     found = _check(source, path, wanted)
-    replace_file(out, partial(shutil.copyfile, path))
+    with writing(out):
+        replace_file(out, partial(shutil.copyfile, path))
     return found
 
 

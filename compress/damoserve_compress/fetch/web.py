@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import socket
 import time
 import urllib.error
@@ -11,8 +12,9 @@ from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
-from damoserve_compress.fetch import Report, SourceGone, TransferFailed
+from damoserve_compress.fetch import Report, SourceGone, SourceInvalid, TransferFailed, writing
 
 TIMEOUT_SECONDS: Final = 30.0
 CHUNK_BYTES: Final = 2**18
@@ -24,7 +26,7 @@ TRANSIENT: Final = frozenset({408, 416, 425, 429, 500, 502, 503, 504})
 class Attempts:
     """How often a transfer is tried, and how many seconds pass before the second time; twice as many before each next.
 
-    One that brought anything is not counted.
+    One that came further than any before is not counted.
     """
 
     count: int
@@ -39,6 +41,8 @@ class Part:
     """What has arrived of a file, and beside it of which version of which address: two must not be mixed."""
 
     data: Path
+    verified: bool
+    """Whether a hash will tell if they were."""
 
     @property
     def origin(self) -> Path:
@@ -49,30 +53,39 @@ class Part:
         return self.data.stat().st_size if self.data.is_file() else 0
 
     def begin(self, url: str, version: str | None) -> None:
-        self.data.write_bytes(b"")
-        self.origin.write_text(json.dumps({"url": url, "version": version}), encoding="utf-8")
+        with writing(self.data):
+            self.data.write_bytes(b"")
+            self.origin.write_text(json.dumps({"url": url, "version": version}), encoding="utf-8")
+
+    def append(self, chunk: bytes) -> None:
+        with writing(self.data), self.data.open("ab") as file:
+            file.write(chunk)
 
     def discard(self) -> None:
         self.data.unlink(missing_ok=True)
         self.origin.unlink(missing_ok=True)
 
     def conditions(self, url: str) -> dict[str, str]:
-        """Headers that ask for the rest, or for all if it is another version by now (RFC 9110, 13.1.5 and 14.2)."""
+        """Headers that ask for the rest, or for all if it is another version by now (RFC 9110, 13.1.5 and 14.2).
+
+        None where nothing would tell another version.
+        """
         try:
             origin = json.loads(self.origin.read_bytes())
         except (OSError, ValueError):
             return {}
-        if not self.size or origin["url"] != url:
+        if not self.size or origin["url"] != url or not (origin["version"] or self.verified):
             return {}
         same = {"If-Range": origin["version"]} if origin["version"] else {}
         return {"Range": f"bytes={self.size}-"} | same
 
 
 def download(url: str, part: Part, report: Report, attempts: Attempts) -> None:
-    """Completes `part`. Raises SourceGone or TransferFailed."""
-    failures = 0
+    """Completes `part`. Raises SourceInvalid, SourceGone, TransferFailed or TargetUnusable."""
+    if not _is_address(url):
+        raise SourceInvalid(f"{url} is no address: it needs a host, and %XX for spaces and all beyond ASCII")
+    failures, furthest = 0, part.size
     while True:
-        before = part.size
         try:
             return _transfer(url, part, report)
         except urllib.error.HTTPError as error:
@@ -86,10 +99,21 @@ def download(url: str, part: Part, report: Report, attempts: Attempts) -> None:
             if isinstance(getattr(error, "reason", None), socket.gaierror):
                 raise SourceGone(url, "its host is unknown, or this machine has no network") from error
             failure = error
-        failures = 1 if part.size > before else failures + 1
+        failures = 1 if part.size > furthest else failures + 1
+        furthest = max(furthest, part.size)
         if failures >= attempts.count:
-            raise TransferFailed(f"{url} did not arrive: {failure}. Ask again: it goes on from byte {part.size}")
+            goes_on = f": it goes on from byte {part.size}" if part.conditions(url) else ""
+            raise TransferFailed(f"{url} did not arrive: {failure}. Ask again{goes_on}")
         time.sleep(attempts.wait * 2 ** (failures - 1))
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        named = parts.hostname is not None and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:  # a bracket without its other half, a port that is no number
+        return False
+    return named and re.fullmatch("[!-~]+", url) is not None
 
 
 def _transfer(url: str, part: Part, report: Report) -> None:
@@ -99,18 +123,22 @@ def _transfer(url: str, part: Part, report: Report) -> None:
     with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
         if response.status != HTTPStatus.PARTIAL_CONTENT:
             part.begin(url, _version(response.headers))
+        elif not (response.headers["Content-Range"] or "").startswith(f"bytes {part.size}-"):
+            part.discard()
+            raise ConnectionError("another part came than was asked for")
         length = response.headers["Content-Length"]
         total = part.size + int(length) if length else None
-        with part.data.open("ab") as file:
+        report(part.size, total)
+        while chunk := response.read(CHUNK_BYTES):
+            part.append(chunk)
             report(part.size, total)
-            while chunk := response.read(CHUNK_BYTES):
-                file.write(chunk)
-                report(file.tell(), total)
     if total is not None and part.size != total:
         raise ConnectionError(f"{part.size} of {total} bytes came")
 
 
 def _version(headers: Message) -> str | None:
-    """What tells one version of a file from the next; a weak tag does not."""
+    """What tells one version of a file from the next: not a weak tag, nor a date beside one (RFC 9110, 13.1.5)."""
     tag: str | None = headers["ETag"]
-    return headers["Last-Modified"] if tag is None or tag.startswith("W/") else tag
+    if tag is None:
+        return headers["Last-Modified"]
+    return None if tag.startswith("W/") else tag

@@ -41,8 +41,8 @@ class ReferenceOptions:
     """As `find_structure` takes it."""
     labels: tuple[str, ...] | None = None
     """None: those of COCO."""
-    generation: Generation | None = None
-    """None: legacy where there is a class channel more than labels."""
+    resize: ResizeMode | None = None
+    """None: that of the generation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +52,8 @@ class Reference:
     network: Network
     labels: tuple[str, ...]
     generation: Generation
-
-    @property
-    def resize(self) -> ResizeMode:
-        return RESIZE[self.generation]
+    """Legacy where there is a class channel more than labels."""
+    resize: ResizeMode
 
 
 def load_reference(path: Path, options: ReferenceOptions = ReferenceOptions()) -> Reference:
@@ -76,8 +74,8 @@ def load_reference(path: Path, options: ReferenceOptions = ReferenceOptions()) -
     network.load_state_dict(
         {key: tensor[: len(labels)] if key.startswith(CLASS_HEAD) else tensor for key, tensor in tensors.items()}
     )
-    generation = options.generation or ("legacy" if channels > len(labels) else "v0.3")
-    return Reference(network.eval(), labels, generation)
+    generation: Generation = "legacy" if channels > len(labels) else "v0.3"
+    return Reference(network.eval(), labels, generation, options.resize or RESIZE[generation])
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ class CSPWrapper(nn.Module):
     """Downsampling, then half of the channels runs through ResConvBlocks and the other half passes by.
 
     The downsampling takes the place of the first block of the first stage. The convolutions around the blocks use
-    ReLU in every variant, whatever the blocks use.
+    ReLU in every variant, whatever the blocks use; where no block is left there are none.
     """
 
     def __init__(self, stages: Sequence[StageStructure], structure: Structure, pooled: bool) -> None:
@@ -31,12 +31,15 @@ class CSPWrapper(nn.Module):
         self.convstem = nn.ModuleList(ResConvBlock(block, kernel, act) for block in halved)
         self.downsampler = ConvKXBNAct(in_channels, out_channels, 3, stride=2)
         self.spp = SPPBottleneck(out_channels, out_channels) if pooled else nn.Identity()
-        self.conv_start = ConvKXBNAct(out_channels, half, 1)
-        self.conv_shortcut = ConvKXBNAct(out_channels, half, 1)
-        self.conv_fuse = ConvKXBNAct(out_channels, out_channels, 1)
+        if blocks:
+            self.conv_start = ConvKXBNAct(out_channels, half, 1)
+            self.conv_shortcut = ConvKXBNAct(out_channels, half, 1)
+            self.conv_fuse = ConvKXBNAct(out_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.spp(self.downsampler(x))
+        if not self.convstem:
+            return x
         y = self.conv_start(x)
         for block in self.convstem:
             y = block(y)

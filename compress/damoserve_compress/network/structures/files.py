@@ -102,7 +102,7 @@ def _parse_tinynas(text: str, name: str) -> Structure:
     template = _template(parsed, name)
     stages = _stages(parsed, template.family == "mobile")
     for published in VARIANTS.values():
-        if (published.family, published.stages) == (template.family, stages):
+        if (published.family, published.stem_channels, published.stages) == (template.family, parsed.stem.out, stages):
             return replace(published, name=name)
     structure = replace(template, name=name, stem_channels=parsed.stem.out, stages=stages)
     return replace(structure, neck=replace(template.neck, out_channels=structure.feature_channels))

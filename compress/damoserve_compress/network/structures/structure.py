@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from damoserve_profiles.faults import describe_faults
+from damoserve_profiles.manifest import Thresholds
 
 STRIDES: Final = (8, 16, 32)
 
@@ -54,7 +55,7 @@ class NeckStructure:
 
     out_channels: tuple[Count, Count, Count]
     blocks: Count = 3
-    hidden_ratio: Annotated[float, Field(gt=0)] = 1.0
+    hidden_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ class Structure:
     nms_iou: Share = 0.7
     """Overlap above which evaluation suppresses the weaker of two boxes of a class."""
 
+    @property
+    def evaluation(self) -> Thresholds:
+        """Those under which its average precision is measured."""
+        return Thresholds(score=self.score_threshold, nms_iou=self.nms_iou, max_detections=500)
+
     def __post_init__(self) -> None:
         width = self.stem_channels
         for index, stage in enumerate(self.stages, start=1):
@@ -100,6 +106,14 @@ class Structure:
         reached = {stride for _, stride in self._cumulative_strides()}
         if not set(STRIDES) <= reached or max(reached) != STRIDES[-1]:
             raise StructureError(f"{self.name}: stages reach strides {sorted(reached)}, the neck needs {STRIDES}")
+        self._check_neck()
+
+    def _check_neck(self) -> None:
+        for width in (*self.feature_channels[1:], *self.neck.out_channels):
+            if width < 2:
+                raise StructureError(f"{self.name}: the neck halves its channels, so it cannot have {width}")
+            if self.family != "mobile" and (width - width // 2) * self.neck.hidden_ratio < 1:
+                raise StructureError(f"{self.name}: hidden_ratio leaves nothing of half of {width} channels")
 
     @property
     def taps(self) -> tuple[int, int, int]:
