@@ -37,12 +37,11 @@ check-proto: proto ## Fails when the committed stubs are not those of the contra
 	@test -z "$$(git status --porcelain -- proto)" || { git status --short -- proto; exit 1; }
 
 train: .venv/dev ## Trains the bundled model: make train DAMOSERVE_DATA=folder.
-	$(BIN)/damoserve-compress train --model blood-cells --variant T --out runs/T
-	$(BIN)/damoserve-compress distil runs/T/model.safetensors --model blood-cells --recipe cells --out runs/P-from-T
-	$(BIN)/damoserve-compress publish runs/P-from-T/model.safetensors $(CHECKPOINT)
+	$(BIN)/damoserve-compress train --model blood-cells --out runs/P --epochs 140 --set rendered=48 --set eval_every=10
+	$(BIN)/damoserve-compress publish runs/P/model.safetensors $(CHECKPOINT)
 
 profiles: .venv/dev ## Builds the bundled profiles: make profiles DAMOSERVE_DATA=folder.
-	$(BIN)/damoserve-compress build $(CHECKPOINT) --repository profiles/repository --work runs/build --train-recipe cells
+	$(BIN)/damoserve-compress build $(CHECKPOINT) --repository profiles/repository --work runs/build
 
 benchmark: .venv/dev ## Times the bundled profiles against each other.
 	$(BIN)/damoserve-compress benchmark
