@@ -18,10 +18,10 @@ from damoserve_compress.training.distil import (
     DistilConfig,
     DistillationObjective,
     channel_wise_loss,
-    load_teacher,
     normalise,
 )
 from damoserve_compress.training.objective import Step
+from damoserve_compress.training.start import load_teacher
 from damoserve_compress.training.trainer import Trainer
 from tests.compress.toys import CONFIG, TINY, Squares, tiny_network
 

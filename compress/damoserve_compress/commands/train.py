@@ -76,8 +76,8 @@ def distil(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Train a network that also imitates the features of a teacher, trained on the same data."""
     from damoserve_compress.training.checkpoint import TrainingError
-    from damoserve_compress.training.distil import DistilConfig, DistillationObjective, load_teacher
-    from damoserve_compress.training.start import new_network
+    from damoserve_compress.training.distil import DistilConfig, DistillationObjective
+    from damoserve_compress.training.start import load_teacher, new_network
     from damoserve_compress.training.trainer import Trainer
 
     with told(TrainingError, ValueError, OSError):

@@ -13,7 +13,6 @@ Their weight falls along a cosine from `first_weight` to `last_weight` over the 
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -23,11 +22,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from damoserve_compress.network import Network, fuse
-from damoserve_compress.network.checkpoint import load_checkpoint
-from damoserve_compress.training.checkpoint import UnusableWeights
 from damoserve_compress.training.losses import LossConfig, Losses, detection_loss
 from damoserve_compress.training.objective import Step
-from damoserve_profiles.imaging import ResizeMode
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -97,19 +93,6 @@ class DistillationObjective(nn.Module):
             else:
                 losses.append(F.mse_loss(*pair))
         return torch.stack(losses).sum()
-
-
-def load_teacher(path: Path, labels: tuple[str, ...], resize: ResizeMode) -> Network:
-    """The network of a checkpoint. Raises CheckpointError, or UnusableWeights where it was trained otherwise.
-
-    A teacher of other data would teach where their objects are, one of another way to resize, other shapes.
-    """
-    network, what = load_checkpoint(path)
-    if what.labels != labels:
-        raise UnusableWeights(f"{path} was trained for {what.labels}, not for {labels}: a teacher needs the same data")
-    if what.resize != resize:
-        raise UnusableWeights(f"{path} was trained on images resized by {what.resize}: --set resize={what.resize}")
-    return network
 
 
 def _neck_widths(network: Network) -> list[int]:
