@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from damoserve_compress.datasets import MissingPicture, PictureError, UnreadablePicture, WrongSize
-from damoserve_compress.datasets.findings import Finding, Kind, Severity
+from damoserve_compress.datasets.findings import Finding, Kind, errors_in
 from damoserve_compress.datasets.pictures import Fit, Picture, Scan
 
 Progress = Callable[[int, int], object]
@@ -53,7 +53,7 @@ class CheckReport:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings if finding.kind.severity is Severity.ERROR)
+        return errors_in(self.findings)
 
     def by_kind(self) -> dict[Kind, list[Finding]]:
         """The kinds that were found, errors first."""

@@ -1,5 +1,6 @@
 """What can be wrong with a data set."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
@@ -59,6 +60,11 @@ class Finding:
     def __str__(self) -> str:
         place = self.file if self.annotation is None else f"{self.file}, annotation {self.annotation}"
         return f"{place}: {self.message}" if self.message else place
+
+
+def errors_in(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Those that stop a training."""
+    return tuple(finding for finding in findings if finding.kind.severity is Severity.ERROR)
 
 
 def malformed(file: str, record: str, error: ValidationError) -> Finding:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from damoserve_compress.datasets import AnnotationsError, MissingPicture, Sample, UnreadablePicture, WrongSize
-from damoserve_compress.datasets.findings import Finding, Severity
+from damoserve_compress.datasets.findings import Finding, errors_in
 from damoserve_profiles.imaging import Size, decode
 
 
@@ -103,7 +103,7 @@ class PictureDataset:
 
     def __init__(self, scan: Scan) -> None:
         """Raises AnnotationsError for the first error of the scan."""
-        errors = [finding for finding in scan.findings if finding.kind.severity is Severity.ERROR]
+        errors = errors_in(scan.findings)
         if errors:
             more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
             raise AnnotationsError(f"{errors[0].kind.title}: {errors[0]}{more}")
