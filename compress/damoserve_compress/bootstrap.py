@@ -15,8 +15,7 @@ import hotcoco
 import numpy as np
 from numpy.typing import NDArray
 
-from damoserve_compress.datasets import Dataset
-from damoserve_compress.evaluate import evaluation_of, ground_truth
+from damoserve_compress.evaluate import evaluation_of
 from damoserve_profiles.postprocess import Detections
 
 RESAMPLES = 2000
@@ -112,18 +111,17 @@ def _class_precision(matches: ClassMatches, counts: NDArray[np.int64], boxes: ND
 
 
 def compare(
-    dataset: Dataset,
+    truth: hotcoco.COCO,
     first: Sequence[Detections],
     second: Sequence[Detections],
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """What the second model's detections score more than the first's, one entry each for every image of `dataset`.
+    """What the second model's detections score more than the first's, one entry each for every image of `truth`.
 
     Time and memory grow with resamples times detections; a data set as large as COCO's validation set takes minutes.
     Raises ValueError where the numbers of entries differ and where no image has a box.
     """
-    truth = ground_truth(dataset)
     models = match(truth, first), match(truth, second)
     if not all(models):
         raise ValueError("no image has a box: there is nothing to compare")
@@ -132,7 +130,7 @@ def compare(
         before, after = (drawn_precision(classes, counts) for classes in models)
         return after - before
 
-    rng, images = np.random.default_rng(seed), len(dataset)
+    rng, images = np.random.default_rng(seed), len(truth.imgs)
     shares = np.full(images, 1 / images)
     sizes = [min(_AT_ONCE, resamples - start) for start in range(0, resamples, _AT_ONCE)]
     drawn = np.concatenate([difference(rng.multinomial(images, shares, size)) for size in sizes])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import hotcoco
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from damoserve_compress.benchmark import summarise, time_models
 from damoserve_compress.bootstrap import Difference, compare
 from damoserve_compress.datasets import Dataset, fingerprint
 from damoserve_compress.datasets.cache import CachedDataset
-from damoserve_compress.evaluate import Detector, Metrics, average_precision, predict, torch_detector
+from damoserve_compress.evaluate import Detector, Metrics, average_precision, ground_truth, predict, torch_detector
 from damoserve_compress.export import check_batches, check_parity, export_onnx
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.checkpoint import load_checkpoint
@@ -124,6 +125,10 @@ class Builder:
         self._report("validating the source network")
         return self._detect(torch_detector(fuse(self.network)))
 
+    @cached_property
+    def _truth(self) -> hotcoco.COCO:
+        return ground_truth(self._val_set)
+
     def _detect(self, detector: Detector) -> list[Detections]:
         return predict(detector, self._val_set, self.input, self.network.structure.evaluation)
 
@@ -149,8 +154,8 @@ class Builder:
         source = self.source_detections
         self._report(f"{recipe.name}: validating")
         detections = self._detect(detector)
-        metrics = average_precision(self._val_set, detections)
-        difference = compare(self._val_set, source, detections)
+        metrics = average_precision(self._truth, detections)
+        difference = compare(self._truth, source, detections)
         self._report(f"{recipe.name}: AP {100 * metrics.ap:.2f}, {difference.ap} against the source network")
         if -difference.ap.value > recipe.max_ap_drop:
             raise BuildError(

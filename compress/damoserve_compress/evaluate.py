@@ -82,7 +82,10 @@ def predict(
 
 
 def ground_truth(dataset: Dataset) -> hotcoco.COCO:
-    """The boxes of `dataset`; images are numbered by their index, categories by their label."""
+    """The boxes of `dataset`; images are numbered by their index, categories by their label.
+
+    Reads every sample, so it is worth keeping: whatever is measured on a data set takes it.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(len(dataset)):
@@ -128,12 +131,12 @@ def _means(names: Sequence[str], precisions: Iterable[NDArray[np.float64]]) -> d
     return {name: mean for name, mean in means.items() if not np.isnan(mean)}
 
 
-def average_precision(dataset: Dataset, detections: Sequence[Detections]) -> Metrics:
-    """COCO's box AP of `detections`, one entry for each image of `dataset` in its order.
+def average_precision(truth: hotcoco.COCO, detections: Sequence[Detections]) -> Metrics:
+    """COCO's box AP of `detections`, one entry for each image of `truth`, which is what `ground_truth` gives.
 
     Raises ValueError where their number differs.
     """
-    evaluation = evaluation_of(ground_truth(dataset), detections)
+    evaluation = evaluation_of(truth, detections)
     evaluation.evaluate()
     evaluation.accumulate()
     # [IoU, recall, class, area, maximum number of detections]: the last maximum is 100.
@@ -145,7 +148,7 @@ def average_precision(dataset: Dataset, detections: Sequence[Detections]) -> Met
         ap=_mean(overall),
         ap50=_mean(overall[0]),
         ap75=_mean(overall[5]),
-        per_class=_means(dataset.labels, np.moveaxis(overall, -1, 0)),
+        per_class=_means([truth.cats[label]["name"] for label in range(len(truth.cats))], np.moveaxis(overall, -1, 0)),
         per_size=_means(SIZES, np.moveaxis(precision[..., 1:], -1, 0)),
-        images=len(dataset),
+        images=len(truth.imgs),
     )

@@ -30,7 +30,7 @@ def drawn(dataset: Listed, detections: Sequence[Detections], counts: list[int]) 
 
 
 def measured(dataset: Listed, detections: Sequence[Detections]) -> list[float]:
-    metrics = average_precision(dataset, detections)
+    metrics = average_precision(ground_truth(dataset), detections)
     return [metrics.ap, metrics.ap50, metrics.ap75]
 
 
@@ -65,7 +65,7 @@ def test_a_model_does_not_differ_from_itself(seed: int) -> None:
     rng = np.random.default_rng(seed)
     dataset = random_dataset(rng)
     detections = near_misses(rng, dataset)
-    difference = compare(dataset, detections, detections, RESAMPLES)
+    difference = compare(ground_truth(dataset), detections, detections, RESAMPLES)
     assert difference.ap == difference.ap50 == Interval(0, 0, 0)
 
 
@@ -75,7 +75,10 @@ def test_the_other_way_round_the_signs_are_turned(seed: int) -> None:
     rng = np.random.default_rng(seed)
     dataset = random_dataset(rng)
     models = near_misses(rng, dataset), near_misses(rng, dataset)
-    there, back = compare(dataset, *models, RESAMPLES).ap, compare(dataset, *models[::-1], RESAMPLES).ap
+    there, back = (
+        compare(ground_truth(dataset), *models, RESAMPLES).ap,
+        compare(ground_truth(dataset), *models[::-1], RESAMPLES).ap,
+    )
     assert (there.value, there.lower, there.upper) == pytest.approx((-back.value, -back.upper, -back.lower), abs=1e-12)
     assert there.lower < there.upper
 
@@ -84,8 +87,8 @@ def test_the_value_is_the_difference_of_both_and_a_clear_one_is_told_from_chance
     rng = np.random.default_rng(0)
     dataset = random_dataset(rng, 40)
     worse, perfect = near_misses(rng, dataset), all_found(dataset)
-    difference = compare(dataset, worse, perfect, RESAMPLES)
-    before, after = average_precision(dataset, worse), average_precision(dataset, perfect)
+    difference = compare(ground_truth(dataset), worse, perfect, RESAMPLES)
+    before, after = average_precision(ground_truth(dataset), worse), average_precision(ground_truth(dataset), perfect)
     assert difference.ap.value == pytest.approx(after.ap - before.ap, abs=1e-9)
     assert difference.ap50.value == pytest.approx(after.ap50 - before.ap50, abs=1e-9)
     assert 0 < difference.ap.lower < difference.ap.value < difference.ap.upper < 1
@@ -97,7 +100,7 @@ def test_equally_good_models_are_not_told_apart() -> None:
     for seed in range(10):
         rng = np.random.default_rng(seed)
         dataset = random_dataset(rng, 30)
-        difference = compare(dataset, near_misses(rng, dataset), near_misses(rng, dataset), RESAMPLES).ap
+        difference = compare(ground_truth(dataset), near_misses(rng, dataset), near_misses(rng, dataset), RESAMPLES).ap
         holding += difference.lower <= 0 <= difference.upper
     assert holding >= 8
 
@@ -106,27 +109,27 @@ def test_the_seed_decides_the_draws() -> None:
     rng = np.random.default_rng(0)
     dataset = random_dataset(rng)
     models = near_misses(rng, dataset), near_misses(rng, dataset)
-    first = compare(dataset, *models, RESAMPLES, seed=1)
-    assert first == compare(dataset, *models, RESAMPLES, seed=1)
+    first = compare(ground_truth(dataset), *models, RESAMPLES, seed=1)
+    assert first == compare(ground_truth(dataset), *models, RESAMPLES, seed=1)
     assert (first.resamples, first.seed) == (RESAMPLES, 1)
-    other = compare(dataset, *models, RESAMPLES, seed=2)
+    other = compare(ground_truth(dataset), *models, RESAMPLES, seed=2)
     assert other.ap.value == first.ap.value
     assert other.ap.lower != first.ap.lower
 
 
 def test_a_model_that_finds_nothing_loses_all() -> None:
     dataset = random_dataset(np.random.default_rng(0))
-    lost = compare(dataset, all_found(dataset), [NOTHING] * len(dataset), RESAMPLES).ap
+    lost = compare(ground_truth(dataset), all_found(dataset), [NOTHING] * len(dataset), RESAMPLES).ap
     assert (lost.value, lost.lower, lost.upper) == pytest.approx((-1, -1, -1))
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
     dataset = random_dataset(np.random.default_rng(0))
     with pytest.raises(ValueError, match="1 lists of detections for 12 images"):
-        compare(dataset, all_found(dataset), [NOTHING])
+        compare(ground_truth(dataset), all_found(dataset), [NOTHING])
     empty = Listed([Sample(np.zeros((9, 9, 3), np.uint8), np.empty((0, 4), np.float32), np.empty(0, np.int64), 0)])
     with pytest.raises(ValueError, match="no image has a box"):
-        compare(empty, [NOTHING], [NOTHING])
+        compare(ground_truth(empty), [NOTHING], [NOTHING])
 
 
 def test_an_interval_is_written_in_points() -> None:

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from damoserve_compress.datasets import Sample
-from damoserve_compress.evaluate import COCO_THRESHOLDS, average_precision, predict
+from damoserve_compress.evaluate import COCO_THRESHOLDS, average_precision, ground_truth, predict
 from damoserve_profiles.manifest import InputSpec
 from damoserve_profiles.postprocess import Detections
 from tests.compress.hits import Listed, all_found, as_found, near_misses, random_dataset
@@ -52,7 +52,7 @@ def test_agrees_with_pycocotools(seed: int) -> None:
     rng = np.random.default_rng(seed)
     dataset = random_dataset(rng)
     detections = near_misses(rng, dataset)
-    metrics, precision = average_precision(dataset, detections), oracle(dataset, detections)
+    metrics, precision = average_precision(ground_truth(dataset), detections), oracle(dataset, detections)
     overall = precision[..., 0]
     assert 0.05 < metrics.ap < 0.95
     assert metrics.ap == pytest.approx(mean(overall), abs=1e-9)
@@ -65,16 +65,16 @@ def test_agrees_with_pycocotools(seed: int) -> None:
 
 def test_perfect_detections_give_one_and_none_give_zero() -> None:
     dataset = random_dataset(np.random.default_rng(1))
-    perfect = average_precision(dataset, all_found(dataset))
+    perfect = average_precision(ground_truth(dataset), all_found(dataset))
     assert (perfect.ap, perfect.ap50, perfect.ap75, perfect.images) == (*[pytest.approx(1)] * 3, 12)
     assert perfect.per_class == {"a": pytest.approx(1), "b": pytest.approx(1), "c": pytest.approx(1)}
     nothing = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
-    assert average_precision(dataset, [nothing] * len(dataset)).ap == 0
+    assert average_precision(ground_truth(dataset), [nothing] * len(dataset)).ap == 0
 
 
 def test_classes_and_sizes_without_boxes_have_no_precision() -> None:
     one = Sample(np.zeros((120, 160, 3), np.uint8), np.array([[1, 2, 30, 40]], np.float32), np.array([1]), 0)
-    metrics = average_precision(Listed([one]), [as_found(one)])
+    metrics = average_precision(ground_truth(Listed([one])), [as_found(one)])
     assert metrics.per_class == {"b": pytest.approx(1)}
     assert metrics.per_size == {"medium": pytest.approx(1)}
     assert metrics.ap == pytest.approx(1)
@@ -82,7 +82,7 @@ def test_classes_and_sizes_without_boxes_have_no_precision() -> None:
 
 def test_every_image_needs_its_detections() -> None:
     with pytest.raises(ValueError, match="0 lists of detections for 12 images"):
-        average_precision(random_dataset(np.random.default_rng(0)), [])
+        average_precision(ground_truth(random_dataset(np.random.default_rng(0))), [])
 
 
 def test_predict_returns_pixels_of_each_original_in_order() -> None:

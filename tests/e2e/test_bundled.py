@@ -22,7 +22,7 @@ from damoserve_client import Client, DetectionResult, ProfileUnavailable
 from damoserve_compress.datasets import Dataset, Sample
 from damoserve_compress.datasets.coco import CocoDataset
 from damoserve_compress.datasets.rendered import RenderedSmears
-from damoserve_compress.evaluate import COCO_THRESHOLDS, average_precision, predict
+from damoserve_compress.evaluate import COCO_THRESHOLDS, average_precision, ground_truth, predict
 from damoserve_compress.session import onnx_detector
 from damoserve_profiles.imaging import decode
 from damoserve_profiles.manifest import MODEL_FILE
@@ -215,7 +215,7 @@ def test_served_accuracy_is_that_of_the_manifest(client: Client, data: Path, pro
     detections = [
         served(client, paths[dataset[index].identifier].read_bytes(), profile) for index in range(len(dataset))
     ]
-    measured = average_precision(dataset, detections)
+    measured = average_precision(ground_truth(dataset), detections)
     promised = folder(profile).read_manifest().accuracy
     print(f"{profile}: served AP {measured.ap:.4f} AP50 {measured.ap50:.4f}, manifest {promised.ap:.4f}")
     assert measured.ap == pytest.approx(promised.ap, abs=0.002)

@@ -91,13 +91,14 @@ def _open(path: Path) -> "tuple[Detector, InputSpec, tuple[str, ...], Thresholds
 
 def _measure(dataset: "Dataset", detections: "dict[str, list[Detections]]") -> Results:
     from damoserve_compress.bootstrap import compare
-    from damoserve_compress.evaluate import average_precision
+    from damoserve_compress.evaluate import average_precision, ground_truth
 
+    truth = ground_truth(dataset)
     first, *others = detections
-    results: Results = {first: (average_precision(dataset, detections[first]), None)}
+    results: Results = {first: (average_precision(truth, detections[first]), None)}
     for name in others:
-        difference = compare(dataset, detections[first], detections[name])
-        results[name] = average_precision(dataset, detections[name]), difference
+        difference = compare(truth, detections[first], detections[name])
+        results[name] = average_precision(truth, detections[name]), difference
     return results
 
 

@@ -10,16 +10,18 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import cv2
+import hotcoco
 import torch
 from torch import nn
 
 from damoserve_compress.datasets import Dataset, fingerprint
 from damoserve_compress.datasets.cache import CachedDataset
-from damoserve_compress.evaluate import Metrics, average_precision, predict, torch_detector
+from damoserve_compress.evaluate import Metrics, average_precision, ground_truth, predict, torch_detector
 from damoserve_compress.network import Network, RawPredictions
 from damoserve_compress.network.checkpoint import Description, save_checkpoint
 from damoserve_compress.training.checkpoint import (
@@ -112,7 +114,11 @@ class Trainer:
         detector = torch_detector(self.ema.network)
         thresholds = self.network.structure.evaluation
         detections = predict(detector, self._val_set, self.config.input, thresholds, self.config.batch_size)
-        return average_precision(self._val_set, detections)
+        return average_precision(self._truth, detections)
+
+    @cached_property
+    def _truth(self) -> hotcoco.COCO:
+        return ground_truth(self._val_set)
 
     def train_step(self, batch: Batch) -> Losses:
         """One step of the optimiser; the losses come back without gradient."""
