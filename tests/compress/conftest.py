@@ -6,37 +6,11 @@ import torch
 from numpy.typing import NDArray
 
 from damoserve_compress.datasets.rendered import RenderedSmears
-from damoserve_compress.network import Network, Structure, build_network
-from damoserve_compress.network.structures import NeckStructure, StageStructure
+from damoserve_compress.network import Network, build_network
 from damoserve_profiles.imaging import Size, resize
+from tests.compress.family import RES, fill
 
 SIZE = Size(96, 64)
-
-TINY = Structure(
-    name="tiny",
-    stem_channels=8,
-    stages=(
-        StageStructure(8, 16, bottleneck=16, depth=1),
-        StageStructure(16, 24, bottleneck=16, depth=2),
-        StageStructure(24, 32, bottleneck=16, depth=1),
-        StageStructure(32, 48, bottleneck=24, depth=1),
-    ),
-    neck=NeckStructure(out_channels=(16, 32, 48), blocks=1),
-)
-
-
-def randomise(network: Network) -> Network:
-    """Batch statistics as training would leave them: fresh ones hide mistakes in folding."""
-    torch.manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 2)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, 0, 0.2)
-    for conv in network.head.gfl_cls:
-        torch.nn.init.normal_(conv.weight, std=0.1)
-    return network.eval()
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +26,7 @@ def size() -> Size:
 
 @pytest.fixture(scope="session")
 def tiny_network() -> Network:
-    torch.manual_seed(1)
-    return randomise(build_network(TINY, 3))
+    return fill(build_network(RES, 3))
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.recipe import Export, FineTune, Prune, Quantise, Recipe
 from damoserve_profiles.repository import Repository
-from tests.compress.conftest import TINY
+from tests.compress.family import RES
 from tests.compress.hits import all_found
 
 SIZE = 96
@@ -136,7 +136,7 @@ def test_a_fitted_checkpoint_is_tuned_calibrated_and_compared_on_fitted_images(
     monkeypatch.setattr("damoserve_compress.build.quantise_onnx", calibrate)
     monkeypatch.setattr("damoserve_compress.build.check_parity", compare)
     checkpoint = tmp_path / "fitted.safetensors"
-    save_checkpoint(checkpoint, build_network(TINY, 3), Description("cells", TINY.name, LABELS, SIZE, SIZE, "fit"))
+    save_checkpoint(checkpoint, build_network(RES, 3), Description("cells", RES.name, LABELS, SIZE, SIZE, "fit"))
     fitted = replace(config, checkpoint=checkpoint, repository=tmp_path / "r", work=tmp_path / "w")
     [manifest] = Builder(fitted, builder._train_set, builder._val_set).build([BOTH])
     assert manifest.input.resize == "fit"
