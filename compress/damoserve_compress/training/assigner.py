@@ -4,6 +4,8 @@ An anchor is a candidate where its point lies in any box, or within `centre_radi
 Every (candidate, box) pair costs the quality focal loss it would have, plus the negative log of its IoU, plus a sum
 that rules out, until nothing else is left, the pairs whose point is not both in the box and near its centre.
 Each box takes its k cheapest candidates, k being the sum of its ten best IoUs, at least one.
+
+Nothing here waits for a GPU: no size depends on the values.
 """
 
 from typing import NamedTuple
@@ -28,14 +30,12 @@ class AssignerConfig:
 
 
 class Assignment(NamedTuple):
-    """The P positive anchors of one image."""
+    """What each of one image's A anchors learns."""
 
-    anchors: Tensor
-    """[P] int64, index of the anchor, ascending."""
     boxes: Tensor
-    """[P] int64, index of the box that the anchor learns."""
+    """[A] int64, index of the box; -1 for background."""
     ious: Tensor
-    """[P] float, IoU of the anchor's prediction with that box: the target of its class score."""
+    """[A] float, IoU of the anchor's prediction with that box: the target of its class score. 0 for background."""
 
 
 class Anchors(NamedTuple):
@@ -62,9 +62,9 @@ def _location(anchors: Anchors, boxes: Tensor, radius: float) -> tuple[Tensor, T
 
 
 def _class_cost(logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
-    """Quality focal loss [V, G], summed over the C classes, had candidate v [V, C] to learn box g at score iou [V, G].
+    """Quality focal loss [A, G], summed over the C classes, had anchor a [A, C] to learn box g at score iou [A, G].
 
-    All classes but the box's own have target zero, so their sum is shared by all boxes and [V, G, C] never exists.
+    All classes but the box's own have target zero, so their sum is shared by all boxes and [A, G, C] never exists.
     """
     background = F.softplus(logits) * logits.sigmoid().square()
     own_logits = logits[:, labels]
@@ -73,18 +73,15 @@ def _class_cost(logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
 
 
 def _match(cost: Tensor, ious: Tensor, top_k: int) -> Tensor:
-    """Boolean [V, G]: each box's dynamic k cheapest candidates, each candidate kept by one box at most."""
-    count, boxes = cost.shape
-    best_ious = ious.topk(min(top_k, count), dim=0).values
-    wanted = best_ious.sum(0).int().clamp(min=1)
-    depth = min(int(wanted.max()), count)
-    cheapest = cost.topk(depth, dim=0, largest=False).indices
-    taken = torch.arange(depth, device=cost.device)[:, None] < wanted
-    matched = torch.zeros_like(cost, dtype=torch.bool).scatter_(0, cheapest, taken)
-    contested = matched.sum(1) > 1
-    winner = F.one_hot(cost[contested].argmin(1), boxes).bool()
-    matched[contested] = winner
-    return matched
+    """Boolean [A, G]: each box's dynamic k cheapest anchors of finite cost, each anchor kept by one box at most."""
+    depth = min(top_k, len(cost))
+    wanted = ious.topk(depth, dim=0).values.sum(0).int().clamp(min=1)
+    cheapest = cost.topk(depth, dim=0, largest=False)
+    taken = (torch.arange(depth, device=cost.device)[:, None] < wanted) & cheapest.values.isfinite()
+    matched = torch.zeros_like(cost, dtype=torch.bool).scatter_(0, cheapest.indices, taken)
+    contested = matched.sum(1, keepdim=True) > 1
+    winner = F.one_hot(cost.argmin(1), cost.shape[1]).bool()
+    return torch.where(contested, winner, matched)
 
 
 @torch.no_grad()
@@ -94,17 +91,16 @@ def assign(anchors: Anchors, boxes: Tensor, labels: Tensor, config: AssignerConf
     A box can end without an anchor: where another box takes its only candidates, or none is near it.
     """
     config = config or AssignerConfig()
-    empty = boxes.new_zeros(0, dtype=torch.int64)
     if len(boxes) == 0:
-        return Assignment(empty, empty, boxes.new_zeros(0))
+        background = torch.full_like(anchors.strides, -1, dtype=torch.int64)
+        return Assignment(background, torch.zeros_like(anchors.strides))
     inside, near = _location(anchors, boxes, config.centre_radius)
-    candidates = (inside | near).any(1).nonzero().squeeze(1)
-    if len(candidates) == 0:
-        return Assignment(empty, empty, boxes.new_zeros(0))
-    ious = pairwise_iou(anchors.boxes[candidates], boxes)
-    cost = _class_cost(anchors.class_logits[candidates], labels, ious) * config.class_weight
+    candidate = (inside | near).any(1, keepdim=True)
+    ious = pairwise_iou(anchors.boxes, boxes) * candidate
+    cost = _class_cost(anchors.class_logits, labels, ious) * config.class_weight
     cost -= torch.log(ious + 1e-7) * config.iou_weight
     # Double precision: at 1e8 a float counts in eights, and the order among ruled-out pairs would be lost.
-    cost = cost.double() + (~(inside & near)[candidates]) * config.outside_cost
-    rows, columns = _match(cost, ious, config.candidate_top_k).nonzero(as_tuple=True)
-    return Assignment(candidates[rows], columns, ious[rows, columns])
+    cost = (cost.double() + ~(inside & near) * config.outside_cost).masked_fill(~candidate, torch.inf)
+    matched = _match(cost, ious, config.candidate_top_k)
+    learnt = torch.where(matched.any(1), matched.int().argmax(1), -1)
+    return Assignment(learnt, (ious * matched).sum(1))

@@ -5,7 +5,8 @@ import math
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -30,14 +31,11 @@ class ModelEma(Generic[_Network]):
     def update(self, network: nn.Module) -> None:
         """Move towards `network`, which must have the entries of the one given at the start."""
         self.steps += 1
-        weight = 1 - self.current_decay()
         current = network.state_dict()
-        for name, average in self.network.state_dict().items():
-            _approach(average, current[name].detach(), weight)
-
-
-def _approach(average: Tensor, value: Tensor, weight: float) -> None:
-    if average.is_floating_point():
-        average.lerp_(value, weight)
-    else:
-        average.copy_(value)
+        pairs = [(average, current[name].detach()) for name, average in self.network.state_dict().items()]
+        averaged, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        # All at once: one by one, launching a thousand small kernels takes a GPU longer than a step of the optimiser.
+        get_ema_multi_avg_fn(self.current_decay())(averaged, values, None)  # type: ignore[no-untyped-call]
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)

@@ -45,7 +45,7 @@ class Losses(NamedTuple):
     quality: Tensor
     giou: Tensor
     distribution: Tensor
-    feature: Tensor = torch.zeros(())
+    feature: Tensor
     """What the features lack of a teacher's."""
 
 
@@ -79,14 +79,18 @@ def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def _positives(predictions: RawPredictions, targets: Sequence[Target], config: AssignerConfig) -> _Positives:
     logits = predictions.class_logits.detach()
     decoded = decode_boxes(predictions.box_logits.detach(), predictions.points, predictions.strides)
-    found = []
+    matches, first = [], 0
     for index, target in enumerate(targets):
         anchors = Anchors(logits[index], decoded[index], predictions.points, predictions.strides)
         match = assign(anchors, target.boxes, target.labels, config)
-        images = torch.full_like(match.anchors, index)
-        learnt = (target.boxes[match.boxes], target.labels[match.boxes], match.ious)
-        found.append(_Positives(images, match.anchors, *learnt))
-    return _Positives(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        # The boxes of the batch are numbered through.
+        matches.append(match._replace(boxes=torch.where(match.boxes < 0, -1, match.boxes + first)))
+        first += len(target.boxes)
+    learnt, ious = (torch.stack(parts) for parts in zip(*matches, strict=True))
+    images, positive = (learnt >= 0).nonzero(as_tuple=True)
+    chosen = learnt[images, positive]
+    boxes, labels = (torch.cat(parts)[chosen] for parts in zip(*targets, strict=True))
+    return _Positives(images, positive, boxes, labels, ious[images, positive])
 
 
 def _distances(boxes: Tensor, points: Tensor, strides: Tensor, bins: int) -> Tensor:
@@ -115,7 +119,7 @@ def detection_loss(predictions: RawPredictions, targets: Sequence[Target], confi
     if len(positives.images) == 0:
         # A zero that depends on the regression logits: their parameters get a gradient, of zero, in every step.
         nothing = box_logits.sum() * 0
-        return Losses(quality + nothing, quality, nothing, nothing)
+        return Losses(quality + nothing, quality, nothing, nothing, nothing)
     weights = logits.detach()[where].sigmoid().amax(1)
     normaliser = weights.sum().clamp(min=1)
     chosen, points, strides = box_logits[where], predictions.points[where[1]], predictions.strides[where[1]]
@@ -124,4 +128,4 @@ def detection_loss(predictions: RawPredictions, targets: Sequence[Target], confi
     sides = _distances(positives.boxes, points, strides, chosen.shape[-1])
     spread = distribution_focal_loss(chosen, sides) * weights[:, None]
     distribution = spread.sum() / (4 * normaliser) * config.distribution_weight
-    return Losses(quality + giou + distribution, quality, giou, distribution)
+    return Losses(quality + giou + distribution, quality, giou, distribution, torch.zeros_like(quality))

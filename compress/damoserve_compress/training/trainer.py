@@ -126,14 +126,13 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         losses: Losses = self.objective(self._forward(batch))
-        if not torch.isfinite(losses.total):
-            raise Diverged(f"the loss of step {self._step} is not finite; start again with a lower learning rate")
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         trained = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, self.config.grad_clip or math.inf)
-        if not torch.isfinite(norm):
-            raise Diverged(f"the gradient of step {self._step} is not finite; start again with a lower learning rate")
+        # Checked together, and only here: each look at a value waits for the GPU.
+        if not torch.isfinite(losses.total + norm):
+            raise Diverged(f"step {self._step}: loss or gradient is not finite; start again with a lower learning rate")
         self.optimiser.step()
         self.ema.update(self.network)
         self._step += 1
@@ -157,7 +156,7 @@ class Trainer:
         self.network.train()
         sums = torch.zeros(len(Losses._fields))
         for batch in self.batches.epoch(epoch):
-            losses = torch.stack([value.cpu() for value in self.train_step(batch)])
+            losses = torch.stack(list(self.train_step(batch))).cpu()
             sums += losses
             reporter.step(float(losses[0]))
         means = dict(zip(Losses._fields, (sums / len(self.batches)).tolist(), strict=True))
