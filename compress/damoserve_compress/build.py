@@ -4,35 +4,34 @@ BuildError   the data do not suit the checkpoint, a profile does not meet its re
              checkpoint; nothing is written
 """
 
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
 import hotcoco
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
 from damoserve_compress.benchmark import summarise, time_models
 from damoserve_compress.bootstrap import Difference, compare
-from damoserve_compress.datasets import Dataset, fingerprint
+from damoserve_compress.complexity import complexity
+from damoserve_compress.datasets import Dataset
 from damoserve_compress.datasets.cache import CachedDataset
+from damoserve_compress.datasets.subset import split_selection
 from damoserve_compress.evaluate import Detector, Metrics, average_precision, ground_truth, predict, torch_detector
 from damoserve_compress.export import check_batches, check_parity, export_onnx
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.checkpoint import load_checkpoint
-from damoserve_compress.prune import prune
+from damoserve_compress.prune.stage import prune_stage
 from damoserve_compress.quantise import quantise_onnx
 from damoserve_compress.session import onnx_detector
+from damoserve_compress.source import BuildError, read_source
+from damoserve_compress.stages import Stages
 from damoserve_compress.training.config import TrainConfig
-from damoserve_compress.training.rendered import rendered_fits
-from damoserve_compress.training.trainer import Trainer
 from damoserve_profiles.files import replace_file
-from damoserve_profiles.imaging import Size, resize
+from damoserve_profiles.imaging import resize
 from damoserve_profiles.manifest import MODEL_FILE, Accuracy, AccuracyDifference, Manifest, Source, Thresholds
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.recipe import Prune, Recipe
@@ -40,10 +39,6 @@ from damoserve_profiles.repository import ProfileFolder, Repository, describe_fi
 
 PARITY_IMAGES = 4
 THREADS = 1
-
-
-class BuildError(RuntimeError):
-    """A profile cannot be built as its recipe says."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +83,14 @@ class Builder:
         report: Callable[[str], None] = print,
     ) -> None:
         self.config = config
-        self.network, self.description = load_checkpoint(config.checkpoint)
-        for dataset in (train_set, val_set):
-            if dataset.labels != self.description.labels:
-                raise BuildError(f"the data have labels {dataset.labels}, the checkpoint {self.description.labels}")
-        self.input = self.description.input
-        self.size = self.input.size
-        self.source = describe_file(config.checkpoint)
+        self._source = read_source(config.checkpoint, train_set, val_set)
+        self.network, self.description = self._source.network, self._source.description
+        self.input, self.size = self._source.input, self._source.size
         # Every profile is calibrated and validated on the same images: they are decoded once.
         self._train_set = CachedDataset(train_set)
         self._val_set = CachedDataset(val_set)
-        self._fine_tuned: dict[Prune, Network] = {}
+        self._calibration, self._selection = split_selection(self._train_set)
+        self._stages = Stages(config.work, report)
         self._report = report
 
     def build(self, recipes: Sequence[Recipe]) -> list[Manifest]:
@@ -150,6 +142,11 @@ class Builder:
         metrics, difference = self._validate(recipe, detector)
         return _Built(recipe, path, network, metrics, difference, candidates=detector(samples)[0].shape[1])
 
+    def _pruned(self, options: Prune) -> Network:
+        data = self._train_set, self._val_set
+        path = prune_stage(self._source, options, self.config.training, data, self._stages)
+        return load_checkpoint(path)[0]
+
     def _validate(self, recipe: Recipe, detector: Detector) -> tuple[Metrics, Difference]:
         source = self.source_detections
         self._report(f"{recipe.name}: validating")
@@ -163,32 +160,6 @@ class Builder:
             )
         return metrics, difference
 
-    def _pruned(self, options: Prune) -> Network:
-        """Cut and fine-tuned, once for all recipes with these options."""
-        if options not in self._fine_tuned:
-            self._fine_tuned[options] = self._fine_tune(options)
-        return self._fine_tuned[options]
-
-    def _fine_tune(self, options: Prune) -> Network:
-        """A result of the same checkpoint, options, training recipe and images in the work folder is taken as it is."""
-        tuning = replace(
-            self.config.training,
-            model=self.description.model,
-            variant=self.description.variant,
-            size=self.size.width,
-            resize=self.description.resize,
-            epochs=options.fine_tune.epochs,
-            tail_epochs=0,  # meant for a whole training, it would be most of a short one
-            learning_rate=options.fine_tune.learning_rate,
-            rendered=options.fine_tune.rendered if rendered_fits(self.description.labels) else 0,
-        )
-        identity = f"{self.source.sha256} {options.model_dump_json()} {tuning.curve()} {fingerprint(self._train_set)}"
-        folder = self.config.work / f"pruned-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-        self._report(f"pruning and fine-tuning in {folder}")
-        torch.manual_seed(tuning.seed)
-        smaller = prune(self.network, self.size, options).train().requires_grad_(True)
-        return Trainer(smaller, tuning, (self._train_set, self._val_set), folder).run().network
-
     def _input(self, dataset: Dataset, index: int) -> NDArray[np.uint8]:
         return resize(dataset[index].image, self.size, self.input.resize)
 
@@ -198,7 +169,7 @@ class Builder:
     def _folder(self, recipe: Recipe) -> ProfileFolder:
         repository = Repository(self.config.repository)
         folder = repository.folder(self.description.model, self.config.version, recipe.name)
-        if folder.path.is_dir() and folder.read_manifest().source.sha256 != self.source.sha256:
+        if folder.path.is_dir() and folder.read_manifest().source.sha256 != self._source.sha256:
             raise BuildError(f"{folder.path} was built from another checkpoint: choose another version")
         return folder
 
@@ -219,7 +190,7 @@ class Builder:
             accuracy=self._accuracy(built.metrics, built.difference),
             latency=summarise(milliseconds, THREADS),
             recipe=recipe,
-            source=Source(checkpoint=self.config.checkpoint.name, sha256=self.source.sha256),
+            source=Source(checkpoint=self.config.checkpoint.name, sha256=self._source.sha256),
             files={MODEL_FILE: describe_file(built.path)},
         )
 
@@ -240,11 +211,3 @@ class Builder:
                 resamples=difference.resamples,
             ),
         )
-
-
-def complexity(network: Network, size: Size) -> tuple[int, int]:
-    """Parameters and multiply-accumulate operations of the deploy form, for one image."""
-    deployed = fuse(network)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        deployed(torch.zeros(1, 3, size.height, size.width))
-    return sum(parameter.numel() for parameter in deployed.parameters()), counter.get_total_flops() // 2

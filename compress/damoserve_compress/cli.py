@@ -7,10 +7,12 @@ from damoserve_compress.commands.checkpoint import convert, publish
 from damoserve_compress.commands.data import check
 from damoserve_compress.commands.evaluate import evaluate
 from damoserve_compress.commands.fetch import fetch
+from damoserve_compress.commands.naive import naive
+from damoserve_compress.commands.prune import prune
 from damoserve_compress.commands.train import distil, train
 
 app = typer.Typer(help="Train, compress and measure DAMO-YOLO detectors.", no_args_is_help=True)
-for command in (check, train, distil, fetch, convert, publish, build, evaluate, benchmark):
+for command in (check, train, distil, fetch, convert, publish, prune, build, evaluate, benchmark, naive):
     app.command()(command)
 
 

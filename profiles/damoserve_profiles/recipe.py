@@ -9,10 +9,10 @@ A recipe is a YAML file; its stem is the name of the profile. Steps that are abs
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from damoserve_profiles.faults import describe_faults
 from damoserve_profiles.files import bundled
@@ -20,6 +20,7 @@ from damoserve_profiles.files import bundled
 RECIPES = bundled("recipes")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class RecipeError(ValueError):
@@ -37,18 +38,45 @@ class FineTune(_Strict):
     learning_rate: Annotated[float, Field(gt=0)]
     rendered: Annotated[int, Field(ge=0)] = 0
     """Rendered images mixed into each epoch."""
+    distil: Annotated[float, Field(ge=0)] = 0.0
+    """First weight of channel-wise distillation from the network before all cuts; it falls to a tenth. 0: none."""
+
+
+Importance = Literal["l1", "bn_scale", "taylor"]
 
 
 class Prune(_Strict):
-    """Structured pruning over dependency groups."""
+    """Structured pruning over dependency groups. One of `ratio`, `macs`, `parameters` and `latency` says how much."""
 
-    ratio: Annotated[float, Field(gt=0, lt=1)]
+    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Wanted share of the channels to cut in every group; what is cut depends on `round_to`."""
-    importance: Literal["l1"] = "l1"
-    """How channels are ranked: by the L1 norm of their weights."""
+    macs: Share | None = None
+    """Share of the multiply-accumulate operations that may be left."""
+    parameters: Share | None = None
+    """Share of the parameters that may be left."""
+    latency: Share | None = None
+    """Share of the time of one inference that may be left, measured on this machine against the whole network."""
+    importance: Importance = "l1"
+    """How channels are ranked within their group: by the L1 norm of their weights, by the factors of their batch norms,
+    or by the first-order change of the training loss without them."""
+    allocation: Literal["uniform", "sensitivity"] = "uniform"
+    """Which share goes where: the same of every group, or of every stage as much as costs the same loss."""
     round_to: Annotated[int, Field(gt=0)] = 8
     """Each group keeps the multiple of this that is nearest to its wanted count."""
+    steps: Annotated[int, Field(gt=0)] = 1
+    """Cuts one after the other, evenly on a logarithmic scale, each followed by training."""
+    step_epochs: Annotated[int, Field(gt=0)] = 10
+    """Epochs of training after each cut but the last."""
     fine_tune: FineTune
+    """Training after the last cut."""
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if sum(amount is not None for amount in (self.ratio, self.macs, self.parameters, self.latency)) != 1:
+            raise ValueError("one of ratio, macs, parameters and latency says how much is cut")
+        if self.ratio is not None and (self.steps > 1 or self.allocation != "uniform"):
+            raise ValueError("a ratio is cut uniformly in one step; give macs, parameters or latency instead")
+        return self
 
 
 class Quantise(_Strict):

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from damoserve_compress.benchmark import interleave, speed_up, summarise
-from damoserve_compress.build import BuildConfig, Builder, BuildError, complexity
+from damoserve_compress.build import BuildConfig, Builder
+from damoserve_compress.complexity import complexity
 from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.evaluate import Detector
 from damoserve_compress.network import Network, build_network
 from damoserve_compress.network.checkpoint import Description, save_checkpoint
 from damoserve_compress.quantise import quantise_onnx
 from damoserve_compress.session import onnx_detector
+from damoserve_compress.source import BuildError
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.recipe import Export, FineTune, Prune, Quantise, Recipe
@@ -113,7 +115,7 @@ def test_operations_of_a_single_convolution_are_counted_as_on_paper() -> None:
 def test_a_second_build_takes_the_fine_tuned_network_as_it_is(
     repository: Repository, builder: Builder, config: BuildConfig
 ) -> None:
-    [tuned] = config.work.glob("pruned-*/model.safetensors")
+    [tuned] = config.work.glob("prune-*/network.safetensors")
     before = tuned.stat().st_mtime_ns
     # Another builder, as in another run of the command: only the work folder is there to take it from.
     again = Builder(config, builder._train_set, builder._val_set).build([BOTH])
@@ -140,8 +142,8 @@ def test_a_fitted_checkpoint_is_tuned_calibrated_and_compared_on_fitted_images(
     fitted = replace(config, checkpoint=checkpoint, repository=tmp_path / "r", work=tmp_path / "w")
     [manifest] = Builder(fitted, builder._train_set, builder._val_set).build([BOTH])
     assert manifest.input.resize == "fit"
-    [summary] = fitted.work.glob("pruned-*/training.json")
-    assert json.loads(summary.read_text())["config"]["resize"] == "fit"
+    [record] = fitted.work.glob("prune-*/stage.json")
+    assert json.loads(record.read_text())["inputs"]["training"]["resize"] == "fit"
     shown = SIZE * 120 // 160
     for images in (seen["calibration"], seen["comparison"]):
         assert images

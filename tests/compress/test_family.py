@@ -25,14 +25,13 @@ from damoserve_compress.network import VARIANTS, Network, RawPredictions, Struct
 from damoserve_compress.network.blocks import RepConv
 from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
 from damoserve_compress.network.reparameterise import reparameterise
-from damoserve_compress.prune import kept_channels, prune
+from damoserve_compress.prune import cut, find_groups, kept_channels, uniform
 from damoserve_compress.session import onnx_detector
 from damoserve_profiles.imaging import Size
-from damoserve_profiles.recipe import Export, FineTune, Prune
+from damoserve_profiles.recipe import Export
 from tests.compress.family import CSP, FAMILIES, MOBILE, RES, fill, images, parameter_count
 
 GOLDEN = Path(__file__).parent / "golden"
-PRUNE = Prune(ratio=0.3, round_to=8, fine_tune=FineTune(epochs=1, learning_rate=1e-3))
 
 # Variant: parameters for training and deployed, tensors of a checkpoint, RepConvs, and GFLOPs (two for each
 # multiplication with addition, convolutions alone, deployed) at the variant's size.
@@ -194,13 +193,14 @@ def test_exported_graphs_equal_the_network(
 @each_family
 def test_pruned_networks_are_narrower_and_work(structure: Structure, tmp_path: Path) -> None:
     network = fill(build_network(structure, num_classes=3))
-    pruned = prune(network, Size(64, 64), PRUNE)
+    groups = find_groups(network, "l1")
+    pruned = cut(network, groups, uniform(groups, 0.3, 8)).eval()
     before = dict(network.named_modules())
     for name, conv in pruned.named_modules():
         if isinstance(conv, nn.Conv2d):
             original = before[name]
             assert isinstance(original, nn.Conv2d)
-            kept = original.out_channels if "head" in name else kept_channels(original.out_channels, PRUNE)
+            kept = original.out_channels if "head" in name else kept_channels(original.out_channels, 0.3, 8)
             assert conv.out_channels == kept, name
             assert conv.groups in (1, conv.out_channels), name
     with torch.no_grad():

@@ -1,20 +1,34 @@
 """`damoserve-compress build` and `benchmark`: profiles, and their latencies."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from damoserve_compress.commands.options import DataFolder, RepositoryFolder, read_data, told, training_config
+from damoserve_compress.commands.options import (
+    DataFolder,
+    Device,
+    RepositoryFolder,
+    Setting,
+    read_data,
+    told,
+    training_config,
+)
 from damoserve_profiles.manifest import Accuracy, Manifest, Thresholds
 from damoserve_profiles.recipe import RECIPES, read_recipe
 from damoserve_profiles.repository import BUNDLED, Repository, RepositoryError
+
+if TYPE_CHECKING:
+    from damoserve_compress.session import Runtime
+
+TrainRecipe = Annotated[str, typer.Option(help="Training recipe of the fine-tuning.")]
+Work = Annotated[Path, typer.Option(help="Folder for intermediate results; what it has is not made again.")]
 
 
 def build(  # noqa: PLR0913, PLR0917
     checkpoint: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Trained network (safetensors).")],
     data: DataFolder,
-    work: Annotated[Path, typer.Option(help="Folder for intermediate results; fine-tuning resumes from it.")],
+    work: Work,
     repository: RepositoryFolder,
     version: Annotated[int, typer.Option(min=1)] = 1,
     recipe: Annotated[
@@ -22,15 +36,19 @@ def build(  # noqa: PLR0913, PLR0917
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs of every profile.")] = 100,
     score: Annotated[float, typer.Option(min=0, max=1, help="Default score threshold of the profiles.")] = 0.5,
-    train_recipe: Annotated[str, typer.Option(help="Training recipe of the fine-tuning.")] = "default",
+    train_recipe: TrainRecipe = "default",
+    setting: Setting = None,
+    device: Device = None,
 ) -> None:
     """Build profiles from a trained network: prune, export, quantise, validate, measure."""
-    from damoserve_compress.build import BuildConfig, Builder, BuildError
+    from damoserve_compress.build import BuildConfig, Builder
     from damoserve_compress.export import ExportError
+    from damoserve_compress.prune import PruneError
     from damoserve_compress.quantise import QuantisationError
+    from damoserve_compress.source import BuildError
     from damoserve_compress.training.checkpoint import TrainingError
 
-    with told(BuildError, ExportError, QuantisationError, RepositoryError, TrainingError, ValueError):
+    with told(BuildError, ExportError, PruneError, QuantisationError, RepositoryError, TrainingError, ValueError):
         recipes = [read_recipe(path) for path in recipe or sorted(RECIPES.glob("*.yaml"))]
         train_set, val_set = read_data(data)
         thresholds = Thresholds(score=score, nms_iou=0.7, max_detections=100)
@@ -41,7 +59,7 @@ def build(  # noqa: PLR0913, PLR0917
             data_name=f"{data.resolve().name}/val",
             thresholds=thresholds,
             version=version,
-            training=training_config(train_recipe, {}),
+            training=training_config(train_recipe, {}, setting, device),
             rounds=rounds,
         )
         manifests = Builder(config, train_set, val_set, typer.echo).build(recipes)
@@ -59,7 +77,7 @@ def benchmark(
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs of every profile.")] = 200,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
-    """Time the profiles of every model, interleaved, from the image tensor to the candidate boxes."""
+    """Time every profile in every installed engine, interleaved, from the image tensor to the candidate boxes."""
     source = Repository(repository)
     if not source.models():
         raise typer.BadParameter(f"{repository} holds no model", param_hint="--repository")
@@ -70,25 +88,39 @@ def benchmark(
         ordered = dict(sorted(profiles.items(), key=lambda item: item[1].profile != reference))
         if reference not in [manifest.profile for manifest in profiles.values()]:
             raise typer.BadParameter(f"{model} has no profile {reference}", param_hint="--reference")
-        _compare(model, ordered, rounds, threads)
+        with told(ValueError):
+            _compare(model, ordered, rounds, threads)
 
 
 def _compare(model: str, profiles: dict[Path, Manifest], rounds: int, threads: int) -> None:
-    """Prints each profile against the first."""
+    """Prints each profile in each engine against the first."""
     from damoserve_compress.benchmark import speed_up, summarise, time_models
 
+    columns = _columns(profiles)
     first = next(iter(profiles.values()))
-    times = time_models(list(profiles), first.input.size, rounds, threads)
+    times = time_models([(path, runtime) for path, _, runtime in columns], first.input.size, rounds, threads)
     latency = summarise(times[:, 0], threads)
-    typer.echo(f"{model}: {latency.cpu} ({latency.instruction_set}), {threads} thread(s), {latency.runtime}")
-    for column, manifest in enumerate(profiles.values()):
+    engines = ", ".join(sorted({runtime.version() for _, _, runtime in columns}))
+    typer.echo(f"{model}: {latency.cpu} ({latency.instruction_set}), {threads} thread(s), {engines}")
+    for column, (_, manifest, runtime) in enumerate(columns):
         ratio = speed_up(times, column)
         typer.echo(
-            f"{manifest.profile:12} {summarise(times[:, column], threads).median_ms:8.2f} ms"
+            f"{manifest.profile:12} {runtime.engine:11} {summarise(times[:, column], threads).median_ms:8.2f} ms"
             f"  {ratio.median:5.2f}x ({ratio.lower:.2f} to {ratio.upper:.2f})"
             f"  {_accuracy(manifest.accuracy, first.accuracy)}"
             f"  {manifest.model_bytes / 1e6:5.2f} MB ({manifest.model_bytes / first.model_bytes:.3f})"
         )
+
+
+def _columns(profiles: dict[Path, Manifest]) -> "list[tuple[Path, Manifest, Runtime]]":
+    """What is timed: every profile in every installed engine that can run it."""
+    from damoserve_compress.session import Runtime, installed_engines
+
+    return [
+        (path, manifest, Runtime(engine, manifest.precision))
+        for path, manifest in profiles.items()
+        for engine in ((manifest.engine,) if manifest.precision is not None else installed_engines())
+    ]
 
 
 def _accuracy(accuracy: Accuracy, first: Accuracy) -> str:

@@ -27,6 +27,11 @@ DataFolder = Annotated[
     ),
 ]
 RepositoryFolder = Annotated[Path, typer.Option(file_okay=False, help="Repository of models.")]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field of the recipe, e.g. augment.mosaic=0.5."),
+]
+Device = Annotated[str | None, typer.Option(help="Torch's name of it. Default: a GPU where there is one.")]
 
 
 @contextmanager

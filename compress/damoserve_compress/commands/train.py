@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from damoserve_compress.commands.options import DataFolder, read_data, told, training_config
+from damoserve_compress.commands.options import DataFolder, Device, Setting, read_data, told, training_config
 from damoserve_profiles.repository import describe_file
 
 if TYPE_CHECKING:
@@ -17,14 +17,9 @@ Model = Annotated[str, typer.Option(help="Name that the model is served under.")
 Recipe = Annotated[str, typer.Option(help="Training recipe: default, cells, damo, damo-nano, or a YAML file.")]
 Variant = Annotated[str | None, typer.Option(help="T, S, M, L, Ns, Nm, Nl, P, or a structure file.")]
 Resume = Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder, if any.")]
-Setting = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field of the recipe, e.g. augment.mosaic=0.5."),
-]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")]
 Size = Annotated[int | None, typer.Option(help="Side of the network's input in pixels, a multiple of 32.")]
 Seed = Annotated[int | None, typer.Option(help="Default: the recipe's.")]
-Device = Annotated[str | None, typer.Option(help="Torch's name of it. Default: a GPU where there is one.")]
 
 
 def train(  # noqa: PLR0913, PLR0917
