@@ -2,17 +2,18 @@
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from damoserve_compress.session import open_session
+from damoserve_compress.session import ONNX_RUNTIME, Runtime, open_detector
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import Latency
+from damoserve_profiles.runtimes import EngineName
 
 INSTRUCTION_SETS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "asimddp")
 """By how much they speed up 8-bit kernels, best first."""
@@ -38,11 +39,28 @@ def interleave(runs: Sequence[Callable[[], object]], rounds: int, warm_up: int =
     return milliseconds[warm_up:]
 
 
-def time_models(paths: Sequence[Path], size: Size, rounds: int, threads: int = 1) -> NDArray[np.float64]:
-    """Milliseconds `[rounds, len(paths)]` from one uint8 image tensor to the candidate boxes before suppression."""
+def time_models(
+    models: Sequence[Path | tuple[Path, Runtime]], size: Size, rounds: int, threads: int = 1
+) -> NDArray[np.float64]:
+    """Milliseconds `[rounds, len(models)]` from one uint8 image tensor to the candidate boxes before suppression.
+
+    A path alone is run in ONNX Runtime. Raises as `open_detector`.
+    """
     image = np.random.default_rng(0).integers(0, 256, (1, size.height, size.width, 3), dtype=np.uint8)
-    sessions = [open_session(path, threads) for path in paths]
-    return interleave([lambda s=s: s.run(None, {"images": image}) for s in sessions], rounds)  # type: ignore[misc]
+    pairs = [model if isinstance(model, tuple) else (model, ONNX_RUNTIME) for model in models]
+    return interleave([partial(open_detector(path, runtime, threads), image) for path, runtime in pairs], rounds)
+
+
+def choose_engine(milliseconds: Mapping[EngineName, NDArray[np.float64]]) -> EngineName:
+    """The engine that a profile is to be served in, from interleaved times `[rounds]` of each.
+
+    Another than ONNX Runtime, which every server has, is chosen only where it was faster in at least three of four
+    pairs of runs; of several such, the one with the greatest median ratio.
+    """
+    reference = milliseconds["onnxruntime"]
+    ratios = {name: speed_up(np.stack([reference, times], 1), 1) for name, times in milliseconds.items()}
+    faster = {name: ratio.median for name, ratio in ratios.items() if ratio.lower > 1}
+    return max(faster, key=lambda name: faster[name], default="onnxruntime")
 
 
 def speed_up(milliseconds: NDArray[np.float64], column: int, reference: int = 0) -> Ratio:
@@ -51,7 +69,7 @@ def speed_up(milliseconds: NDArray[np.float64], column: int, reference: int = 0)
     return Ratio(float(median), float(lower), float(upper))
 
 
-def summarise(milliseconds: NDArray[np.float64], threads: int) -> Latency:
+def summarise(milliseconds: NDArray[np.float64], threads: int, runtime: Runtime = ONNX_RUNTIME) -> Latency:
     """The manifest's record of one column `[rounds]`."""
     return Latency(
         median_ms=round(float(np.median(milliseconds)), 3),
@@ -60,7 +78,7 @@ def summarise(milliseconds: NDArray[np.float64], threads: int) -> Latency:
         threads=threads,
         cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
         instruction_set=_instruction_set(),
-        runtime=f"onnxruntime {onnxruntime.__version__}",
+        runtime=runtime.version(),
     )
 
 

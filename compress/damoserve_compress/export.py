@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from damoserve_compress.evaluate import Detector
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.head import decode_boxes
-from damoserve_compress.network.reparameterise import stem_over_pixels, stem_over_squares
+from damoserve_compress.network.reparameterise import fold_scales, stem_over_pixels, stem_over_squares
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export
 
@@ -42,7 +42,7 @@ class ServedNetwork(nn.Module):
     def __init__(self, network: Network, options: Export) -> None:
         super().__init__()
         self.squares = options.stem == "space_to_depth"
-        self.network = (stem_over_squares if self.squares else stem_over_pixels)(fuse(network))
+        self.network = fold_scales((stem_over_squares if self.squares else stem_over_pixels)(fuse(network)))
         self.options = options
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,8 +61,10 @@ class ServedNetwork(nn.Module):
 def _squares(images: Tensor) -> Tensor:
     """`[N, H, W, 3]` -> `[N, H/2, W/2, 12]`, the pixels of each 2x2 square by (row, column, colour)."""
     count, height, width, channels = images.shape
-    rows = images.reshape(count, height // 2, 2, width // 2, 2 * channels)
-    return rows.permute(0, 1, 3, 2, 4).reshape(count, height // 2, width // 2, 4 * channels)
+    rows = images.reshape(count, height // 2, 2, width // 2 * 2 * channels)
+    # Split and laid side by side: ONNX Runtime transposes such small pieces at a third of the speed.
+    pairs = [row.reshape(count, height // 2, width // 2, 2 * channels) for row in torch.split(rows, 1, dim=2)]
+    return torch.cat(pairs, dim=-1)
 
 
 def export_onnx(network: Network, size: Size, options: Export, path: Path) -> None:

@@ -108,7 +108,7 @@ def _input_cast(model: ModelProto) -> NodeProto:
         if pixels & set(node.input):
             if node.op_type == "Cast":
                 return node
-            if node.op_type not in ("Reshape", "Transpose"):
+            if node.op_type not in ("Reshape", "Transpose", "Split", "Concat"):
                 break
             pixels |= set(node.output)
     raise QuantisationError("the graph does not begin with a cast of uint8 images to float")

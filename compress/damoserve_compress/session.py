@@ -1,12 +1,47 @@
-"""Exported graphs in ONNX Runtime, as the tools measure them."""
+"""Exported graphs in the runtimes that serve them, as the tools measure them.
 
+RuntimeMissing   a graph is to run in a runtime that is not installed
+"""
+
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from damoserve_compress.evaluate import Detector
+from damoserve_profiles.runtimes import OPENVINO_EXTRA, EngineName, Precision, openvino_properties, silence_openvino
+
+
+class RuntimeMissing(ValueError):
+    """The runtime is not installed; the message says what to install."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a graph is run in."""
+
+    engine: EngineName = "onnxruntime"
+    precision: Precision | None = None
+    """Of float layers, if not the file's; only OpenVINO offers it."""
+
+    def version(self) -> str:
+        """As manifests record it, such as `onnxruntime 1.32.0`."""
+        if self.engine == "openvino":
+            return f"openvino {importlib.metadata.version('openvino')}"
+        return f"onnxruntime {onnxruntime.__version__}"
+
+
+ONNX_RUNTIME: Final = Runtime()
+
+
+def installed_engines() -> tuple[EngineName, ...]:
+    """ONNX Runtime first, which is always there."""
+    return ("onnxruntime", "openvino") if importlib.util.find_spec("openvino") else ("onnxruntime",)
 
 
 def open_session(path: Path, threads: int = 1, optimised: Path | None = None) -> onnxruntime.InferenceSession:
@@ -21,12 +56,50 @@ def open_session(path: Path, threads: int = 1, optimised: Path | None = None) ->
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def open_detector(path: Path, runtime: Runtime, threads: int = 1) -> Detector:
+    """The detector that a graph is in `runtime`. Raises RuntimeMissing, and ValueError for a precision it has not."""
+    if runtime.engine == "openvino":
+        return openvino_detector(path, threads, runtime.precision)
+    if runtime.precision is not None:
+        raise ValueError(f"ONNX Runtime does not compute a float32 graph in {runtime.precision}; OpenVINO does")
+    return onnx_detector(path, threads)
+
+
 def onnx_detector(path: Path, threads: int = 1) -> Detector:
     """The detector that an exported graph is."""
     session = open_session(path, threads)
 
     def detect(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         scores, boxes = session.run(["scores", "boxes"], {"images": images})
+        return scores, boxes
+
+    return detect
+
+
+def openvino_detector(path: Path, threads: int = 1, precision: Precision | None = None) -> Detector:
+    """The detector that a graph, ONNX or OpenVINO's own, is in OpenVINO: compiled for one image, as it is served.
+
+    Raises RuntimeMissing, and ValueError where the processor does not compute in `precision`.
+    """
+    if "openvino" not in installed_engines():
+        raise RuntimeMissing(f"OpenVINO is not installed: install {OPENVINO_EXTRA}")
+    silence_openvino()
+    import openvino
+
+    core = openvino.Core()
+    if precision is not None and precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ValueError(f"this processor does not compute in {precision}")
+    network = core.read_model(path)
+    network.reshape([1, *network.input("images").partial_shape[1:]])
+    request = core.compile_model(network, "CPU", openvino_properties(threads, precision)).create_infer_request()
+
+    def detect(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        answers = []
+        for row in range(len(images)):
+            request.set_tensor("images", openvino.Tensor(images[row : row + 1], shared_memory=True))
+            request.infer(share_outputs=True)
+            answers.append([request.get_tensor(name).data.copy() for name in ("scores", "boxes")])
+        scores, boxes = (np.concatenate(parts) for parts in zip(*answers, strict=True))
         return scores, boxes
 
     return detect

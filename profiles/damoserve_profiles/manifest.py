@@ -1,11 +1,12 @@
 """The manifest beside every built profile: what it is, how it was made, what it measured."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from damoserve_profiles.imaging import ResizeMode, Size
 from damoserve_profiles.recipe import Fraction, Recipe
+from damoserve_profiles.runtimes import EngineName, Precision
 
 Count = Annotated[int, Field(ge=0)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
@@ -103,9 +104,24 @@ class Manifest(_Strict):
     macs: Count
     accuracy: Accuracy
     latency: Latency
+    """In the preferred engine."""
+    engine: EngineName = "onnxruntime"
+    """The preferred one: the fastest on the machine where the latency was measured."""
+    latencies: dict[EngineName, Latency] = {}
+    """In every engine that was measured; empty in manifests that know of one only."""
+    precision: Precision | None = None
+    """What float layers are computed in, if not the file's float32; only OpenVINO offers it."""
     recipe: Recipe
     source: Source
     files: dict[FileName, FileRecord]
+
+    @model_validator(mode="after")
+    def _engines_agree(self) -> Self:
+        if self.precision is not None and self.engine != "openvino":
+            raise ValueError(f"precision {self.precision} needs the engine openvino, not {self.engine}")
+        if self.latencies and self.latencies.get(self.engine) != self.latency:
+            raise ValueError(f"latency is not that of the preferred engine, {self.engine}, in latencies")
+        return self
 
     @property
     def model_bytes(self) -> int:

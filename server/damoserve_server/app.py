@@ -22,7 +22,7 @@ from damoserve_profiles.repository import Repository
 from damoserve_server.catalogue import Catalogue, Loading, load_catalogue
 from damoserve_server.detector import Detector
 from damoserve_server.engines import EngineLoader, EngineOptions
-from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
+from damoserve_server.engines.choice import load_engine
 from damoserve_server.errors import ShuttingDown
 from damoserve_server.health import Health
 from damoserve_server.images import ImageLimits, ImageReader
@@ -45,7 +45,7 @@ SERVICES = [
 class Application:
     """One server. Made and used on a running event loop; `async with` starts and stops it."""
 
-    def __init__(self, settings: Settings, load_engine: EngineLoader = OnnxRuntimeEngine) -> None:
+    def __init__(self, settings: Settings, load_engine: EngineLoader = load_engine) -> None:
         self._settings = settings
         self._load_engine = load_engine
         self._registry = CollectorRegistry()
@@ -89,7 +89,9 @@ class Application:
     async def load(self) -> None:
         """Loads and warms up all profiles, then says SERVING. Raises CatalogueError, or ShuttingDown after `stop`."""
         settings = self._settings
-        options = EngineOptions(settings.max_batch_size, settings.threads_per_worker, settings.providers)
+        options = EngineOptions(
+            settings.max_batch_size, settings.threads_per_worker, settings.providers, settings.engine
+        )
         loading = Loading(self._load_engine, options, settings.workers, stop=self._stopping)
         repository = Repository(settings.repository)
         catalogue = await asyncio.to_thread(load_catalogue, repository, loading, settings.default_model)

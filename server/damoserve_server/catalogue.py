@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import MANIFEST_FILE, MODEL_FILE, Manifest
 from damoserve_profiles.repository import FileMismatch, ManifestInvalid, ProfileFolder, Repository
-from damoserve_server.engines import Engine, EngineError, EngineLoader, EngineOptions
+from damoserve_server.engines import Engine, EngineError, EngineLoader, EngineMissing, EngineOptions
 from damoserve_server.errors import ModelNotFound, ProfileNotFound, ProfileUnavailable, ShuttingDown
 from damoserve_server.latency import LatencyEstimate
 
@@ -192,6 +192,8 @@ def _summary(error: Exception, folder: ProfileFolder) -> str:
             return f"{where}/{MANIFEST_FILE} is not a valid manifest; build the profile again"
         case FileMismatch():
             return f"a file of {where} is not what its manifest promises (SHA-256); build or copy the profile again"
+        case EngineMissing():
+            return f"{where}: {error}"
         case EngineError():
             return f"the runtime of the server cannot use {where}/{MODEL_FILE}; see the server's log"
         case _:

@@ -17,6 +17,8 @@ from pydantic_settings import (
 from damoserve_profiles.imaging import DEFAULT_MAX_PIXELS
 from damoserve_profiles.recipe import Fraction
 from damoserve_profiles.repository import BUNDLED
+from damoserve_profiles.runtimes import EngineName
+from damoserve_server.engines import CPU_PROVIDER
 from damoserve_server.router import Tier
 
 Positive = Annotated[int, Field(gt=0)]
@@ -87,7 +89,9 @@ class Settings(BaseSettings):
     workers: Positive = Field(default_factory=usable_cores)
     """Batches that are computed at the same time."""
     threads_per_worker: Positive = 1
-    providers: Annotated[tuple[str, ...], Field(min_length=1)] = ("CPUExecutionProvider",)
+    engine: EngineName | None = None
+    """Unset: of each profile the one that its manifest prefers, if it is installed, else ONNX Runtime."""
+    providers: Annotated[tuple[str, ...], Field(min_length=1)] = (CPU_PROVIDER,)
     """ONNX Runtime execution providers, the preferred first."""
 
     max_batch_size: Positive = 4
@@ -111,6 +115,12 @@ class Settings(BaseSettings):
     def _image_fits_into_message(self) -> Self:
         if self.max_message_bytes <= self.max_image_bytes:
             raise ValueError("max_message_bytes must be larger than max_image_bytes")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_suits_the_device(self) -> Self:
+        if self.engine == "openvino" and self.providers != (CPU_PROVIDER,):
+            raise ValueError("providers are ONNX Runtime's: leave them unset with the engine openvino")
         return self
 
     @classmethod

@@ -32,6 +32,12 @@ def test_one_value_of_a_tier_can_be_set_alone(monkeypatch):
     assert (tier.objective_ms, tier.accuracy_floor) == (100, 0.5)
 
 
+def test_an_engine_can_be_forced(monkeypatch):
+    assert Settings().engine is None
+    monkeypatch.setenv("DAMOSERVE_ENGINE", "openvino")
+    assert Settings().engine == "openvino"
+
+
 def test_other_variables_with_the_prefix_do_no_harm(monkeypatch):
     monkeypatch.setenv("DAMOSERVE_DATA", "somewhere")
     assert Settings().default_tier is Tier.BALANCED
@@ -45,6 +51,8 @@ def test_other_variables_with_the_prefix_do_no_harm(monkeypatch):
         ("tiers: {realtime: {objective: 1}}", "objective"),
         ("max_image_bytes: 99999999", "max_message_bytes must be larger"),
         ("providers: []", "providers"),
+        ("engine: tensorflow", "engine"),
+        ("engine: openvino\nproviders: [CUDAExecutionProvider]", "leave them unset with the engine openvino"),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path, content, message):

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from damoserve_compress.network.backbone import Focus
 from damoserve_compress.network.blocks import ConvBN, ConvKXBNAct, Foldable, RepConv
+from damoserve_compress.network.head import Scale
 from damoserve_compress.network.network import Network
 
 
@@ -106,6 +107,19 @@ def stem_over_squares(network: Network) -> Network:
     weight = squares.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
     conv = nn.Conv2d(weight.shape[1], len(weight), 3, padding=1)
     copied.backbone.parts[0] = _stem(conv, weight, bias, act)
+    return copied
+
+
+def fold_scales(network: Network) -> Network:
+    """A copy of a fused network whose box convolutions include the learned factors of their levels. Exactly equal."""
+    copied = copy.deepcopy(network)
+    for level, scale in enumerate(copied.head.scales):
+        if isinstance(scale, Scale):
+            conv = copied.head.gfl_reg[level]
+            assert isinstance(conv, nn.Conv2d)
+            for parameter in conv.parameters():
+                parameter.data *= scale.scale.detach()
+            copied.head.scales[level] = nn.Identity()
     return copied
 
 

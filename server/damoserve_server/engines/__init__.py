@@ -1,4 +1,8 @@
-"""What runs a network. Each runtime has a file of its own, the only one that imports it."""
+"""What runs a network. Each runtime has a file of its own, the only one that imports it.
+
+EngineError          the runtime cannot use the model, or the model is not what its manifest says
+└── EngineMissing    the runtime that the profile needs is not there; the message names no path and may be shown
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from damoserve_profiles.manifest import Manifest
+from damoserve_profiles.runtimes import EngineName
+
+CPU_PROVIDER = "CPUExecutionProvider"
 
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Scores `[N, K, C]` and boxes `[N, K, 4]`, x_min, y_min, x_max, y_max in pixels of the network's input, unclipped."""
@@ -15,6 +22,10 @@ Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 class EngineError(Exception):
     """The runtime cannot use the model, or the model is not what its manifest says."""
+
+
+class EngineMissing(EngineError):
+    """The runtime that the profile needs is not installed, or ruled out by a setting; the message says what to do."""
 
 
 class Engine(Protocol):
@@ -30,7 +41,9 @@ class EngineOptions:
 
     max_batch_size: int
     threads: int = 1
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: tuple[str, ...] = (CPU_PROVIDER,)
+    engine: EngineName | None = None
+    """None: the one that the manifest prefers."""
 
 
 EngineLoader = Callable[[bytes, Manifest, EngineOptions], Engine]

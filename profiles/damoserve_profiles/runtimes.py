@@ -1,0 +1,30 @@
+"""The runtimes that a profile can be run in, set up in one way for those who measure and for those who serve."""
+
+import sys
+from typing import Final, Literal
+
+EngineName = Literal["onnxruntime", "openvino"]
+Precision = Literal["bf16"]
+"""Float layers are computed in bfloat16, 8 bits of precision, from the same file."""
+
+OPENVINO_EXTRA: Final = "damoserve[openvino]"
+
+
+def silence_openvino() -> None:
+    """Call before importing openvino or nncf: both send usage statistics, OpenVINO as soon as it is imported.
+
+    They do without where the package that sends them is not installed, and this makes it look so.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def openvino_properties(threads: int, precision: Precision | None) -> dict[str, str | int | bool]:
+    """What OpenVINO's CPU plugin is told: one image at a time on `threads`, floats as in the file or in `precision`."""
+    return {
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        # Engines of the same process would be pinned to the same cores.
+        "ENABLE_CPU_PINNING": False,
+        # Left alone, OpenVINO computes float files in bfloat16 wherever the processor can.
+        "INFERENCE_PRECISION_HINT": precision or "f32",
+    }
