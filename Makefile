@@ -2,10 +2,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 CHECKPOINT := profiles/checkpoints/blood-cells.safetensors
+RECIPES := profiles/recipes/blood-cells
 PACKAGES := proto profiles server compress clients tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format type proto check-proto train profiles benchmark image clean
+.PHONY: help install demo test lint format type proto check-proto train prune profiles benchmark image clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -36,12 +37,18 @@ check-proto: proto ## Fails when the committed stubs are not those of the contra
 	git diff --exit-code -- proto
 	@test -z "$$(git status --porcelain -- proto)" || { git status --short -- proto; exit 1; }
 
-train: .venv/dev ## Trains the bundled model: make train DAMOSERVE_DATA=folder.
-	$(BIN)/damoserve-compress train --model blood-cells --out runs/P --epochs 140 --set rendered=48 --set eval_every=10
-	$(BIN)/damoserve-compress publish runs/P/model.safetensors $(CHECKPOINT)
+train: .venv/dev ## Trains the bundled model: make train DAMOSERVE_DATA=folder. Wants a GPU.
+	$(BIN)/damoserve-compress train --model blood-cells --variant T --recipe cells --epochs 300 --out runs/T \
+	  --set learning_rate=0.002 --set weight_decay=0.05 --set ema_decay=0.998
+	$(BIN)/damoserve-compress publish runs/T/model.safetensors $(CHECKPOINT)
+
+prune: .venv/dev ## Cuts the bundled model and trains it again: make prune DAMOSERVE_DATA=folder. Wants a GPU.
+	$(BIN)/damoserve-compress prune $(CHECKPOINT) --recipe $(RECIPES)/cut/pruned.yaml --work runs/build \
+	  --train-recipe cells --set ema_decay=0.999
 
 profiles: .venv/dev ## Builds the bundled profiles: make profiles DAMOSERVE_DATA=folder.
-	$(BIN)/damoserve-compress build $(CHECKPOINT) --repository profiles/repository --work runs/build
+	$(BIN)/damoserve-compress build $(CHECKPOINT) --repository profiles/repository --work runs/build \
+	  $(foreach name,fp32 int8 pruned int8+pruned,--recipe $(RECIPES)/$(name).yaml)
 
 benchmark: .venv/dev ## Times the bundled profiles against each other.
 	$(BIN)/damoserve-compress benchmark
@@ -61,5 +68,5 @@ clean: ## Removes what the other targets made.
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/python
-	$(INSTALL) '.[server,compress,dev]'
+	$(INSTALL) '.[server,openvino,compress,dev]'
 	@touch $@

@@ -77,12 +77,13 @@ def summarise(milliseconds: NDArray[np.float64], threads: int, runtime: Runtime 
         runs=len(milliseconds),
         threads=threads,
         cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
-        instruction_set=_instruction_set(),
+        instruction_set=instruction_set(),
         runtime=runtime.version(),
     )
 
 
-def _instruction_set() -> str:
+def instruction_set() -> str:
+    """The best of `INSTRUCTION_SETS` that this processor has, or the name of its architecture."""
     flags = (_cpu_field("flags") or _cpu_field("Features") or "").split()
     return next((name for name in INSTRUCTION_SETS if name in flags), platform.machine())
 

@@ -1,4 +1,4 @@
-"""From a trained checkpoint and recipes to profiles in a repository: prune, export, quantise, validate, measure.
+"""From a trained checkpoint and recipes to profiles in a repository: prune, export, quantise, measure, validate.
 
 BuildError   the data do not suit the checkpoint, a profile does not meet its recipe, or it would replace one of another
              checkpoint; nothing is written
@@ -10,35 +10,32 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
-import hotcoco
 import numpy as np
 from numpy.typing import NDArray
 
-from damoserve_compress.benchmark import summarise, time_models
+from damoserve_compress.benchmark import choose_engine, summarise, time_models
 from damoserve_compress.bootstrap import Difference, compare
 from damoserve_compress.complexity import complexity
 from damoserve_compress.datasets import Dataset
 from damoserve_compress.datasets.cache import CachedDataset
-from damoserve_compress.datasets.subset import split_selection
-from damoserve_compress.evaluate import Detector, Metrics, average_precision, ground_truth, predict, torch_detector
-from damoserve_compress.export import check_batches, check_parity, export_onnx
+from damoserve_compress.evaluate import Metrics, average_precision, torch_detector
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.checkpoint import load_checkpoint
-from damoserve_compress.prune.stage import prune_stage
-from damoserve_compress.quantise import quantise_onnx
-from damoserve_compress.session import onnx_detector
+from damoserve_compress.session import Runtime, onnx_detector
 from damoserve_compress.source import BuildError, read_source
 from damoserve_compress.stages import Stages
+from damoserve_compress.steps import Steps
 from damoserve_compress.training.config import TrainConfig
 from damoserve_profiles.files import replace_file
-from damoserve_profiles.imaging import resize
-from damoserve_profiles.manifest import MODEL_FILE, Accuracy, AccuracyDifference, Manifest, Source, Thresholds
+from damoserve_profiles.manifest import MODEL_FILE, Accuracy, AccuracyDifference, Latency, Manifest, Source, Thresholds
 from damoserve_profiles.postprocess import Detections
-from damoserve_profiles.recipe import Prune, Recipe
+from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import ProfileFolder, Repository, describe_file
+from damoserve_profiles.runtimes import EngineName
 
-PARITY_IMAGES = 4
 THREADS = 1
+
+__all__ = ["BuildConfig", "BuildError", "Builder"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class BuildConfig:
     checkpoint: Path
     repository: Path
     work: Path
-    """Folder for intermediate results; fine-tuning resumes from it."""
+    """Folder for intermediate results; what is there of the same inputs is not made again."""
     data_name: str
     """What the manifests call the validation images."""
     thresholds: Thresholds
@@ -58,54 +55,53 @@ class BuildConfig:
     """How pruned networks are fine-tuned; the profile's recipe has the epochs and the learning rate."""
     rounds: int = 100
     """Timed runs of every profile."""
+    engines: tuple[EngineName, ...] = ("onnxruntime",)
+    """Those that every profile is timed in; its manifest names the fastest."""
 
 
 @dataclass(frozen=True)
-class _Built:
-    """A profile that met its recipe, not yet timed."""
+class _Made:
+    """A profile that is neither timed nor validated."""
 
     recipe: Recipe
-    path: Path
     network: Network
-    metrics: Metrics
-    difference: Difference
-    candidates: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """The fastest engine, and what every one takes."""
+
+    runtime: Runtime
+    latencies: dict[EngineName, Latency]
 
 
 class Builder:
     """Builds profiles of one checkpoint. `train_set` calibrates and fine-tunes; `val_set` only measures."""
 
     def __init__(
-        self,
-        config: BuildConfig,
-        train_set: Dataset,
-        val_set: Dataset,
-        report: Callable[[str], None] = print,
+        self, config: BuildConfig, train_set: Dataset, val_set: Dataset, report: Callable[[str], None] = print
     ) -> None:
         self.config = config
-        self._source = read_source(config.checkpoint, train_set, val_set)
-        self.network, self.description = self._source.network, self._source.description
-        self.input, self.size = self._source.input, self._source.size
+        source = read_source(config.checkpoint, train_set, val_set)
         # Every profile is calibrated and validated on the same images: they are decoded once.
-        self._train_set = CachedDataset(train_set)
-        self._val_set = CachedDataset(val_set)
-        self._calibration, self._selection = split_selection(self._train_set)
-        self._stages = Stages(config.work, report)
+        data = CachedDataset(train_set), CachedDataset(val_set)
+        self.steps = Steps(source, *data, Stages(config.work, report))
+        self._source = source
         self._report = report
 
     def build(self, recipes: Sequence[Recipe]) -> list[Manifest]:
-        """Builds, validates and measures all recipes, then writes them. Raises BuildError.
+        """Builds, measures and validates all recipes, then writes them. Raises BuildError.
 
         All profiles are timed together, interleaved, so that their latencies can be compared.
         """
         if not recipes:
             raise BuildError("there is no recipe to build")
         folders = [self._folder(recipe) for recipe in recipes]
-        built = [self._build(recipe) for recipe in recipes]
-        self._report(f"timing {len(built)} profiles, {self.config.rounds} interleaved runs of each")
-        times = time_models([profile.path for profile in built], self.size, self.config.rounds, THREADS)
-        manifests = [self._manifest(profile, times[:, index]) for index, profile in enumerate(built)]
-        for folder, profile, manifest in zip(folders, built, manifests, strict=True):
+        made = [self._make(recipe) for recipe in recipes]
+        timed = self._time(made)
+        manifests = [self._manifest(*profile) for profile in zip(made, timed, strict=True)]
+        for folder, profile, manifest in zip(folders, made, manifests, strict=True):
             folder.path.mkdir(parents=True, exist_ok=True)
             replace_file(folder.model_path, partial(shutil.copyfile, profile.path))
             folder.write(manifest)
@@ -115,44 +111,42 @@ class Builder:
     def source_detections(self) -> list[Detections]:
         """What the network finds on the validation set before anything is done to it."""
         self._report("validating the source network")
-        return self._detect(torch_detector(fuse(self.network)))
+        return self.steps.detect(torch_detector(fuse(self._source.network)), self.steps.val_set)
 
-    @cached_property
-    def _truth(self) -> hotcoco.COCO:
-        return ground_truth(self._val_set)
-
-    def _detect(self, detector: Detector) -> list[Detections]:
-        return predict(detector, self._val_set, self.input, self.network.structure.evaluation)
-
-    def _build(self, recipe: Recipe) -> _Built:
-        network = self._pruned(recipe.prune) if recipe.prune else self.network
-        folder = self.config.work / recipe.name
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / MODEL_FILE
-        self._report(f"{recipe.name}: exporting")
-        export_onnx(network, self.size, recipe.export, path)
-        samples = self._inputs(self._val_set, PARITY_IMAGES)
-        check_parity(onnx_detector(path), network, samples)
+    def _make(self, recipe: Recipe) -> _Made:
+        self._report(f"{recipe.name}:")
+        checkpoint = self.config.checkpoint
+        if recipe.prune:
+            checkpoint = self.steps.prune(checkpoint, recipe.prune, self.config.training)
+        path = self.steps.export(checkpoint, recipe.export)
         if recipe.quantise:
-            self._report(f"{recipe.name}: quantising")
-            images = (self._input(self._train_set, index) for index in range(len(self._train_set)))
-            quantise_onnx(path, path, images, recipe.quantise)
-        detector = onnx_detector(path)
-        check_batches(detector, samples)
-        metrics, difference = self._validate(recipe, detector)
-        return _Built(recipe, path, network, metrics, difference, candidates=detector(samples)[0].shape[1])
+            path = self.steps.quantise(path, recipe.quantise)
+        return _Made(recipe, load_checkpoint(checkpoint)[0], path)
 
-    def _pruned(self, options: Prune) -> Network:
-        data = self._train_set, self._val_set
-        path = prune_stage(self._source, options, self.config.training, data, self._stages)
-        return load_checkpoint(path)[0]
+    def _time(self, made: Sequence[_Made]) -> list[_Timed]:
+        runtimes = [self._runtimes(profile.recipe) for profile in made]
+        pairs = [(profile.path, runtime) for profile, tried in zip(made, runtimes, strict=True) for runtime in tried]
+        self._report(f"timing {len(pairs)} graphs, {self.config.rounds} interleaved runs of each")
+        columns = iter(time_models(pairs, self._source.size, self.config.rounds, THREADS).T)
+        return [self._timed({runtime: next(columns) for runtime in tried}) for tried in runtimes]
 
-    def _validate(self, recipe: Recipe, detector: Detector) -> tuple[Metrics, Difference]:
-        source = self.source_detections
-        self._report(f"{recipe.name}: validating")
-        detections = self._detect(detector)
-        metrics = average_precision(self._truth, detections)
-        difference = compare(self._truth, source, detections)
+    def _runtimes(self, recipe: Recipe) -> list[Runtime]:
+        if recipe.precision is not None:
+            return [Runtime("openvino", recipe.precision)]
+        return [Runtime(engine) for engine in self.config.engines]
+
+    def _timed(self, times: dict[Runtime, NDArray[np.float64]]) -> _Timed:
+        fastest = choose_engine({runtime.engine: milliseconds for runtime, milliseconds in times.items()})
+        return _Timed(
+            next(runtime for runtime in times if runtime.engine == fastest),
+            {runtime.engine: summarise(milliseconds, THREADS, runtime) for runtime, milliseconds in times.items()},
+        )
+
+    def _validate(self, made: _Made, runtime: Runtime) -> tuple[Metrics, Difference]:
+        source, recipe = self.source_detections, made.recipe
+        detections = self.steps.detections(made.path, runtime)
+        metrics = average_precision(self.steps.truth, detections)
+        difference = compare(self.steps.truth, source, detections)
         self._report(f"{recipe.name}: AP {100 * metrics.ap:.2f}, {difference.ap} against the source network")
         if -difference.ap.value > recipe.max_ap_drop:
             raise BuildError(
@@ -160,38 +154,37 @@ class Builder:
             )
         return metrics, difference
 
-    def _input(self, dataset: Dataset, index: int) -> NDArray[np.uint8]:
-        return resize(dataset[index].image, self.size, self.input.resize)
-
-    def _inputs(self, dataset: Dataset, count: int) -> NDArray[np.uint8]:
-        return np.stack([self._input(dataset, index) for index in range(min(count, len(dataset)))])
-
     def _folder(self, recipe: Recipe) -> ProfileFolder:
         repository = Repository(self.config.repository)
-        folder = repository.folder(self.description.model, self.config.version, recipe.name)
+        folder = repository.folder(self._source.description.model, self.config.version, recipe.name)
         if folder.path.is_dir() and folder.read_manifest().source.sha256 != self._source.sha256:
             raise BuildError(f"{folder.path} was built from another checkpoint: choose another version")
         return folder
 
-    def _manifest(self, built: _Built, milliseconds: NDArray[np.float64]) -> Manifest:
-        recipe = built.recipe
-        parameters, macs = complexity(built.network, self.size)
+    def _manifest(self, made: _Made, timed: _Timed) -> Manifest:
+        description, recipe = self._source.description, made.recipe
+        metrics, difference = self._validate(made, timed.runtime)
+        parameters, macs = complexity(made.network, self._source.size)
+        candidates = onnx_detector(made.path)(np.zeros((1, description.height, description.width, 3), np.uint8))
         return Manifest(
-            model=self.description.model,
+            model=description.model,
             version=self.config.version,
             profile=recipe.name,
-            variant=self.description.variant,
-            labels=self.description.labels,
-            input=self.input,
-            candidates=built.candidates,
+            variant=description.variant,
+            labels=description.labels,
+            input=description.input,
+            candidates=candidates[0].shape[1],
             thresholds=self.config.thresholds,
             parameters=parameters,
             macs=macs,
-            accuracy=self._accuracy(built.metrics, built.difference),
-            latency=summarise(milliseconds, THREADS),
+            accuracy=self._accuracy(metrics, difference),
+            engine=timed.runtime.engine,
+            precision=timed.runtime.precision,
+            latency=timed.latencies[timed.runtime.engine],
+            latencies=timed.latencies if len(timed.latencies) > 1 else {},
             recipe=recipe,
-            source=Source(checkpoint=self.config.checkpoint.name, sha256=self._source.sha256),
-            files={MODEL_FILE: describe_file(built.path)},
+            source=Source(checkpoint=self._source.name, sha256=self._source.sha256),
+            files={MODEL_FILE: describe_file(made.path)},
         )
 
     def _accuracy(self, metrics: Metrics, difference: Difference) -> Accuracy:
@@ -204,7 +197,7 @@ class Builder:
             per_class={name: round(value, 5) for name, value in metrics.per_class.items()},
             per_size={name: round(value, 5) for name, value in metrics.per_size.items()},
             difference=AccuracyDifference(
-                reference=self.config.checkpoint.name,
+                reference=self._source.name,
                 ap=round(difference.ap.value, 5),
                 lower=round(difference.ap.lower, 5),
                 upper=round(difference.ap.upper, 5),

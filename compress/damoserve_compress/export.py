@@ -3,16 +3,19 @@
 ExportError   the graph does not compute what the network computes
 """
 
+import ast
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import ModelProto
 from torch import Tensor, nn
 
 from damoserve_compress.evaluate import Detector
@@ -22,9 +25,17 @@ from damoserve_compress.network.reparameterise import fold_scales, stem_over_pix
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export
 
+
+class Tolerance(NamedTuple):
+    """By how much two answers may differ."""
+
+    score: float
+    box: float
+    """In pixels."""
+
+
 # float32 kernels sum in another order than torch's: differences of these sizes are rounding.
-SCORE_TOLERANCE = 1e-3
-BOX_TOLERANCE = 0.05  # pixels
+ROUNDING: Final = Tolerance(score=1e-3, box=0.05)
 
 
 class ExportError(RuntimeError):
@@ -69,23 +80,33 @@ def _squares(images: Tensor) -> Tensor:
 
 def export_onnx(network: Network, size: Size, options: Export, path: Path) -> None:
     """Writes the graph with a dynamic batch; the image size is fixed."""
-    example = torch.zeros(2, size.height, size.width, 3, dtype=torch.uint8)
+    served = ServedNetwork(network, options)
+    onnx.save(make_graph(served, size, ("scores", "boxes"), options.opset), path)
+
+
+def make_graph(served: nn.Module, size: Size, outputs: Sequence[str], opset: int, dynamic: bool = True) -> ModelProto:
+    """The graph of a module that takes uint8 `[N, H, W, 3]`, for any N, or else for one image.
+
+    Nodes are named by the layers they come from.
+    """
+    example = torch.zeros(2 if dynamic else 1, size.height, size.width, 3, dtype=torch.uint8)
     with _quiet_exporter():
         program = torch.onnx.export(
-            ServedNetwork(network, options).eval(),
+            served.eval(),
             (example,),
             dynamo=True,
             input_names=["images"],
-            output_names=["scores", "boxes"],
-            dynamic_shapes={"images": {0: torch.export.Dim("n", min=1, max=1024)}},
-            opset_version=options.opset,
+            output_names=outputs,
+            dynamic_shapes={"images": {0: torch.export.Dim("n", min=1, max=1024)}} if dynamic else None,
+            opset_version=opset,
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
+    _name_layers(model)
     _strip(model)
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
+    return model
 
 
 @contextmanager
@@ -103,7 +124,16 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def _name_layers(model: ModelProto) -> None:
+    """Names each node by its layer, such as `network.neck.merge_3.conv1/Conv_17`, as the exporter noted it."""
+    for index, node in enumerate(model.graph.node):
+        notes = {note.key: note.value for note in node.metadata_props}
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        layer = scopes[-2] if len(scopes) > 1 else ""
+        node.name = f"{layer or 'served'}/{node.op_type}_{index}"
+
+
+def _strip(model: ModelProto) -> None:
     """Removes the exporter's notes: they hold paths of the machine, and as many bytes as a pruned 8-bit network."""
     model.ClearField("metadata_props")
     graph = model.graph
@@ -119,10 +149,12 @@ def check_batches(detector: Detector, images: NDArray[np.uint8]) -> None:
     """
     for index, answer in enumerate(zip(*detector(images), strict=True)):
         single = detector(images[index : index + 1])
-        _compare("a batch", answer, (single[0][0], single[1][0]))
+        _compare("a batch", answer, (single[0][0], single[1][0]), ROUNDING)
 
 
-def check_parity(detector: Detector, network: Network, images: NDArray[np.uint8]) -> None:
+def check_parity(
+    detector: Detector, network: Network, images: NDArray[np.uint8], tolerance: Tolerance = ROUNDING
+) -> None:
     """Compares an exported float graph with the network it came from, on images `[N, H, W, 3]`.
 
     Every candidate must be one of the network's anchors, and the best scores must be the network's best. Raises
@@ -131,21 +163,21 @@ def check_parity(detector: Detector, network: Network, images: NDArray[np.uint8]
     with torch.inference_mode():
         expected = network.eval()(torch.from_numpy(images).permute(0, 3, 1, 2).float())
     for answer, anchors in zip(zip(*detector(images), strict=True), zip(*expected, strict=True), strict=True):
-        _compare("the graph", answer, (anchors[0].numpy(), anchors[1].numpy()))
+        _compare("the graph", answer, (anchors[0].numpy(), anchors[1].numpy()), tolerance)
 
 
 Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Scores `[K, C]` and boxes `[K, 4]` of one image."""
 
 
-def _compare(what: str, answer: Answer, reference: Answer) -> None:
+def _compare(what: str, answer: Answer, reference: Answer, tolerance: Tolerance) -> None:
     """Matches each of the answer's candidates with one of the reference, wherever near-equal scores have put it."""
     (scores, boxes), (expected_scores, expected_boxes) = answer, reference
-    best = np.sort(expected_scores.max(1))[::-1][: len(scores)]
-    _require(f"best scores of {what}", np.abs(scores.max(1) - best).max(), SCORE_TOLERANCE)
+    best = np.sort(expected_scores.max(1))[-len(scores) :]
+    _require(f"best scores of {what}", np.abs(np.sort(scores.max(1)) - best).max(), tolerance.score)
     distances = np.abs(boxes[:, None] - expected_boxes[None]).max(2)
-    distances[np.abs(scores[:, None] - expected_scores[None]).max(2) > SCORE_TOLERANCE] = np.inf
-    _require(f"boxes of {what}", distances.min(1).max(), BOX_TOLERANCE)
+    distances[np.abs(scores[:, None] - expected_scores[None]).max(2) > tolerance.score] = np.inf
+    _require(f"boxes of {what}", distances.min(1).max(), tolerance.box)
 
 
 def _require(what: str, difference: float, tolerance: float) -> None:

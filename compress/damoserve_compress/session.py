@@ -44,13 +44,20 @@ def installed_engines() -> tuple[EngineName, ...]:
     return ("onnxruntime", "openvino") if importlib.util.find_spec("openvino") else ("onnxruntime",)
 
 
-def open_session(path: Path, threads: int = 1, optimised: Path | None = None) -> onnxruntime.InferenceSession:
-    """A CPU session; the graph as optimised is written to `optimised` if given."""
+def open_session(
+    path: Path, threads: int = 1, optimised: Path | None = None, fuse_quantisers: bool = True
+) -> onnxruntime.InferenceSession:
+    """A CPU session; the graph as optimised is written to `optimised` if given.
+
+    Without `fuse_quantisers` the graph is computed as it is written, in float between its quantisers.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # Pools that spin while they wait would slow down the session that is being timed.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not fuse_quantisers:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

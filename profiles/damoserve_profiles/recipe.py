@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from damoserve_profiles.faults import describe_faults
 from damoserve_profiles.files import bundled
+from damoserve_profiles.runtimes import EngineName, Precision
 
 RECIPES = bundled("recipes")
 
@@ -46,7 +47,10 @@ Importance = Literal["l1", "bn_scale", "taylor"]
 
 
 class Prune(_Strict):
-    """Structured pruning over dependency groups. One of `ratio`, `macs`, `parameters` and `latency` says how much."""
+    """Structured pruning over dependency groups. One of `ratio`, `macs`, `parameters` and `latency` says how much.
+
+    Or it was done before: then `network` alone names the result.
+    """
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Wanted share of the channels to cut in every group; what is cut depends on `round_to`."""
@@ -67,16 +71,33 @@ class Prune(_Strict):
     """Cuts one after the other, evenly on a logarithmic scale, each followed by training."""
     step_epochs: Annotated[int, Field(gt=0)] = 10
     """Epochs of training after each cut but the last."""
-    fine_tune: FineTune
+    fine_tune: FineTune | None = None
     """Training after the last cut."""
+    network: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")] | None = None
+    """Name of a checkpoint beside that of the whole network: cut and trained before, perhaps on another machine."""
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
-        if sum(amount is not None for amount in (self.ratio, self.macs, self.parameters, self.latency)) != 1:
+        amounts = [amount for amount in (self.ratio, self.macs, self.parameters, self.latency) if amount is not None]
+        if self.network is not None:
+            if amounts or self.fine_tune:
+                raise ValueError("a network that was cut before is neither cut nor trained again")
+            return self
+        if len(amounts) != 1:
             raise ValueError("one of ratio, macs, parameters and latency says how much is cut")
+        if self.fine_tune is None:
+            raise ValueError("fine_tune says how the cut network is trained: without training it finds nothing")
         if self.ratio is not None and (self.steps > 1 or self.allocation != "uniform"):
             raise ValueError("a ratio is cut uniformly in one step; give macs, parameters or latency instead")
         return self
+
+
+Ranges = Literal["minmax", "percentile", "mse", "entropy", "auto"]
+Operators = Literal["all", "conv", "conv+concat", "measure"]
+
+# Why the two settings that other tools start with are not offered.
+_SIGNED = "only uint8 is offered: on x86 no 8-bit kernel takes signed activations, and the graph is slower than float"
+_DYNAMIC = "only static is offered: ranges found at each request cost more than 8 bits save, and fuse with nothing"
 
 
 class Quantise(_Strict):
@@ -84,12 +105,59 @@ class Quantise(_Strict):
 
     calibration_images: Annotated[int, Field(gt=0)]
     """From how many training images, at most, the ranges of the activations are taken; in the data set's order."""
-    reduce_range: bool = True
-    """Weights in 7 bits. Processors without VNNI add pairs of 8-bit products in 16 bits, which overflows with 8."""
+    reduce_range: bool | None = True
+    """Weights in 7 bits. Processors without VNNI add pairs of 8-bit products in 16 bits, which overflows with 8.
+    None: as the building machine needs it, which is wrong on a server without VNNI if that machine has it."""
+    method: str = "static"
+    activations: str = "uint8"
+    ranges: Ranges = "minmax"
+    """How the range of an activation is taken from its values: all of them; all but the outermost; what makes the
+    expected squared error least; what loses the least information (KL divergence). `auto`: of these, for every tensor
+    by itself, the one with the least expected squared error. The outputs of the head keep all of their values."""
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    """Share of the values, in per cent, that `percentile` keeps; half of the others is cut at either end."""
+    equalise: bool = False
+    """Cross-layer equalisation, before ranges are taken, of convolutions with nothing but a ReLU between them."""
+    bias_correction: bool = False
+    """The mean shift of every channel that quantising a convolution's weights and input causes is put in its bias."""
+    operators: Operators = "all"
+    """What runs in 8 bits up to the head: everything; convolutions; with them concatenations; or whichever of these is
+    the fastest here, which another build may find otherwise."""
+    measured_in: EngineName = "onnxruntime"
+    """The engine that these are timed in."""
+    sensitivity: bool = False
+    """What every convolution harms by itself goes into the report. A budget has this measured too where it needs it."""
+    sensitivity_images: Annotated[int, Field(gt=0)] = 8
+    """Calibration images on which the harm is measured."""
+    sensitivity_ap: Annotated[int, Field(ge=0)] = 0
+    """Of how many of the most harmful convolutions the average precision is measured too."""
+    budget: Fraction | None = None
+    """How much average precision (0..1) may be lost on the selection images: while it is more, convolutions go back to
+    float, the most harmful first. None: none do."""
+    max_float_groups: Annotated[int, Field(ge=0)] = 8
+    """How many convolutions, at most, stay in float."""
+
+    @field_validator("method")
+    @classmethod
+    def _static(cls, value: str) -> str:
+        if value != "static":
+            raise ValueError(_DYNAMIC)
+        return value
+
+    @field_validator("activations")
+    @classmethod
+    def _unsigned(cls, value: str) -> str:
+        if value != "uint8":
+            raise ValueError(_SIGNED)
+        return value
+
+
+Target = Literal["cpu", "gpu", "npu"]
+Tail = Literal["best", "all", "host"]
 
 
 class Export(_Strict):
-    """The ONNX graph."""
+    """The ONNX graph. What is said of an NPU is for the target `npu` only."""
 
     candidates: Annotated[int, Field(gt=0)] = 500
     """How many of the best anchors, at most, are decoded and returned."""
@@ -97,17 +165,52 @@ class Export(_Strict):
     stem: Literal["convolution", "space_to_depth"] = "convolution"
     """How the stem reads the image: one stride-2 convolution, which suits float kernels, or 2x2 squares of pixels laid
     side by side before a 3x3 convolution, which suits 8-bit kernels. Both compute the same."""
+    tail: Tail | None = None
+    """What follows the head's convolutions: the choice of the best candidates and their boxes; scores and boxes of all
+    anchors, by plain operators, for an NPU that computes in float too; or nothing, the host decodes the raw maps (see
+    `damoserve_profiles.maps`). None: `host` for an NPU, else `best`."""
+    silu: Literal["sigmoid", "hardswish", "relu"] = "sigmoid"
+    """What an NPU computes for SiLU: x * sigmoid(x), which is exact, or what it does at less cost, which is not: the
+    build reports what that loses."""
+    upsample: Literal["resize", "transposed_convolution"] = "resize"
+    """How an NPU doubles maps: nearest Resize, or a depthwise transposed convolution by ones. Both are exact."""
+
+
+# What of `Quantise` says something about 8 bits without zero points.
+_SYMMETRIC = frozenset({"calibration_images", "ranges", "percentile", "equalise"})
 
 
 class Recipe(_Strict):
     """All steps from a trained checkpoint to a profile, in the order in which they are done."""
 
     name: str
+    target: Target = "cpu"
+    """What the graph is written for: ONNX Runtime or OpenVINO on a processor, TensorRT on a GPU (in float16 wherever it
+    is not in 8 bits), or the compiler of an NPU."""
     prune: Prune | None = None
     export: Export = Export()
     quantise: Quantise | None = None
+    precision: Precision | None = None
+    """Of float layers, if not float32: then the profile runs in OpenVINO only."""
     max_ap_drop: Fraction = 1.0
     """The build fails when the average precision (0..1) falls by more than this below the source network's."""
+
+    @model_validator(mode="after")
+    def _suits_target(self) -> Self:
+        export = self.export
+        if self.target == "npu":
+            if export.tail == "best" or export.stem != "convolution":
+                raise ValueError("an npu takes neither the tail best (it sorts) nor the stem space_to_depth (it splits)")
+        elif export.tail in ("all", "host") or export.silu != "sigmoid" or export.upsample != "resize":
+            raise ValueError(f"tails but best, silu and upsample are for the target npu, not {self.target}")
+        if self.target == "cpu":
+            return self
+        if self.precision is not None:
+            raise ValueError(f"precision is for the target cpu: {self.target} has its own")
+        foreign = self.quantise.model_fields_set - _SYMMETRIC if self.quantise else set()
+        if foreign:
+            raise ValueError(f"quantise.{min(foreign)} is for the target cpu: {self.target} takes {sorted(_SYMMETRIC)}")
+        return self
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -1,9 +1,10 @@
 """From a checkpoint and recipes to a repository that a server accepts, and what a build refuses."""
 
 import json
-from collections.abc import Iterable
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.evaluate import Detector
 from damoserve_compress.network import Network, build_network
 from damoserve_compress.network.checkpoint import Description, save_checkpoint
-from damoserve_compress.quantise import quantise_onnx
+from damoserve_compress.quantise import Images, QuantisationReport, quantise_onnx
 from damoserve_compress.session import onnx_detector
 from damoserve_compress.source import BuildError
 from damoserve_profiles.imaging import Size
@@ -56,9 +57,12 @@ def reports() -> list[str]:
     return []
 
 
+TRAIN, VAL = RenderedSmears(4, 1, (160, 120)), RenderedSmears(3, 2, (160, 120))
+
+
 @pytest.fixture(scope="module")
 def builder(config: BuildConfig, reports: list[str]) -> Builder:
-    return Builder(config, RenderedSmears(4, 1, (160, 120)), RenderedSmears(3, 2, (160, 120)), reports.append)
+    return Builder(config, TRAIN, VAL, reports.append)
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +116,64 @@ def test_operations_of_a_single_convolution_are_counted_as_on_paper() -> None:
     assert four_times == 4 * macs
 
 
-def test_a_second_build_takes_the_fine_tuned_network_as_it_is(
-    repository: Repository, builder: Builder, config: BuildConfig
-) -> None:
-    [tuned] = config.work.glob("prune-*/network.safetensors")
-    before = tuned.stat().st_mtime_ns
+def test_a_second_build_makes_nothing_again(repository: Repository, config: BuildConfig, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in config.work.rglob("*") if path.is_file()}
+    reports: list[str] = []
     # Another builder, as in another run of the command: only the work folder is there to take it from.
-    again = Builder(config, builder._train_set, builder._val_set).build([BOTH])
-    assert tuned.stat().st_mtime_ns == before
-    assert again[0].files == repository.folder("cells", 1, "int8+pruned").read_manifest().files
+    [again] = Builder(replace(config, repository=tmp_path), TRAIN, VAL, reports.append).build([BOTH])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert [report for report in reports if "done before" in report]
+    assert again.files == repository.folder("cells", 1, "int8+pruned").read_manifest().files
+
+
+def test_two_builds_of_the_same_inputs_write_the_same_bytes(
+    repository: Repository, config: BuildConfig, tmp_path: Path
+) -> None:
+    elsewhere = replace(config, repository=tmp_path / "r", work=tmp_path / "w")
+    for manifest in Builder(elsewhere, TRAIN, VAL, lambda _: None).build([FP32, BOTH]):
+        assert manifest.files == repository.folder("cells", 1, manifest.profile).read_manifest().files
+
+
+@pytest.mark.parametrize("stage", ["check_parity", "quantise_onnx", "time_models", "compare"])
+def test_a_killed_build_goes_on_where_it_was(
+    config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    home = "build" if stage in ("time_models", "compare") else "steps"
+    elsewhere = replace(config, repository=tmp_path / "r", work=tmp_path / "w")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"damoserve_compress.{home}.{stage}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Builder(elsewhere, TRAIN, VAL, lambda _: None).build([BOTH])
+    assert not elsewhere.repository.exists()
+    finished = {path.parent: path.stat().st_mtime_ns for path in elsewhere.work.glob("*/stage.json")}
+    assert finished
+    Builder(elsewhere, TRAIN, VAL, lambda _: None).build([BOTH])
+    assert {folder: (folder / "stage.json").stat().st_mtime_ns for folder in finished} == finished
+
+
+def test_a_network_that_was_cut_before_is_taken_as_it_is(
+    repository: Repository, config: BuildConfig, tmp_path: Path
+) -> None:
+    [cut] = config.work.glob("prune-*/network.safetensors")
+    shutil.copy(cut, config.checkpoint.with_name("small.safetensors"))
+    recipe = BOTH.model_copy(update={"prune": Prune(network="small.safetensors")})
+    [manifest] = Builder(replace(config, repository=tmp_path), TRAIN, VAL, lambda _: None).build([recipe])
+    assert manifest.files == repository.folder("cells", 1, "int8+pruned").read_manifest().files
+    other = config.checkpoint.with_name("other.safetensors")
+    save_checkpoint(other, build_network("P", 3), Description("cells", "P", LABELS, SIZE, 2 * SIZE))
+    with pytest.raises(BuildError, match="is not of the model"):
+        Builder(config, TRAIN, VAL).build([recipe.model_copy(update={"prune": Prune(network=other.name)})])
+
+
+def test_engines_are_timed_together_and_the_manifest_names_the_fastest(config: BuildConfig, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    both = replace(config, repository=tmp_path, engines=("onnxruntime", "openvino"))
+    [manifest] = Builder(both, TRAIN, VAL, lambda _: None).build([FP32])
+    assert set(manifest.latencies) == {"onnxruntime", "openvino"}
+    assert manifest.latency == manifest.latencies[manifest.engine]
 
 
 def test_a_fitted_checkpoint_is_tuned_calibrated_and_compared_on_fitted_images(
@@ -128,19 +181,19 @@ def test_a_fitted_checkpoint_is_tuned_calibrated_and_compared_on_fitted_images(
 ) -> None:
     seen: dict[str, list[NDArray[np.uint8]]] = {}
 
-    def calibrate(source: Path, target: Path, images: Iterable[NDArray[np.uint8]], options: Quantise) -> None:
-        seen["calibration"] = list(images)
-        quantise_onnx(source, target, seen["calibration"], options)
+    def calibrate(source: Path, target: Path, images: Images, *rest: Any) -> QuantisationReport:
+        seen["calibration"] = list(images())
+        return quantise_onnx(source, target, images, *rest)
 
     def compare(detector: Detector, network: Network, images: NDArray[np.uint8]) -> None:
         seen["comparison"] = list(images)
 
-    monkeypatch.setattr("damoserve_compress.build.quantise_onnx", calibrate)
-    monkeypatch.setattr("damoserve_compress.build.check_parity", compare)
+    monkeypatch.setattr("damoserve_compress.steps.quantise_onnx", calibrate)
+    monkeypatch.setattr("damoserve_compress.steps.check_parity", compare)
     checkpoint = tmp_path / "fitted.safetensors"
     save_checkpoint(checkpoint, build_network(RES, 3), Description("cells", RES.name, LABELS, SIZE, SIZE, "fit"))
     fitted = replace(config, checkpoint=checkpoint, repository=tmp_path / "r", work=tmp_path / "w")
-    [manifest] = Builder(fitted, builder._train_set, builder._val_set).build([BOTH])
+    [manifest] = Builder(fitted, TRAIN, VAL).build([BOTH])
     assert manifest.input.resize == "fit"
     [record] = fitted.work.glob("prune-*/stage.json")
     assert json.loads(record.read_text())["inputs"]["training"]["resize"] == "fit"
@@ -152,11 +205,9 @@ def test_a_fitted_checkpoint_is_tuned_calibrated_and_compared_on_fitted_images(
 
 def test_a_profile_that_loses_too_much_is_not_written(builder: Builder, config: BuildConfig, tmp_path: Path) -> None:
     class Strict(Builder):
-        source_detections = all_found(builder._val_set)
+        source_detections = all_found(VAL)
 
-    strict = Strict(
-        replace(config, repository=tmp_path / "r", work=tmp_path / "w"), builder._train_set, builder._val_set
-    )
+    strict = Strict(replace(config, repository=tmp_path / "r", work=tmp_path / "w"), TRAIN, VAL)
     with pytest.raises(BuildError, match=r"allows 0\.1"):
         strict.build([FP32.model_copy(update={"max_ap_drop": 0.1})])
     assert not (tmp_path / "r").exists()
@@ -168,7 +219,7 @@ def test_profiles_of_another_checkpoint_are_not_replaced(
     other = tmp_path / "other.safetensors"
     save_checkpoint(other, build_network("P", 3), Description("cells", "P", LABELS, SIZE, SIZE))
     with pytest.raises(BuildError, match="another version"):
-        Builder(replace(config, checkpoint=other), builder._train_set, builder._val_set).build([FP32])
+        Builder(replace(config, checkpoint=other), TRAIN, VAL).build([FP32])
 
 
 def test_data_with_other_labels_are_refused(config: BuildConfig, builder: Builder) -> None:
@@ -176,7 +227,7 @@ def test_data_with_other_labels_are_refused(config: BuildConfig, builder: Builde
         labels = ("WBC", "RBC", "Platelets")
 
     with pytest.raises(BuildError, match="labels"):
-        Builder(config, builder._train_set, Renamed(1, 1))
+        Builder(config, TRAIN, Renamed(1, 1))
 
 
 def test_without_recipes_nothing_is_done(builder: Builder) -> None:

@@ -106,10 +106,16 @@ def test_more_channels_than_there_are_cannot_stay(network: Network, groups: list
 
 @pytest.mark.parametrize(
     "amounts",
-    [{}, {"ratio": 0.2, "macs": 0.5}, {"ratio": 0.2, "steps": 2}, {"ratio": 0.2, "allocation": "sensitivity"}],
+    [
+        {},
+        {"ratio": 0.2, "macs": 0.5},
+        {"ratio": 0.2, "steps": 2},
+        {"ratio": 0.2, "allocation": "sensitivity"},
+        {"network": "cut.safetensors"},
+    ],
 )
 def test_a_recipe_says_in_one_way_how_much_goes(amounts: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"how much is cut|in one step"):
+    with pytest.raises(ValueError, match=r"how much is cut|in one step|cut before"):
         Prune.model_validate({"fine_tune": FineTune(epochs=1, learning_rate=1e-3), **amounts})
 
 

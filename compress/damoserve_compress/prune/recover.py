@@ -138,6 +138,7 @@ class Pruning:
 
     def _train(self, network: Network, step: int, work: Path) -> Network:
         options = self._options.fine_tune
+        assert options is not None  # whatever is cut is trained
         epochs = options.epochs if step == self._options.steps else self._options.step_epochs
         tuning = replace(self._tuning, epochs=epochs)
         objective = None

@@ -7,6 +7,7 @@ import torch
 
 from damoserve_compress.datasets import Dataset, fingerprint
 from damoserve_compress.datasets.subset import split_selection
+from damoserve_compress.prune.cut import PruneError
 from damoserve_compress.prune.recover import NETWORK, Pruning
 from damoserve_compress.source import SourceNetwork
 from damoserve_compress.stages import Stages
@@ -23,7 +24,9 @@ def prune_stage(
     `data` are the images to train on and those that training is watched on; cuts are judged on a part of the former.
     `training` says how to train, but for what the recipe says itself. Raises PruneError or TrainingError.
     """
-    description, (train_set, val_set) = source.description, data
+    description, (train_set, val_set), fine_tune = source.description, data, options.fine_tune
+    if fine_tune is None:
+        raise PruneError(f"there is nothing to cut: the recipe takes {options.network} as it is")
     tuning = replace(
         training,
         model=description.model,
@@ -31,8 +34,8 @@ def prune_stage(
         size=description.width,
         resize=description.resize,
         tail_epochs=0,  # meant for a whole training, it would be most of a short one
-        learning_rate=options.fine_tune.learning_rate,
-        rendered=options.fine_tune.rendered if rendered_fits(description.labels) else 0,
+        learning_rate=fine_tune.learning_rate,
+        rendered=fine_tune.rendered if rendered_fits(description.labels) else 0,
     )
     curve = {name: value for name, value in tuning.curve().items() if name not in ("distil", "epochs")}
     inputs = {

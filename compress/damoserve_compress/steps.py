@@ -1,0 +1,160 @@
+"""What is done to a network on its way to a profile, each step kept in the work folder by the hash of its inputs."""
+
+import importlib.metadata
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+import hotcoco
+import numpy as np
+from numpy.typing import NDArray
+
+from damoserve_compress.benchmark import instruction_set
+from damoserve_compress.datasets import Dataset, fingerprint
+from damoserve_compress.datasets.subset import split_selection
+from damoserve_compress.evaluate import Detector, average_precision, ground_truth, predict
+from damoserve_compress.export import check_batches, check_parity, export_onnx
+from damoserve_compress.network.checkpoint import load_checkpoint
+from damoserve_compress.prune.stage import prune_stage
+from damoserve_compress.quantise import quantise_onnx
+from damoserve_compress.session import ONNX_RUNTIME, Runtime, onnx_detector, open_detector
+from damoserve_compress.source import BuildError, SourceNetwork, read_source
+from damoserve_compress.stages import Stages
+from damoserve_compress.training.config import TrainConfig
+from damoserve_profiles.files import replace_text
+from damoserve_profiles.imaging import resize
+from damoserve_profiles.manifest import MODEL_FILE
+from damoserve_profiles.postprocess import Detections
+from damoserve_profiles.recipe import Export, Prune, Quantise
+from damoserve_profiles.repository import describe_file
+
+QUANTISATION = "quantisation.json"
+PARITY_IMAGES = 4
+
+_DETECTIONS = "detections.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """The steps for one source network and its data."""
+
+    source: SourceNetwork
+    train_set: Dataset
+    val_set: Dataset
+    stages: Stages
+
+    def prune(self, checkpoint: Path, options: Prune, training: TrainConfig) -> Path:
+        """The checkpoint of the cut network: made here, or, where the recipe names it, found beside `checkpoint`."""
+        if options.network is None:
+            return prune_stage(self.source, options, training, (self.train_set, self.val_set), self.stages)
+        path = checkpoint.parent / options.network
+        if read_source(path).description != self.source.description:
+            raise BuildError(f"{path} is not of the model, variant, labels and input of {checkpoint.name}")
+        return path
+
+    def export(self, checkpoint: Path, options: Export) -> Path:
+        """The float graph of a checkpoint; it computes what the network computes, for batches too."""
+        size = self.source.size
+        inputs = {"checkpoint": _sha256(checkpoint), "options": options.model_dump(), "size": [size.width, size.height]}
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")}
+
+        def make(folder: Path) -> None:
+            network, _ = load_checkpoint(checkpoint)
+            path = folder / MODEL_FILE
+            export_onnx(network, size, options, path)
+            samples = self._inputs(self.val_set)
+            check_parity(onnx_detector(path), network, samples)
+            check_batches(onnx_detector(path), samples)
+
+        return self.stages.run("export", {**inputs, "versions": versions}, make) / MODEL_FILE
+
+    def quantise(self, graph: Path, options: Quantise) -> Path:
+        """The 8-bit form of a float graph; how it came to be is beside it."""
+        inputs = {
+            "graph": _sha256(graph),
+            "options": options.model_dump(),
+            "images": self._train_digest,
+            "instruction_set": instruction_set(),
+            "runtime": ONNX_RUNTIME.version(),
+        }
+
+        def make(folder: Path) -> None:
+            path = folder / MODEL_FILE
+            report = quantise_onnx(graph, path, self._calibration_images, options, self._selection_ap)
+            replace_text(folder / QUANTISATION, json.dumps(asdict(report), indent=1) + "\n")
+            check_batches(onnx_detector(path), self._inputs(self.val_set))
+
+        return self.stages.run("quantise", inputs, make) / MODEL_FILE
+
+    def detections(self, graph: Path, runtime: Runtime) -> list[Detections]:
+        """What a graph finds in the validation images."""
+        inputs = {"graph": _sha256(graph), "images": self._val_digest, "runtime": asdict(runtime)}
+        machine = {"version": runtime.version(), "instruction_set": instruction_set()}
+
+        def make(folder: Path) -> None:
+            found = self.detect(open_detector(graph, runtime), self.val_set)
+            np.savez(folder / _DETECTIONS, **_packed(found))  # type: ignore[arg-type]
+
+        folder = self.stages.run("validate", {**inputs, **machine}, make)
+        with np.load(folder / _DETECTIONS) as arrays:
+            return _unpacked(arrays)
+
+    def detect(self, detector: Detector, dataset: Dataset) -> list[Detections]:
+        """With the thresholds that the variant is evaluated with."""
+        return predict(detector, dataset, self.source.input, self.source.network.structure.evaluation)
+
+    @cached_property
+    def truth(self) -> hotcoco.COCO:
+        """Of the validation images."""
+        return ground_truth(self.val_set)
+
+    @cached_property
+    def _parts(self) -> tuple[Dataset, Dataset]:
+        return split_selection(self.train_set)
+
+    @cached_property
+    def _selection_truth(self) -> hotcoco.COCO:
+        return ground_truth(self._parts[1])
+
+    def _selection_ap(self, graph: Path) -> float:
+        return average_precision(self._selection_truth, self.detect(onnx_detector(graph), self._parts[1])).ap
+
+    def _calibration_images(self) -> Iterator[NDArray[np.uint8]]:
+        calibration, _ = self._parts
+        return (self._input(calibration, index) for index in range(len(calibration)))
+
+    def _inputs(self, dataset: Dataset) -> NDArray[np.uint8]:
+        return np.stack([self._input(dataset, index) for index in range(min(PARITY_IMAGES, len(dataset)))])
+
+    def _input(self, dataset: Dataset, index: int) -> NDArray[np.uint8]:
+        return resize(dataset[index].image, self.source.size, self.source.input.resize)
+
+    @cached_property
+    def _train_digest(self) -> str:
+        return fingerprint(self.train_set)
+
+    @cached_property
+    def _val_digest(self) -> str:
+        return fingerprint(self.val_set)
+
+
+def _sha256(path: Path) -> str:
+    return describe_file(path).sha256
+
+
+def _packed(found: Sequence[Detections]) -> dict[str, NDArray[np.generic]]:
+    return {
+        "counts": np.array([len(image.scores) for image in found], np.int64),
+        "boxes": np.concatenate([image.boxes for image in found]),
+        "scores": np.concatenate([image.scores for image in found]),
+        "labels": np.concatenate([image.labels for image in found]),
+    }
+
+
+def _unpacked(arrays: "np.lib.npyio.NpzFile") -> list[Detections]:
+    ends = list(accumulate(arrays["counts"].tolist()))[:-1]
+    parts = (np.split(arrays[name], ends) for name in ("boxes", "scores", "labels"))
+    return [Detections(*image) for image in zip(*parts, strict=True)]
