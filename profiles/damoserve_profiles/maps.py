@@ -28,7 +28,7 @@ def decode_maps(
     class_logits, box_logits = _anchors(class_maps), _anchors(box_maps)
     best = np.argsort(-class_logits.max(2), axis=1, kind="stable")[:, :candidates]
     rows = best[:, :, None]
-    scores = 1 / (1 + np.exp(-np.take_along_axis(class_logits, rows, 1)))
+    scores = 0.5 + 0.5 * np.tanh(0.5 * np.take_along_axis(class_logits, rows, 1))  # the sigmoid, without overflow
     distances = _expectation(np.take_along_axis(box_logits, rows, 1))
     grid = _grid(class_maps, size)[best]
     points, strides = grid[..., :2], grid[..., 2:]

@@ -200,7 +200,9 @@ class Recipe(_Strict):
         export = self.export
         if self.target == "npu":
             if export.tail == "best" or export.stem != "convolution":
-                raise ValueError("an npu takes neither the tail best (it sorts) nor the stem space_to_depth (it splits)")
+                raise ValueError(
+                    "an npu takes neither the tail best (it sorts) nor the stem space_to_depth (it splits)"
+                )
         elif export.tail in ("all", "host") or export.silu != "sigmoid" or export.upsample != "resize":
             raise ValueError(f"tails but best, silu and upsample are for the target npu, not {self.target}")
         if self.target == "cpu":
