@@ -123,8 +123,9 @@ class Quantise(_Strict):
     operators: Operators = "all"
     """What runs in 8 bits up to the head: everything; convolutions; with them concatenations; or whichever of these is
     the fastest here, which another build may find otherwise."""
-    measured_in: EngineName = "onnxruntime"
-    """The engine that these are timed in."""
+    engine: EngineName = "onnxruntime"
+    """What the graph is for. These are timed in it, and pixels enter as it likes: ONNX Runtime reads them as they are;
+    OpenVINO reads floats that the graph quantises, or it would compute the first convolution in float."""
     sensitivity: bool = False
     """What every convolution harms by itself goes into the report. A budget has this measured too where it needs it."""
     sensitivity_images: Annotated[int, Field(gt=0)] = 8
@@ -201,7 +202,7 @@ class Recipe(_Strict):
         if self.target == "npu":
             if export.tail == "best" or export.stem != "convolution":
                 raise ValueError(
-                    "an npu takes neither the tail best (it sorts) nor the stem space_to_depth (it splits)"
+                    "an npu takes neither the tail best, which sorts, nor space_to_depth, which splits"
                 )
         elif export.tail in ("all", "host") or export.silu != "sigmoid" or export.upsample != "resize":
             raise ValueError(f"tails but best, silu and upsample are for the target npu, not {self.target}")
@@ -209,6 +210,8 @@ class Recipe(_Strict):
             return self
         if self.precision is not None:
             raise ValueError(f"precision is for the target cpu: {self.target} has its own")
+        if self.target == "gpu" and self.quantise and export.opset < 19:
+            raise ValueError("a gpu in 8 bits takes opset 19 or later: earlier ones have no float16 scales")
         foreign = self.quantise.model_fields_set - _SYMMETRIC if self.quantise else set()
         if foreign:
             raise ValueError(f"quantise.{min(foreign)} is for the target cpu: {self.target} takes {sorted(_SYMMETRIC)}")

@@ -64,6 +64,22 @@ def test_weights_are_signed_per_channel_and_in_reduced_range(graph: Path) -> Non
     )
 
 
+def test_in_openvino_the_first_convolution_is_in_eight_bits_too(
+    tiny_network: Network, size: Size, pictures: NDArray[np.uint8], graph: Path, tmp_path: Path
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    path = tmp_path / "openvino.onnx"
+    export_onnx(tiny_network, size, Export(candidates=40), path)
+    quantise_onnx(path, path, lambda: pictures, OPTIONS.model_copy(update={"engine": "openvino"}))
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    precisions = [str(kind["runtimePrecision"]) for kind in kinds if str(kind["layerType"]) == "Convolution"]
+    assert set(precisions) <= {"u8", "i8"}, precisions
+    # Pixels that the graph quantises are the pixels.
+    best = [np.sort(onnx_detector(written)(pictures)[0].max(2)) for written in (path, graph)]
+    np.testing.assert_allclose(*best, atol=0.05)
+
+
 def test_a_batch_gives_what_its_images_give(graph: Path, pictures: NDArray[np.uint8]) -> None:
     check_batches(onnx_detector(graph), pictures)
 

@@ -16,7 +16,7 @@ from damoserve_compress.datasets import Sample
 from damoserve_compress.evaluate import Metrics
 from damoserve_compress.network import Network, build_network
 from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
-from damoserve_compress.prune import prune
+from damoserve_compress.prune import cut, find_groups, uniform
 from damoserve_compress.training.augment import AugmentConfig
 from damoserve_compress.training.checkpoint import Diverged, ResumeMismatch, UnusableState, UnusableWeights
 from damoserve_compress.training.config import TrainConfig, learning_rate_factor
@@ -25,8 +25,6 @@ from damoserve_compress.training.optimiser import parameter_groups
 from damoserve_compress.training.rendered import rendered_fits
 from damoserve_compress.training.start import new_network
 from damoserve_compress.training.trainer import BEST_MODEL, MODEL, Trainer
-from damoserve_profiles.imaging import Size
-from damoserve_profiles.recipe import FineTune, Prune
 from tests.compress.toys import CONFIG, TINY, Squares, tiny_network
 
 
@@ -189,10 +187,12 @@ def test_norms_biases_and_scales_do_not_decay() -> None:
 def checkpoint(tmp_path: Path) -> Path:
     """Variant P, pruned, for three labels."""
     torch.manual_seed(0)
-    options = Prune(ratio=0.5, round_to=8, fine_tune=FineTune(epochs=1, learning_rate=1e-3))
     path = tmp_path / "start.safetensors"
-    network = prune(build_network("P", 3), Size(64, 64), options)
-    save_checkpoint(path, network, Description("cells", "P", ("a", "b", "c"), 64, 64))
+    network = build_network("P", 3)
+    groups = find_groups(network, "l1")
+    save_checkpoint(
+        path, cut(network, groups, uniform(groups, 0.5, 8)), Description("cells", "P", ("a", "b", "c"), 64, 64)
+    )
     return path
 
 

@@ -75,7 +75,8 @@ class _Quantiser:
     def run(self) -> QuantisationReport:
         histograms, calibration = collect(self.graph, self.images, self.options.calibration_images)
         ranges = self._ranges(histograms)
-        self.plan = Plan({name: (found.low, found.high) for name, found in ranges.items()}, self._reduce_range())
+        bounds = {name: (found.low, found.high) for name, found in ranges.items()}
+        self.plan = Plan(bounds, self._reduce_range(), engine=self.options.engine)
         times = self._choose_operators()
         write_quantised(self.graph, self.plan, self.result)
         if self.options.bias_correction:
@@ -123,7 +124,7 @@ class _Quantiser:
         paths = [self.folder / f"{operators}.onnx" for operators in sets]
         for operators, path in zip(sets, paths, strict=True):
             write_quantised(self.graph, replace(self.plan, operators=operators), path)
-        runtime = Runtime(self.options.measured_in)
+        runtime = Runtime(self.options.engine)
         times = time_models([(path, runtime) for path in paths], self._size(), TIMED_ROUNDS)
         rows = [
             OperatorTime(operators, round(float(np.median(column)), 3))

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import onnx
@@ -16,10 +16,15 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from damoserve_compress.quantise.errors import QuantisationError
 from damoserve_compress.quantise.graph import Graph, Group
 from damoserve_compress.session import open_session
+from damoserve_profiles.runtimes import EngineName
 
 OperatorSet = Literal["all", "conv", "conv+concat"]
 # Without ReLU, which an 8-bit convolution does at no cost, each would end in float.
 _OPERATORS: Mapping[OperatorSet, list[str]] = {"conv": ["Conv", "Relu"], "conv+concat": ["Concat", "Conv", "Relu"]}
+
+# Pixels are whole numbers from 0 to 255: with a scale of 1 they pass without any loss. OpenVINO drops a step that
+# changes nothing, and with it the 8 bits of what follows; so little more than 1 rounds to the same whole numbers.
+_PIXEL_SCALE: Final[Mapping[EngineName, float]] = {"onnxruntime": 1.0, "openvino": 1 + 2**-20}
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Plan:
     operators: OperatorSet = "all"
     shifts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """By the names of convolutions `[channels]`: what is added to the bias where it is in 8 bits."""
+    engine: EngineName = "onnxruntime"
+    """What the graph is for."""
 
 
 def write_quantised(graph: Graph, plan: Plan, target: Path, floating: Collection[Group] = ()) -> None:
@@ -59,17 +66,19 @@ def write_quantised(graph: Graph, plan: Plan, target: Path, floating: Collection
             reduce_range=plan.reduce_range,
             calibrate_method=CalibrationMethod.MinMax,
             nodes_to_exclude=sorted(graph.behind | kept),
-            # Pixels are whole numbers from 0 to 255: with this scale they pass without any loss.
             extra_options={
                 "TensorQuantOverrides": {
-                    graph.cast.output[0]: [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}]
+                    graph.cast.output[0]: [
+                        {"scale": np.array(_PIXEL_SCALE[plan.engine], np.float32), "zero_point": np.array(0, np.uint8)}
+                    ]
                 }
             },
             calibration_cache_path=ranges,
         )
     quantised = onnx.load(target)
     quantised.ClearField("metadata_props")
-    _take_pixels_directly(quantised, graph.cast.name)
+    if plan.engine == "onnxruntime":
+        _take_pixels_directly(quantised, graph.cast.name)
     _keep_float(quantised, kept)
     onnx.checker.check_model(quantised, full_check=True)
     onnx.save(quantised, target)
