@@ -24,11 +24,12 @@ from damoserve_compress.quantise import Images, QuantisationReport, quantise_onn
 from damoserve_compress.session import onnx_detector
 from damoserve_compress.source import BuildError
 from damoserve_profiles.imaging import Size
-from damoserve_profiles.manifest import Thresholds
+from damoserve_profiles.manifest import FileRecord, Thresholds
 from damoserve_profiles.recipe import Export, FineTune, Prune, Quantise, Recipe
 from damoserve_profiles.repository import Repository
 from tests.compress.family import RES
 from tests.compress.hits import all_found
+from tests.compress.toys import TINY
 
 SIZE = 96
 LABELS = ("RBC", "WBC", "Platelets")
@@ -39,6 +40,7 @@ BOTH = Recipe(
     export=Export(candidates=5000, stem="space_to_depth"),
     quantise=Quantise(calibration_images=3),
 )
+SMALL_BOTH = BOTH.model_copy(update={"prune": BOTH.prune.model_copy(update={"round_to": 2})})  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="module")
@@ -126,51 +128,67 @@ def test_a_second_build_makes_nothing_again(repository: Repository, config: Buil
     assert again.files == repository.folder("cells", 1, "int8+pruned").read_manifest().files
 
 
+@pytest.fixture(scope="module")
+def small(config: BuildConfig) -> BuildConfig:
+    """A build of seconds."""
+    folder = config.work.with_name("small")
+    folder.mkdir()
+    checkpoint = folder / "cells.safetensors"
+    save_checkpoint(checkpoint, build_network(TINY, 3), Description("cells", TINY.name, LABELS, SIZE, SIZE))
+    return replace(config, checkpoint=checkpoint, repository=folder / "repository", work=folder / "work")
+
+
+@pytest.fixture(scope="module")
+def small_files(small: BuildConfig) -> dict[str, FileRecord]:
+    [manifest] = Builder(small, TRAIN, VAL, lambda _: None).build([SMALL_BOTH])
+    return manifest.files
+
+
 def test_two_builds_of_the_same_inputs_write_the_same_bytes(
-    repository: Repository, config: BuildConfig, tmp_path: Path
+    small: BuildConfig, small_files: dict[str, FileRecord], tmp_path: Path
 ) -> None:
-    elsewhere = replace(config, repository=tmp_path / "r", work=tmp_path / "w")
-    for manifest in Builder(elsewhere, TRAIN, VAL, lambda _: None).build([FP32, BOTH]):
-        assert manifest.files == repository.folder("cells", 1, manifest.profile).read_manifest().files
+    elsewhere = replace(small, repository=tmp_path / "r", work=tmp_path / "w")
+    [manifest] = Builder(elsewhere, TRAIN, VAL, lambda _: None).build([SMALL_BOTH])
+    assert manifest.files == small_files
 
 
 @pytest.mark.parametrize("stage", ["check_parity", "quantise_onnx", "time_models", "compare"])
 def test_a_killed_build_goes_on_where_it_was(
-    config: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    small: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     home = "build" if stage in ("time_models", "compare") else "steps"
-    elsewhere = replace(config, repository=tmp_path / "r", work=tmp_path / "w")
+    elsewhere = replace(small, repository=tmp_path / "r", work=tmp_path / "w")
     with monkeypatch.context() as patch:
         patch.setattr(f"damoserve_compress.{home}.{stage}", killed)
         with pytest.raises(KeyboardInterrupt):
-            Builder(elsewhere, TRAIN, VAL, lambda _: None).build([BOTH])
+            Builder(elsewhere, TRAIN, VAL, lambda _: None).build([SMALL_BOTH])
     assert not elsewhere.repository.exists()
     finished = {path.parent: path.stat().st_mtime_ns for path in elsewhere.work.glob("*/stage.json")}
     assert finished
-    Builder(elsewhere, TRAIN, VAL, lambda _: None).build([BOTH])
+    Builder(elsewhere, TRAIN, VAL, lambda _: None).build([SMALL_BOTH])
     assert {folder: (folder / "stage.json").stat().st_mtime_ns for folder in finished} == finished
 
 
 def test_a_network_that_was_cut_before_is_taken_as_it_is(
-    repository: Repository, config: BuildConfig, tmp_path: Path
+    small: BuildConfig, small_files: dict[str, FileRecord], tmp_path: Path
 ) -> None:
-    [cut] = config.work.glob("prune-*/network.safetensors")
-    shutil.copy(cut, config.checkpoint.with_name("small.safetensors"))
-    recipe = BOTH.model_copy(update={"prune": Prune(network="small.safetensors")})
-    [manifest] = Builder(replace(config, repository=tmp_path), TRAIN, VAL, lambda _: None).build([recipe])
-    assert manifest.files == repository.folder("cells", 1, "int8+pruned").read_manifest().files
-    other = config.checkpoint.with_name("other.safetensors")
-    save_checkpoint(other, build_network("P", 3), Description("cells", "P", LABELS, SIZE, 2 * SIZE))
+    [cut] = small.work.glob("prune-*/network.safetensors")
+    shutil.copy(cut, small.checkpoint.with_name("cut.safetensors"))
+    recipe = SMALL_BOTH.model_copy(update={"prune": Prune(network="cut.safetensors")})
+    [manifest] = Builder(replace(small, repository=tmp_path), TRAIN, VAL, lambda _: None).build([recipe])
+    assert manifest.files == small_files
+    other = small.checkpoint.with_name("other.safetensors")
+    save_checkpoint(other, build_network(TINY, 3), Description("cells", TINY.name, LABELS, SIZE, 2 * SIZE))
     with pytest.raises(BuildError, match="is not of the model"):
-        Builder(config, TRAIN, VAL).build([recipe.model_copy(update={"prune": Prune(network=other.name)})])
+        Builder(small, TRAIN, VAL).build([recipe.model_copy(update={"prune": Prune(network=other.name)})])
 
 
-def test_engines_are_timed_together_and_the_manifest_names_the_fastest(config: BuildConfig, tmp_path: Path) -> None:
+def test_engines_are_timed_together_and_the_manifest_names_the_fastest(small: BuildConfig, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    both = replace(config, repository=tmp_path, engines=("onnxruntime", "openvino"))
+    both = replace(small, repository=tmp_path, engines=("onnxruntime", "openvino"))
     [manifest] = Builder(both, TRAIN, VAL, lambda _: None).build([FP32])
     assert set(manifest.latencies) == {"onnxruntime", "openvino"}
     assert manifest.latency == manifest.latencies[manifest.engine]
