@@ -2,6 +2,7 @@
 
 import typer
 
+from damoserve_compress.commands.advise import advise
 from damoserve_compress.commands.build import benchmark, build
 from damoserve_compress.commands.checkpoint import convert, publish
 from damoserve_compress.commands.data import check
@@ -9,10 +10,27 @@ from damoserve_compress.commands.evaluate import evaluate
 from damoserve_compress.commands.fetch import fetch
 from damoserve_compress.commands.naive import naive
 from damoserve_compress.commands.prune import prune
+from damoserve_compress.commands.report import report
+from damoserve_compress.commands.search import search
 from damoserve_compress.commands.train import distil, train
 
 app = typer.Typer(help="Train, compress and measure DAMO-YOLO detectors.", no_args_is_help=True)
-for command in (check, train, distil, fetch, convert, publish, prune, build, evaluate, benchmark, naive):
+for command in (
+    check,
+    train,
+    distil,
+    search,
+    fetch,
+    convert,
+    publish,
+    prune,
+    build,
+    evaluate,
+    benchmark,
+    naive,
+    report,
+    advise,
+):
     app.command()(command)
 
 

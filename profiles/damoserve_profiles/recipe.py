@@ -201,9 +201,7 @@ class Recipe(_Strict):
         export = self.export
         if self.target == "npu":
             if export.tail == "best" or export.stem != "convolution":
-                raise ValueError(
-                    "an npu takes neither the tail best, which sorts, nor space_to_depth, which splits"
-                )
+                raise ValueError("an npu takes neither the tail best, which sorts, nor space_to_depth, which splits")
         elif export.tail in ("all", "host") or export.silu != "sigmoid" or export.upsample != "resize":
             raise ValueError(f"tails but best, silu and upsample are for the target npu, not {self.target}")
         if self.target == "cpu":

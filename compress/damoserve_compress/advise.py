@@ -1,0 +1,195 @@
+"""Which profile suits a target and its limits, and where none does, which recipe would most likely make one.
+
+A profile that another is at least as good as in accuracy, time and bytes, and better than in one, is dominated; the
+others are the Pareto front. The recommended profile is always on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from damoserve_profiles.manifest import Manifest
+from damoserve_profiles.recipe import RECIPES, Recipe, Target, read_recipe
+
+Step = Literal["prune", "quantise", "bf16"]
+
+_DOES: Mapping[Step, str] = {"prune": "cuts channels", "quantise": "computes in 8 bits", "bf16": "computes in bfloat16"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A built profile, as it was measured."""
+
+    profile: str
+    ap: float
+    """Average precision, 0..1."""
+    milliseconds: float
+    """Median of one image, in the preferred engine."""
+    bytes: int
+    steps: frozenset[Step] = frozenset()
+    """What its recipe does to the network."""
+
+    @property
+    def costs(self) -> tuple[float, float, float]:
+        return -self.ap, self.milliseconds, self.bytes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a profile must keep; None: any will do."""
+
+    milliseconds: float | None = None
+    bytes: int | None = None
+    ap: float | None = None
+    """Lowest average precision, 0..1."""
+
+    def broken_costs(self, candidate: Candidate) -> list[str]:
+        """What is too much, in words."""
+        faults = []
+        if self.milliseconds is not None and candidate.milliseconds > self.milliseconds:
+            faults.append(f"takes {candidate.milliseconds:g} ms, more than {self.milliseconds:g}")
+        if self.bytes is not None and candidate.bytes > self.bytes:
+            faults.append(f"has {candidate.bytes} bytes, more than {self.bytes}")
+        return faults
+
+    def broken(self, candidate: Candidate) -> list[str]:
+        """All that is wrong with a profile, in words."""
+        faults = self.broken_costs(candidate)
+        if self.lacks_accuracy(candidate):
+            faults.append(f"has AP {candidate.ap:.4f}, less than {self.ap:g}")
+        return faults
+
+    def lacks_accuracy(self, candidate: Candidate) -> bool:
+        return self.ap is not None and candidate.ap < self.ap
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said of one profile."""
+
+    candidate: Candidate
+    faults: tuple[str, ...]
+    """The limits that it breaks; none: it qualifies."""
+    dominated_by: str | None
+    """The most accurate profile that is better all round."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The recommended profile, if any qualifies, and why the others are not."""
+
+    recommended: Candidate | None
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A recipe that is not built yet."""
+
+    recipe: Recipe
+    reason: str
+
+
+def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether `first` costs no more than `second` in anything, and less in something."""
+    pairs = list(zip(first, second, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def on_front(costs: Sequence[Sequence[float]]) -> list[bool]:
+    """Of points given by costs, the lower the better, those that no other dominates."""
+    return [not any(dominates(other, point) for other in costs) for point in costs]
+
+
+def decide(candidates: Sequence[Candidate], limits: Limits) -> Advice:
+    """Recommends the most accurate profile that keeps the limits; of several such the quickest, then the smallest."""
+    verdicts = tuple(
+        Verdict(candidate, tuple(limits.broken(candidate)), _dominating(candidate, candidates))
+        for candidate in candidates
+    )
+    qualified = [verdict.candidate for verdict in verdicts if not verdict.faults]
+    return Advice(min(qualified, key=_preference, default=None), verdicts)
+
+
+def _preference(candidate: Candidate) -> tuple[float, float, float, str]:
+    return (*candidate.costs, candidate.profile)
+
+
+def _dominating(candidate: Candidate, candidates: Sequence[Candidate]) -> str | None:
+    better = [other for other in candidates if dominates(other.costs, candidate.costs)]
+    return min(better, key=_preference).profile if better else None
+
+
+def suggest(candidates: Sequence[Candidate], limits: Limits, recipes: Sequence[Recipe]) -> list[Suggestion]:
+    """Which of `recipes`, none of them built yet, may keep the limits, the likeliest first.
+
+    Judged by what they do: a recipe is likely if it does more than the profiles that are too slow or too large, and
+    less than those that are not accurate enough; it is left out where it is the other way round. Where that does not
+    tell, more steps come first, or fewer where a lowest accuracy or nothing else is asked for.
+    """
+    fewer = limits.ap is not None or (limits.milliseconds is None and limits.bytes is None)
+    ranked = []
+    for recipe in recipes:
+        steps = steps_of(recipe)
+        stronger, weaker, contradicted = _compare(steps, candidates, limits)
+        if not contradicted:
+            order = -len(stronger) - len(weaker), len(steps) if fewer else -len(steps), recipe.name
+            ranked.append((order, Suggestion(recipe, _reason(steps, stronger, weaker))))
+    return [suggestion for _, suggestion in sorted(ranked, key=lambda item: item[0])]
+
+
+def _compare(
+    steps: frozenset[Step], candidates: Sequence[Candidate], limits: Limits
+) -> tuple[list[str], list[str], bool]:
+    """Profiles that cost too much for fewer steps, those not accurate for more, and whether any says the opposite."""
+    costly = [candidate for candidate in candidates if limits.broken_costs(candidate)]
+    poor = [candidate for candidate in candidates if limits.lacks_accuracy(candidate)]
+    stronger = [candidate.profile for candidate in costly if steps > candidate.steps]
+    weaker = [candidate.profile for candidate in poor if steps < candidate.steps]
+    contradicted = any(steps < candidate.steps for candidate in costly) or any(
+        steps > candidate.steps for candidate in poor
+    )
+    return stronger, weaker, contradicted
+
+
+def _reason(steps: frozenset[Step], stronger: Sequence[str], weaker: Sequence[str]) -> str:
+    does = " and ".join(_DOES[step] for step in sorted(steps)) or "leaves the network as it is"
+    reasons = []
+    if stronger:
+        reasons.append(f"more than {', '.join(stronger)}, which cost too much")
+    if weaker:
+        reasons.append(f"less than {', '.join(weaker)}, which lack accuracy")
+    return f"{does}: {'; '.join(reasons)}" if reasons else does
+
+
+def steps_of(recipe: Recipe) -> frozenset[Step]:
+    """What a recipe does to the network."""
+    steps: dict[Step, bool] = {
+        "prune": recipe.prune is not None,
+        "quantise": recipe.quantise is not None,
+        "bf16": recipe.precision is not None,
+    }
+    return frozenset(step for step, done in steps.items() if done)
+
+
+def candidate_of(manifest: Manifest) -> Candidate:
+    """A profile as its manifest describes it."""
+    return Candidate(
+        manifest.profile,
+        manifest.accuracy.ap,
+        manifest.latency.median_ms,
+        manifest.model_bytes,
+        steps_of(manifest.recipe),
+    )
+
+
+def bundled_recipes(model: str, target: Target) -> list[Recipe]:
+    """The recipes of `profiles/recipes` for a target, with the model's own in place of those of the same name.
+
+    Raises RecipeError.
+    """
+    folders = (RECIPES, RECIPES / target, RECIPES / model)
+    paths: dict[str, Path] = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    recipes = [read_recipe(path) for path in paths.values()]
+    return [recipe for recipe in recipes if recipe.target == target]

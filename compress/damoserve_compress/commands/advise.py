@@ -1,0 +1,186 @@
+"""`damoserve-compress advise`: the profile for a target and its limits; where there is none, it can be built."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from damoserve_compress.advise import (
+    Advice,
+    Limits,
+    Suggestion,
+    bundled_recipes,
+    candidate_of,
+    decide,
+    suggest,
+)
+from damoserve_compress.commands.options import RepositoryFolder, Setting, read_data, told, training_config
+from damoserve_profiles.manifest import Manifest, Thresholds
+from damoserve_profiles.recipe import Recipe, RecipeError, Target
+from damoserve_profiles.repository import BUNDLED, Repository, RepositoryError
+
+
+def advise(  # noqa: PLR0913, PLR0917
+    repository: RepositoryFolder = BUNDLED,
+    model: Annotated[str | None, typer.Option(help="Default: the only one of the repository.")] = None,
+    target: Annotated[Literal["cpu", "gpu", "npu"], typer.Option(help="What the profile is to run on.")] = "cpu",
+    max_latency_ms: Annotated[
+        float | None, typer.Option(min=0, help="Longest median time of one image, as the manifests have it.")
+    ] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Largest model file.")] = None,
+    min_ap: Annotated[float | None, typer.Option(min=0, max=1, help="Lowest average precision, 0 to 1.")] = None,
+    build: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Trained network (safetensors): build what is missing from it."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(envvar="DAMOSERVE_DATA", file_okay=False, help="Data set, for --build.")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for the results of steps, for --build.")
+    ] = None,
+    train_recipe: Annotated[str, typer.Option(help="Training recipe of the fine-tuning, for --build.")] = "default",
+    setting: Setting = None,
+) -> None:
+    """Say which profiles keep the limits, and recommend one; name or build the missing one. Exit code 1: none does."""
+    limits = Limits(max_latency_ms, max_bytes, min_ap)
+    with told(RepositoryError, RecipeError, ValueError):
+        shelf = _open(Repository(repository), model, target)
+    if build is None:
+        _end(shelf, limits)
+    if data is None or work is None:
+        raise typer.BadParameter("needs --data and --work", param_hint="--build")
+    make = _maker(_Build(build, data, work, train_recipe, setting or []), shelf)
+    with told(RepositoryError, RecipeError):
+        while not shelf.advice(limits).recommended and (likely := shelf.suggestions(limits)):
+            typer.echo(f"nothing keeps the limits yet: building {likely[0].recipe.name}, which {likely[0].reason}")
+            make(likely[0].recipe)
+    _end(shelf, limits)
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """The profiles of one version, and what could be built beside them for one target."""
+
+    repository: Repository
+    model: str
+    version: int
+    target: Target
+
+    def manifests(self) -> list[Manifest]:
+        """Of every target. Raises RepositoryError."""
+        return [folder.read_manifest() for folder in self.repository.profiles(self.model, self.version)]
+
+    def own(self) -> list[Manifest]:
+        """Those of the target."""
+        return [manifest for manifest in self.manifests() if manifest.recipe.target == self.target]
+
+    def advice(self, limits: Limits) -> Advice:
+        return decide([candidate_of(manifest) for manifest in self.own()], limits)
+
+    def missing(self) -> list[Recipe]:
+        """Recipes of which there is no profile. A folder holds one of each name, whatever its target."""
+        taken = {manifest.profile for manifest in self.manifests()}
+        return [recipe for recipe in bundled_recipes(self.model, self.target) if recipe.name not in taken]
+
+    def suggestions(self, limits: Limits) -> list[Suggestion]:
+        return suggest([candidate_of(manifest) for manifest in self.own()], limits, self.missing())
+
+
+@dataclass(frozen=True)
+class _Build:
+    checkpoint: Path
+    data: Path
+    work: Path
+    train_recipe: str
+    settings: Sequence[str]
+
+
+def _open(repository: Repository, model: str | None, target: Target) -> _Shelf:
+    """Raises ValueError where the repository does not tell which model is meant, or has nothing of it."""
+    models = repository.models()
+    if model is None and len(models) != 1:
+        raise ValueError(f"{repository.root} holds {', '.join(models) or 'no model'}: say which with --model")
+    name = model or models[0]
+    versions = repository.versions(name)
+    return _Shelf(repository, name, versions[-1] if versions else 1, target)
+
+
+def _maker(options: _Build, shelf: _Shelf) -> Callable[[Recipe], object]:
+    """What builds one recipe; ends the command where that is not possible."""
+    from damoserve_compress.build import BuildConfig, Builder, BuildError
+    from damoserve_compress.export import ExportError
+    from damoserve_compress.network.checkpoint import CheckpointError
+    from damoserve_compress.prune import PruneError
+    from damoserve_compress.quantise import QuantisationError
+    from damoserve_compress.source import read_source
+    from damoserve_compress.targets import TargetError
+    from damoserve_compress.training.checkpoint import TrainingError
+
+    kinds = (BuildError, CheckpointError, ExportError, PruneError, QuantisationError, RepositoryError, TargetError)
+    with told(*kinds, ValueError):
+        source, manifests = read_source(options.checkpoint), shelf.manifests()
+        if source.description.model != shelf.model:
+            raise BuildError(f"{options.checkpoint} is of the model {source.description.model}, not {shelf.model}")
+        if any(manifest.source.sha256 != source.sha256 for manifest in manifests):
+            raise BuildError(
+                f"version {shelf.version} of {shelf.model} was built from another checkpoint than {options.checkpoint}"
+            )
+        train_set, val_set = read_data(options.data)
+        config = BuildConfig(
+            checkpoint=options.checkpoint,
+            repository=shelf.repository.root,
+            work=options.work,
+            data_name=f"{options.data.resolve().name}/val",
+            thresholds=manifests[0].thresholds if manifests else Thresholds(score=0.5, nms_iou=0.7, max_detections=100),
+            version=shelf.version,
+            training=training_config(options.train_recipe, {}, options.settings),
+        )
+        builder = Builder(config, train_set, val_set, typer.echo)
+
+    def make(recipe: Recipe) -> None:
+        with told(*kinds, TrainingError, ValueError):
+            builder.build([recipe])
+
+    return make
+
+
+def _end(shelf: _Shelf, limits: Limits) -> NoReturn:
+    """Prints what there is to say, and exits with 1 where no profile qualifies."""
+    with told(RepositoryError, RecipeError):
+        advice, manifests, likely = shelf.advice(limits), shelf.own(), shelf.suggestions(limits)
+    typer.echo("\n".join(_lines(advice, manifests)) or f"{shelf.model} has no profile for {shelf.target}")
+    if advice.recommended is not None:
+        typer.echo(f"recommended: {advice.recommended.profile}")
+        raise typer.Exit(0)
+    typer.echo("no profile keeps the limits", err=True)
+    for suggestion in likely:
+        typer.echo(f"not built yet: {suggestion.recipe.name}, which {suggestion.reason}", err=True)
+    if likely:
+        typer.echo("build it: the same command with --build CHECKPOINT --data DATA --work WORK", err=True)
+    else:
+        typer.echo(
+            f"no recipe for {shelf.target} is left that is likely to: loosen a limit, or write a recipe and build it",
+            err=True,
+        )
+    raise typer.Exit(1)
+
+
+def _lines(advice: Advice, manifests: Sequence[Manifest]) -> list[str]:
+    """One for each profile, then where the times are from."""
+    lines = []
+    for verdict in advice.verdicts:
+        candidate = verdict.candidate
+        said = "; ".join(verdict.faults) or "keeps the limits"
+        dominated = f"; dominated by {verdict.dominated_by}" if verdict.dominated_by else ""
+        lines.append(
+            f"{candidate.profile:12} AP {candidate.ap:.4f}  {candidate.milliseconds:8.2f} ms"
+            f"  {candidate.bytes / 1e6:6.2f} MB  {said}{dominated}"
+        )
+    measured = {
+        f"{manifest.latency.runtime}, {manifest.latency.cpu}, {manifest.latency.threads} thread(s)": None
+        for manifest in manifests
+    }
+    return lines + [f"times are of {where}" for where in measured]

@@ -1,0 +1,5 @@
+"""ReportError: something that the report is to be made from cannot be used; the message says what to do."""
+
+
+class ReportError(ValueError):
+    """The report cannot be made."""

@@ -1,0 +1,212 @@
+"""The sections of a report about how its profiles were made, where they were measured, and how to repeat it."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import yaml
+
+from damoserve_compress.quantise import QuantisationReport
+from damoserve_compress.report.document import Block, Code, Drawing, Gallery, Paragraph, Section, Table
+from damoserve_compress.report.drawing import as_svg
+from damoserve_compress.report.measure import Measured
+from damoserve_compress.report.plots import SHOWN_GROUPS, group_plot, stage_plot
+from damoserve_compress.report.work import Pruned, Work
+from damoserve_profiles.manifest import Manifest
+
+NONE = "–"
+PACKAGES = (
+    "damoserve",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "numpy",
+    "opencv-python-headless",
+    "hotcoco",
+)
+
+
+def pruning(work: Work) -> Section:
+    """What was cut, and what each stage suffers from."""
+    blocks = list(chain.from_iterable(map(_pruned, work.prunings)))
+    return Section("Pruning", blocks)
+
+
+def _pruned(pruned: Pruned) -> Iterator[Block]:
+    name = pruned.stage.folder.name
+    made = f"made {', '.join(pruned.profiles)}" if pruned.profiles else "no profile of this repository was made from it"
+    yield Paragraph(f"{name}: {made}; {_duration(pruned.stage.seconds)}.")
+    rows = []
+    for number, cut in enumerate(pruned.cuts, 1):
+        before, after = (sum(counts[side] for counts in cut.channels.values()) for side in (0, 1))
+        share = NONE if cut.left is None or cut.wanted is None else f"{cut.left:.3f} ({cut.wanted:.3f})"
+        rows.append(
+            [str(number), f"{before} to {after}", f"{cut.parameters / 1e6:.2f} M", f"{cut.macs / 1e9:.2f} G", share]
+        )
+    yield Table(["cut", "channels", "parameters", "MACs", "share left (wanted)"], rows)
+    drawings = [
+        Drawing(
+            f"{name}-cut-{number}",
+            f"Sensitivity of the stages before cut {number}",
+            as_svg(stage_plot(cut.sensitivity)),
+        )
+        for number, cut in enumerate(pruned.cuts, 1)
+        if cut.sensitivity
+    ]
+    if drawings:
+        yield Gallery(drawings)
+    else:
+        yield Paragraph("Its cuts are uniform: the sensitivity of the stages was not measured.")
+
+
+def quantisation(work: Work) -> Section:
+    """How the 8-bit graphs came to be."""
+    return Section("Quantisation", list(chain.from_iterable(_quantised(*item) for item in work.quantisations.items())))
+
+
+def _quantised(profile: str, report: QuantisationReport) -> Iterator[Block]:
+    methods = ", ".join(
+        f"{count} by {method}" for method, count in Counter(row.method for row in report.tensors).most_common()
+    )
+    bits = 7 if report.reduce_range else 8
+    yield Paragraph(
+        f"{profile}: {report.operators} operators, weights in {bits} bits, ranges of {len(report.tensors)} activations "
+        f"({methods}), biases of {len(report.bias_shifts)} convolutions corrected. {_kept(report)}"
+    )
+    if report.operator_times:
+        rows = [[row.operators, f"{row.milliseconds:.2f} ms"] for row in report.operator_times]
+        yield Table(["operators in 8 bits", "time"], rows)
+    if report.decisions:
+        yield Table(
+            ["convolution tried in float", "AP before", "AP after", "decision"],
+            [
+                [
+                    row.group,
+                    f"{100 * row.ap_before:.2f}",
+                    f"{100 * row.ap_after:.2f}",
+                    "stays in float" if row.kept else "back to 8 bits",
+                ]
+                for row in report.decisions
+            ],
+        )
+    if report.sensitivity:
+        shown = min(SHOWN_GROUPS, len(report.sensitivity))
+        caption = f"{profile}: the {shown} most harmful of {len(report.sensitivity)} convolutions, each alone in 8 bits"
+        yield Gallery([Drawing(f"quantise-{_file_name(profile)}", caption, as_svg(group_plot(report)))])
+        if any(row.ap is not None for row in report.sensitivity):
+            rows = [
+                [row.group, f"{row.sqnr_db:.1f}", f"{100 * row.ap:.2f}"]
+                for row in report.sensitivity
+                if row.ap is not None
+            ]
+            yield Table(["convolution alone in 8 bits", "signal to noise, dB", "AP x 100"], rows)
+
+
+def _kept(report: QuantisationReport) -> str:
+    """What the budget led to."""
+    if report.float_ap is None or report.ap is None:
+        return "The recipe has no budget: nothing stays in float."
+    count = len(report.float_groups)
+    floating = f"{count or 'No'} convolution{'s' if count > 1 else ''}"
+    lost = 100 * (report.float_ap - report.ap)
+    return (
+        f"{floating} had to stay in float: on the held-out training images AP went from {100 * report.float_ap:.2f} to "
+        f"{100 * report.ap:.2f} ({-lost:+.2f})."
+    )
+
+
+def calibration(work: Work) -> Section:
+    """Which images the ranges were taken from."""
+    rows = [
+        [profile, str(report.calibration.images), report.calibration.sha256]
+        for profile, report in work.quantisations.items()
+    ]
+    note = (
+        "Training images as the network gets them, without those held out; the hash is over all pixels, in their order."
+    )
+    return Section("Calibration set", [Table(["profile", "images", "SHA-256"], rows, names=3), Paragraph(note)])
+
+
+def environment(measured: Sequence[Measured]) -> Section:
+    """Where the report was measured."""
+    latency = measured[0].timing.latency
+    versions = [(name, _version(name)) for name in PACKAGES]
+    rows = [
+        ["processor", latency.cpu],
+        ["instruction set", latency.instruction_set],
+        ["processors that this process may use", str(len(os.sched_getaffinity(0)))],
+        ["system", f"{platform.system()} {platform.release()}, {platform.machine()}"],
+        ["Python", platform.python_version()],
+        *([name, version] for name, version in versions if version),
+    ]
+    built = {
+        (m.latency.cpu, m.latency.instruction_set, m.latency.runtime) for m in (item.manifest for item in measured)
+    }
+    notes = [
+        f"The manifests have times of {cpu} ({instructions}), {runtime}."
+        for cpu, instructions, runtime in sorted(built)
+    ]
+    return Section("Environment", [Table(["what", "value"], rows, names=2), *map(Paragraph, notes)])
+
+
+def repeat(command: str, manifests: Sequence[Manifest], work: Work) -> Section:
+    """The commands and recipes that lead here again."""
+    source = manifests[0].source
+    recipes = [f"{name}.yaml" for name in (manifest.profile for manifest in manifests)]
+    build = [
+        "damoserve-compress",
+        "build",
+        source.checkpoint,
+        "--data",
+        "DATA",
+        "--work",
+        "WORK",
+        "--repository",
+        "REPOSITORY",
+    ]
+    build += chain.from_iterable(("--recipe", recipe) for recipe in recipes)
+    blocks: list[Block] = [
+        Paragraph("This report:"),
+        Code(command),
+        Paragraph(f"The profiles, from {source.checkpoint} (SHA-256 {source.sha256}):"),
+        Code(shlex.join(build)),
+    ]
+    for manifest, recipe in zip(manifests, recipes, strict=True):
+        steps = manifest.recipe.model_dump(exclude={"name"}, exclude_defaults=True)
+        blocks += [
+            Paragraph(f"{recipe}, as the profile was built:"),
+            Code(yaml.safe_dump(steps, sort_keys=False).strip()),
+        ]
+    if work.seconds:
+        rows = [
+            [profile, *(_duration(steps[step]) if step in steps else NONE for step in ("prune", "export", "quantise"))]
+            for profile, steps in work.seconds.items()
+        ]
+        blocks += [Paragraph("What the steps took:"), Table(["profile", "prune", "export", "quantise"], rows)]
+    return Section("How to repeat it", blocks)
+
+
+def left_out(missing: Sequence[str]) -> Section:
+    """What the report does not have, and what it would take."""
+    return Section("Left out", [Paragraph(text) for text in missing])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def _file_name(profile: str) -> str:
+    return profile.replace("+", "-")
