@@ -49,7 +49,8 @@ def main(
         for name, source in (("int8", "fp32"), ("int8+pruned", "pruned")):
             paths[name] = Path(folder) / f"{name}.onnx"
             export_onnx(networks[source], shape, Export(stem="space_to_depth"), paths[name])
-            quantise_onnx(paths[name], paths[name], lambda: _noise(size), Quantise(calibration_images=CALIBRATION_IMAGES))
+            options = Quantise(calibration_images=CALIBRATION_IMAGES)
+            quantise_onnx(paths[name], paths[name], lambda: _noise(size), options)
             networks[name] = networks[source]
         times = time_models(list(paths.values()), shape, rounds)
         rows = []

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from damoserve_compress.benchmark import choose_engine, summarise, time_models
+from damoserve_compress.benchmark import choose_engine, interleave, summarise
 from damoserve_compress.bootstrap import Difference, compare
 from damoserve_compress.complexity import complexity
 from damoserve_compress.datasets import Dataset
@@ -21,7 +21,7 @@ from damoserve_compress.datasets.cache import CachedDataset
 from damoserve_compress.evaluate import Metrics, average_precision, torch_detector
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.checkpoint import load_checkpoint
-from damoserve_compress.session import Runtime, onnx_detector
+from damoserve_compress.session import ONNX_RUNTIME, Runtime
 from damoserve_compress.source import BuildError, read_source
 from damoserve_compress.stages import Stages
 from damoserve_compress.steps import Steps
@@ -118,33 +118,49 @@ class Builder:
         checkpoint = self.config.checkpoint
         if recipe.prune:
             checkpoint = self.steps.prune(checkpoint, recipe.prune, self.config.training)
-        path = self.steps.export(checkpoint, recipe.export)
+        path = self.steps.export(checkpoint, recipe)
         if recipe.quantise:
-            path = self.steps.quantise(path, recipe.quantise)
+            path = self.steps.quantise(path, recipe, recipe.quantise)
+        path = self.steps.finish(path, checkpoint, recipe)
         return _Made(recipe, load_checkpoint(checkpoint)[0], path)
 
     def _time(self, made: Sequence[_Made]) -> list[_Timed]:
         runtimes = [self._runtimes(profile.recipe) for profile in made]
-        pairs = [(profile.path, runtime) for profile, tried in zip(made, runtimes, strict=True) for runtime in tried]
-        self._report(f"timing {len(pairs)} graphs, {self.config.rounds} interleaved runs of each")
-        columns = iter(time_models(pairs, self._source.size, self.config.rounds, THREADS).T)
-        return [self._timed({runtime: next(columns) for runtime in tried}) for tried in runtimes]
+        size = self._source.size
+        image = np.zeros((1, size.height, size.width, 3), np.uint8)
+        runs = [
+            partial(self.steps.detector(profile.path, profile.recipe, runtime), image)
+            for profile, tried in zip(made, runtimes, strict=True)
+            for runtime in tried
+        ]
+        self._report(f"timing {len(runs)} graphs, {self.config.rounds} interleaved runs of each")
+        columns = iter(interleave(runs, self.config.rounds).T)
+        return [
+            self._timed(profile.recipe, {runtime: next(columns) for runtime in tried})
+            for profile, tried in zip(made, runtimes, strict=True)
+        ]
 
     def _runtimes(self, recipe: Recipe) -> list[Runtime]:
+        if recipe.target != "cpu":
+            return [ONNX_RUNTIME]
         if recipe.precision is not None:
             return [Runtime("openvino", recipe.precision)]
         return [Runtime(engine) for engine in self.config.engines]
 
-    def _timed(self, times: dict[Runtime, NDArray[np.float64]]) -> _Timed:
-        fastest = choose_engine({runtime.engine: milliseconds for runtime, milliseconds in times.items()})
-        return _Timed(
-            next(runtime for runtime in times if runtime.engine == fastest),
-            {runtime.engine: summarise(milliseconds, THREADS, runtime) for runtime, milliseconds in times.items()},
-        )
+    def _timed(self, recipe: Recipe, times: dict[Runtime, NDArray[np.float64]]) -> _Timed:
+        latencies = {runtime: summarise(column, THREADS, runtime) for runtime, column in times.items()}
+        if len(times) == 1:
+            [(runtime, latency)] = latencies.items()
+            if recipe.target != "cpu":
+                latency = latency.model_copy(update={"runtime": f"{latency.runtime}, in place of the {recipe.target}"})
+            return _Timed(runtime, {runtime.engine: latency})
+        fastest = choose_engine({runtime.engine: column for runtime, column in times.items()})
+        chosen = next(runtime for runtime in times if runtime.engine == fastest)
+        return _Timed(chosen, {runtime.engine: latency for runtime, latency in latencies.items()})
 
     def _validate(self, made: _Made, runtime: Runtime) -> tuple[Metrics, Difference]:
         source, recipe = self.source_detections, made.recipe
-        detections = self.steps.detections(made.path, runtime)
+        detections = self.steps.detections(made.path, recipe, runtime)
         metrics = average_precision(self.steps.truth, detections)
         difference = compare(self.steps.truth, source, detections)
         self._report(f"{recipe.name}: AP {100 * metrics.ap:.2f}, {difference.ap} against the source network")
@@ -165,7 +181,8 @@ class Builder:
         description, recipe = self._source.description, made.recipe
         metrics, difference = self._validate(made, timed.runtime)
         parameters, macs = complexity(made.network, self._source.size)
-        candidates = onnx_detector(made.path)(np.zeros((1, description.height, description.width, 3), np.uint8))
+        image = np.zeros((1, description.height, description.width, 3), np.uint8)
+        scores, _ = self.steps.detector(made.path, recipe, timed.runtime)(image)
         return Manifest(
             model=description.model,
             version=self.config.version,
@@ -173,7 +190,7 @@ class Builder:
             variant=description.variant,
             labels=description.labels,
             input=description.input,
-            candidates=candidates[0].shape[1],
+            candidates=scores.shape[1],
             thresholds=self.config.thresholds,
             parameters=parameters,
             macs=macs,

@@ -16,19 +16,20 @@ from damoserve_compress.benchmark import instruction_set
 from damoserve_compress.datasets import Dataset, fingerprint
 from damoserve_compress.datasets.subset import split_selection
 from damoserve_compress.evaluate import Detector, average_precision, ground_truth, predict
-from damoserve_compress.export import check_batches, check_parity, export_onnx
+from damoserve_compress.export import ROUNDING, Tolerance, check_batches, check_parity
+from damoserve_compress.network import Network
 from damoserve_compress.network.checkpoint import load_checkpoint
 from damoserve_compress.prune.stage import prune_stage
-from damoserve_compress.quantise import quantise_onnx
 from damoserve_compress.session import ONNX_RUNTIME, Runtime, onnx_detector, open_detector
 from damoserve_compress.source import BuildError, SourceNetwork, read_source
 from damoserve_compress.stages import Stages
+from damoserve_compress.targets import TARGETS
 from damoserve_compress.training.config import TrainConfig
 from damoserve_profiles.files import replace_text
 from damoserve_profiles.imaging import resize
 from damoserve_profiles.manifest import MODEL_FILE
 from damoserve_profiles.postprocess import Detections
-from damoserve_profiles.recipe import Export, Prune, Quantise
+from damoserve_profiles.recipe import Prune, Quantise, Recipe
 from damoserve_profiles.repository import describe_file
 
 QUANTISATION = "quantisation.json"
@@ -55,26 +56,30 @@ class Steps:
             raise BuildError(f"{path} is not of the model, variant, labels and input of {checkpoint.name}")
         return path
 
-    def export(self, checkpoint: Path, options: Export) -> Path:
-        """The float graph of a checkpoint; it computes what the network computes, for batches too."""
-        size = self.source.size
-        inputs = {"checkpoint": _sha256(checkpoint), "options": options.model_dump(), "size": [size.width, size.height]}
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")}
+    def export(self, checkpoint: Path, recipe: Recipe) -> Path:
+        """The float32 graph of a checkpoint; it computes what the network computes, for batches too."""
+        size, options, target = self.source.size, recipe.export, TARGETS[recipe.target]
+        inputs = {
+            "checkpoint": _sha256(checkpoint),
+            "target": recipe.target,
+            "options": options.model_dump(),
+            "size": [size.width, size.height],
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")},
+        }
 
         def make(folder: Path) -> None:
-            network, _ = load_checkpoint(checkpoint)
+            network = target.adapt(load_checkpoint(checkpoint)[0], options)
             path = folder / MODEL_FILE
-            export_onnx(network, size, options, path)
-            samples = self._inputs(self.val_set)
-            check_parity(onnx_detector(path), network, samples)
-            check_batches(onnx_detector(path), samples)
+            target.export(network, size, options, path)
+            self._check(path, recipe, network, ROUNDING)
 
-        return self.stages.run("export", {**inputs, "versions": versions}, make) / MODEL_FILE
+        return self.stages.run("export", inputs, make) / MODEL_FILE
 
-    def quantise(self, graph: Path, options: Quantise) -> Path:
+    def quantise(self, graph: Path, recipe: Recipe, options: Quantise) -> Path:
         """The 8-bit form of a float graph; how it came to be is beside it."""
         inputs = {
             "graph": _sha256(graph),
+            "target": recipe.target,
             "options": options.model_dump(),
             "images": self._train_digest,
             "instruction_set": instruction_set(),
@@ -83,28 +88,70 @@ class Steps:
 
         def make(folder: Path) -> None:
             path = folder / MODEL_FILE
-            report = quantise_onnx(graph, path, self._calibration_images, options, self._selection_ap)
+            images, target = self._calibration_images, TARGETS[recipe.target]
+            report = target.quantise(graph, path, images, options, self._selection_ap)
             replace_text(folder / QUANTISATION, json.dumps(asdict(report), indent=1) + "\n")
-            check_batches(onnx_detector(path), self._inputs(self.val_set))
+            self._check(path, recipe)
 
         return self.stages.run("quantise", inputs, make) / MODEL_FILE
 
-    def detections(self, graph: Path, runtime: Runtime) -> list[Detections]:
-        """What a graph finds in the validation images."""
-        inputs = {"graph": _sha256(graph), "images": self._val_digest, "runtime": asdict(runtime)}
-        machine = {"version": runtime.version(), "instruction_set": instruction_set()}
+    def finish(self, graph: Path, checkpoint: Path, recipe: Recipe) -> Path:
+        """What the target is given: of a float graph or of its 8-bit form."""
+        if recipe.target == "cpu":
+            return graph
+        target = TARGETS[recipe.target]
+        inputs = {"graph": _sha256(graph), "target": recipe.target}
 
         def make(folder: Path) -> None:
-            found = self.detect(open_detector(graph, runtime), self.val_set)
+            path = folder / MODEL_FILE
+            target.finish(graph, path)
+            if recipe.quantise is None:
+                network = target.adapt(load_checkpoint(checkpoint)[0], recipe.export)
+                self._check(path, recipe, network, target.tolerance)
+
+        return self.stages.run("finish", inputs, make) / MODEL_FILE
+
+    def detector(self, graph: Path, recipe: Recipe, runtime: Runtime) -> Detector:
+        """A finished graph in `runtime`; on the processor, whatever it was made for."""
+        if recipe.target == "cpu":
+            return open_detector(graph, runtime)
+        return TARGETS[recipe.target].detector(graph, recipe.export)
+
+    def detections(self, graph: Path, recipe: Recipe, runtime: Runtime) -> list[Detections]:
+        """What a finished graph finds in the validation images."""
+        evaluation = self.source.network.structure.evaluation
+        inputs = {
+            "graph": _sha256(graph),
+            "export": recipe.export.model_dump(),
+            "images": self._val_digest,
+            "input": self.source.input.model_dump(),
+            "thresholds": evaluation.model_dump(),
+            "runtime": asdict(runtime),
+            "version": runtime.version(),
+            "instruction_set": instruction_set(),
+        }
+
+        def make(folder: Path) -> None:
+            found = self.detect(self.detector(graph, recipe, runtime), self.val_set)
             np.savez(folder / _DETECTIONS, **_packed(found))  # type: ignore[arg-type]
 
-        folder = self.stages.run("validate", {**inputs, **machine}, make)
+        folder = self.stages.run("validate", inputs, make)
         with np.load(folder / _DETECTIONS) as arrays:
             return _unpacked(arrays)
 
     def detect(self, detector: Detector, dataset: Dataset) -> list[Detections]:
         """With the thresholds that the variant is evaluated with."""
         return predict(detector, dataset, self.source.input, self.source.network.structure.evaluation)
+
+    def _check(
+        self, graph: Path, recipe: Recipe, network: Network | None = None, tolerance: Tolerance = ROUNDING
+    ) -> None:
+        """A graph against the network that it computes, if given, and its batches against single images."""
+        samples = self._inputs(self.val_set)
+        detector = TARGETS[recipe.target].detector(graph, recipe.export)
+        if network is not None:
+            check_parity(detector, network, samples, tolerance)
+        check_batches(detector, samples)
 
     @cached_property
     def truth(self) -> hotcoco.COCO:

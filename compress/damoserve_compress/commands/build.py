@@ -49,9 +49,12 @@ def build(  # noqa: PLR0913, PLR0917
     from damoserve_compress.prune import PruneError
     from damoserve_compress.quantise import QuantisationError
     from damoserve_compress.source import BuildError
+    from damoserve_compress.targets import TargetError
     from damoserve_compress.training.checkpoint import TrainingError
 
-    with told(BuildError, ExportError, PruneError, QuantisationError, RepositoryError, TrainingError, ValueError):
+    with told(
+        BuildError, ExportError, PruneError, QuantisationError, TargetError, RepositoryError, TrainingError, ValueError
+    ):
         recipes = [read_recipe(path) for path in recipe or sorted(RECIPES.glob("*.yaml"))]
         train_set, val_set = read_data(data)
         thresholds = Thresholds(score=score, nms_iou=0.7, max_detections=100)

@@ -17,6 +17,7 @@ def load_engine(model: bytes, manifest: Manifest, options: EngineOptions) -> Eng
     ONNX Runtime takes the place of a preferred engine that is not installed. Raises EngineMissing where there is no
     such choice, and EngineError.
     """
+    _check_target(manifest, options)
     if choose(manifest, options) == "onnxruntime":
         return OnnxRuntimeEngine(model, manifest, options)
     openvino = _openvino()
@@ -40,6 +41,13 @@ def choose(manifest: Manifest, options: EngineOptions) -> EngineName:
         return options.engine
     # What the manifest prefers was measured on a processor, and says nothing about other devices.
     return manifest.engine if options.providers == (CPU_PROVIDER,) else "onnxruntime"
+
+
+def _check_target(manifest: Manifest, options: EngineOptions) -> None:
+    """Raises EngineMissing for a graph that was made for other devices than the server's."""
+    target = manifest.recipe.target
+    if target == "npu" or (target == "gpu" and options.providers == (CPU_PROVIDER,)):
+        raise EngineMissing(f"the profile was built for a {target}, which this server does not use")
 
 
 @functools.cache  # once, not for every worker

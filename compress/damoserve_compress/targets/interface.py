@@ -1,0 +1,38 @@
+"""What a target is to the build."""
+
+from pathlib import Path
+from typing import Protocol
+
+from damoserve_compress.evaluate import Detector
+from damoserve_compress.export import Tolerance
+from damoserve_compress.network import Network
+from damoserve_compress.quantise import Images, QuantisationReport
+from damoserve_compress.quantise.quantise import Evaluate
+from damoserve_profiles.imaging import Size
+from damoserve_profiles.recipe import Export, Quantise
+
+
+class TargetSteps(Protocol):
+    """The steps of a build that differ between targets, in their order."""
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """By how much the finished graph of a network that is not quantised may differ from the network."""
+
+    def adapt(self, network: Network, options: Export) -> Network:
+        """The network that the graphs compute: the given one, unless the recipe asks for inexact replacements."""
+
+    def export(self, network: Network, size: Size, options: Export, path: Path) -> None:
+        """Writes the float32 graph of an adapted network. Raises TargetError where the target would not take it."""
+
+    def quantise(
+        self, source: Path, target: Path, images: Images, options: Quantise, evaluate: Evaluate | None = None
+    ) -> QuantisationReport:
+        """Writes the 8-bit form of an exported graph. Raises QuantisationError."""
+
+    def finish(self, source: Path, target: Path) -> None:
+        """Writes what is handed to the target's compiler: of an exported graph or of its 8-bit form. Raises
+        TargetError where the target would not take it."""
+
+    def detector(self, path: Path, options: Export, threads: int = 1) -> Detector:
+        """What a graph of any of these steps finds, computed by ONNX Runtime on the processor."""
