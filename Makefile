@@ -45,6 +45,7 @@ train: .venv/dev ## Trains the bundled model: make train DAMOSERVE_DATA=folder. 
 prune: .venv/dev ## Cuts the bundled model and trains it again: make prune DAMOSERVE_DATA=folder. Wants a GPU.
 	$(BIN)/damoserve-compress prune $(CHECKPOINT) --recipe $(RECIPES)/cut/pruned.yaml --work runs/build \
 	  --train-recipe cells --set ema_decay=0.999
+	@echo "Publish the network that it names to profiles/checkpoints/blood-cells-pruned.safetensors"
 
 profiles: .venv/dev ## Builds the bundled profiles: make profiles DAMOSERVE_DATA=folder.
 	$(BIN)/damoserve-compress build $(CHECKPOINT) --repository profiles/repository --work runs/build \
@@ -68,5 +69,5 @@ clean: ## Removes what the other targets made.
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/python
-	$(INSTALL) '.[server,openvino,compress,dev]'
+	$(INSTALL) '.[server,compress,dev]'
 	@touch $@

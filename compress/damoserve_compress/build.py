@@ -27,7 +27,16 @@ from damoserve_compress.stages import Stages
 from damoserve_compress.steps import Steps
 from damoserve_compress.training.config import TrainConfig
 from damoserve_profiles.files import replace_file
-from damoserve_profiles.manifest import MODEL_FILE, Accuracy, AccuracyDifference, Latency, Manifest, Source, Thresholds
+from damoserve_profiles.manifest import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    Accuracy,
+    AccuracyDifference,
+    Latency,
+    Manifest,
+    Source,
+    Thresholds,
+)
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import ProfileFolder, Repository, describe_file
@@ -97,6 +106,9 @@ class Builder:
         """
         if not recipes:
             raise BuildError("there is no recipe to build")
+        names = [recipe.name for recipe in recipes]
+        if len(set(names)) < len(names):
+            raise BuildError(f"two recipes have the same name: {', '.join(names)}")
         folders = [self._folder(recipe) for recipe in recipes]
         made = [self._make(recipe) for recipe in recipes]
         timed = self._time(made)
@@ -173,8 +185,13 @@ class Builder:
     def _folder(self, recipe: Recipe) -> ProfileFolder:
         repository = Repository(self.config.repository)
         folder = repository.folder(self._source.description.model, self.config.version, recipe.name)
-        if folder.path.is_dir() and folder.read_manifest().source.sha256 != self._source.sha256:
+        if not (folder.path / MANIFEST_FILE).exists():  # none yet, or a build was killed while it wrote this
+            return folder
+        there = folder.read_manifest()
+        if there.source.sha256 != self._source.sha256:
             raise BuildError(f"{folder.path} was built from another checkpoint: choose another version")
+        if there.recipe.target != recipe.target:
+            raise BuildError(f"{folder.path} is for the target {there.recipe.target}: name the recipe otherwise")
         return folder
 
     def _manifest(self, made: _Made, timed: _Timed) -> Manifest:

@@ -82,8 +82,12 @@ class Steps:
             "target": recipe.target,
             "options": options.model_dump(),
             "images": self._train_digest,
+            "input": self.source.input.model_dump(),
+            "thresholds": self.source.network.structure.evaluation.model_dump(),
             "instruction_set": instruction_set(),
-            "runtime": ONNX_RUNTIME.version(),
+            "runtimes": sorted({ONNX_RUNTIME.version(), Runtime(options.engine).version()})
+            if options.operators == "measure"
+            else [ONNX_RUNTIME.version()],
         }
 
         def make(folder: Path) -> None:

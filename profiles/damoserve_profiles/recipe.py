@@ -225,5 +225,5 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"no recipe at {path}") from error
     except ValidationError as error:
         raise RecipeError(f"{path}: {describe_faults(error)}") from error
-    except (yaml.YAMLError, TypeError) as error:
+    except (yaml.YAMLError, TypeError, OSError) as error:
         raise RecipeError(f"{path}: {error}") from error

@@ -82,7 +82,8 @@ def test_bundled_profiles_find_the_same_in_both_runtimes(openvino_engine, images
         same = (distances < pixels) & (differences < score)
         same &= expected.labels[sure][:, None] == found.labels[None]
         assert sure.sum() > 10
-        assert same.any(1).all()
+        # In 8 bits a rounding can decide which of two overlapping boxes is suppressed.
+        assert same.any(1).sum() >= sure.sum() - ("int8" in profile)
 
 
 def test_a_batch_gives_what_its_images_give_in_buffers_that_stay(openvino_engine, images):

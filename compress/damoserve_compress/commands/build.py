@@ -126,6 +126,7 @@ def _columns(profiles: dict[Path, Manifest]) -> "list[tuple[Path, Manifest, Runt
     return [
         (path, manifest, Runtime(engine, manifest.precision))
         for path, manifest in profiles.items()
+        if manifest.recipe.target == "cpu"
         for engine in ((manifest.engine,) if manifest.precision is not None else installed_engines())
     ]
 

@@ -1,5 +1,6 @@
 """How much to cut: channel counts that bring a network down to a share of its operations, parameters or latency."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ def _latency_share(whole: Network, size: Size, network: Network) -> float:
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("whole.onnx", "smaller.onnx")]
         for path, exported in zip(paths, (whole, network), strict=True):
-            export_onnx(exported, size, Export(), path)
+            export_onnx(copy.deepcopy(exported).cpu(), size, Export(), path)
         return 1 / speed_up(time_models(paths, size, _ROUNDS), 1).median
 
 

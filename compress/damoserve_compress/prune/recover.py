@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from damoserve_compress.complexity import complexity
 from damoserve_compress.datasets import Dataset
 from damoserve_compress.network import Network
@@ -72,6 +74,9 @@ class Pruning:
         `folder` gets it as `network.safetensors`, what was done as `prune.json`, and the logs of the trainings. Raises
         PruneError.
         """
+        if (folder / NETWORK).exists() and (folder / REPORT).exists():  # only the end of an earlier call was missing
+            _tidy(folder)
+            return load_checkpoint(folder / NETWORK)[0]
         folder.mkdir(parents=True, exist_ok=True)
         network = self._whole
         steps = self._options.steps
@@ -81,12 +86,12 @@ class Pruning:
             report(f"cut {step} of {steps}")
             smaller = self._cut(network, step, work, report)
             network = self._train(smaller, step, work)
-        save_checkpoint(folder / NETWORK, network, self._description)
         cuts = [json.loads((folder / f"step-{step}" / REPORT).read_text()) for step in range(1, steps + 1)]
         replace_text(folder / REPORT, json.dumps(cuts, indent=1) + "\n")
         for step in range(1, steps + 1):
-            (folder / f"step-{step}" / "training" / LOG).replace(folder / f"training-{step}.csv")
-            shutil.rmtree(folder / f"step-{step}")
+            shutil.copyfile(folder / f"step-{step}" / "training" / LOG, folder / f"training-{step}.csv")
+        save_checkpoint(folder / NETWORK, network, self._description)
+        _tidy(folder)
         return network.to("cpu")
 
     def _cut(self, network: Network, step: int, work: Path, report: Callable[[str], None]) -> Network:
@@ -143,8 +148,14 @@ class Pruning:
         tuning = replace(self._tuning, epochs=epochs)
         objective = None
         if options.distil:
+            torch.manual_seed(tuning.seed)  # a resumed step, which takes its cut from a file, has drawn less
             method = DistilConfig(first_weight=options.distil, last_weight=options.distil / 10)
             tuning = replace(tuning, distil=method)
             teacher = copy.deepcopy(self._whole).eval()
             objective = DistillationObjective(network, teacher, method, tuning.loss)
         return Trainer(network, tuning, (self._train_set, self._val_set), work / "training", objective).run().network
+
+
+def _tidy(folder: Path) -> None:
+    for work in folder.glob("step-*"):
+        shutil.rmtree(work)

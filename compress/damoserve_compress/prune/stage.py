@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 
+from damoserve_compress.benchmark import instruction_set
 from damoserve_compress.datasets import Dataset, fingerprint
 from damoserve_compress.datasets.subset import split_selection
 from damoserve_compress.prune.cut import PruneError
 from damoserve_compress.prune.recover import NETWORK, Pruning
+from damoserve_compress.session import ONNX_RUNTIME
 from damoserve_compress.source import SourceNetwork
 from damoserve_compress.stages import Stages
 from damoserve_compress.training.config import TrainConfig
@@ -37,12 +39,14 @@ def prune_stage(
         learning_rate=fine_tune.learning_rate,
         rendered=fine_tune.rendered if rendered_fits(description.labels) else 0,
     )
-    curve = {name: value for name, value in tuning.curve().items() if name not in ("distil", "epochs")}
+    # The precision follows the machine: what was trained on another is not to be trained again here.
+    curve = {name: value for name, value in tuning.curve().items() if name not in ("distil", "epochs", "precision")}
     inputs = {
         "checkpoint": source.sha256,
         "options": options.model_dump(),
         "training": curve,
         "images": fingerprint(train_set),
+        "timed": [instruction_set(), ONNX_RUNTIME.version()] if options.latency is not None else None,
     }
 
     def make(folder: Path) -> None:
