@@ -21,7 +21,7 @@ from damoserve_compress.datasets.cache import CachedDataset
 from damoserve_compress.evaluate import Metrics, average_precision, torch_detector
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.checkpoint import load_checkpoint
-from damoserve_compress.session import ONNX_RUNTIME, Runtime
+from damoserve_compress.session import ONNX_RUNTIME, Runtime, installed_engines
 from damoserve_compress.source import BuildError, read_source
 from damoserve_compress.stages import Stages
 from damoserve_compress.steps import Steps
@@ -40,7 +40,7 @@ from damoserve_profiles.manifest import (
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import ProfileFolder, Repository, describe_file
-from damoserve_profiles.runtimes import EngineName
+from damoserve_profiles.runtimes import OPENVINO_EXTRA, EngineName
 
 THREADS = 1
 
@@ -109,6 +109,8 @@ class Builder:
         names = [recipe.name for recipe in recipes]
         if len(set(names)) < len(names):
             raise BuildError(f"two recipes have the same name: {', '.join(names)}")
+        for recipe in recipes:
+            self._check_prerequisites(recipe)
         folders = [self._folder(recipe) for recipe in recipes]
         made = [self._make(recipe) for recipe in recipes]
         timed = self._time(made)
@@ -124,6 +126,16 @@ class Builder:
         """What the network finds on the validation set before anything is done to it."""
         self._report("validating the source network")
         return self.steps.detect(torch_detector(fuse(self._source.network)), self.steps.val_set)
+
+    def _check_prerequisites(self, recipe: Recipe) -> None:
+        """What would else be missed only after hours of training."""
+        for runtime in self._runtimes(recipe):
+            if runtime.engine not in installed_engines():
+                raise BuildError(f"{recipe.name} needs OpenVINO: install {OPENVINO_EXTRA}")
+        if recipe.prune and recipe.prune.network:
+            path = self.config.checkpoint.parent / recipe.prune.network
+            if not path.exists():
+                raise BuildError(f"{recipe.name} needs the cut network {path}, which is not there")
 
     def _make(self, recipe: Recipe) -> _Made:
         self._report(f"{recipe.name}:")

@@ -264,6 +264,15 @@ def test_data_with_other_labels_are_refused(config: BuildConfig, builder: Builde
         Builder(config, TRAIN, Renamed(1, 1))
 
 
+def test_what_is_missing_is_said_before_anything_is_done(small: BuildConfig, tmp_path: Path) -> None:
+    builder = Builder(replace(small, work=tmp_path), TRAIN, VAL, lambda _: None)
+    with pytest.raises(BuildError, match=r"nowhere\.safetensors, which is not there"):
+        builder.build([FP32, SMALL_BOTH.model_copy(update={"prune": Prune(network="nowhere.safetensors")})])
+    with pytest.raises(BuildError, match="the same name"):
+        builder.build([FP32, FP32])
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_recipes_nothing_is_done(builder: Builder) -> None:
     with pytest.raises(BuildError, match="no recipe"):
         builder.build([])
