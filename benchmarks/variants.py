@@ -20,8 +20,8 @@ from damoserve_compress.benchmark import speed_up, summarise, time_models
 from damoserve_compress.complexity import complexity
 from damoserve_compress.export import export_onnx
 from damoserve_compress.network import Network, build_network
-from damoserve_compress.prune import cut, find_groups
-from damoserve_compress.prune.amount import LARGEST_RATIO, reach, uniform
+from damoserve_compress.prune import cut, find_groups, uniform
+from damoserve_compress.prune.amount import LARGEST_RATIO, reach
 from damoserve_compress.quantise import quantise_onnx
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export, Quantise

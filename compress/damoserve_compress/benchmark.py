@@ -28,14 +28,19 @@ class Ratio:
     upper: float
 
 
-def interleave(runs: Sequence[Callable[[], object]], rounds: int, warm_up: int = 5) -> NDArray[np.float64]:
+def interleave(
+    runs: Sequence[Callable[[], object]],
+    rounds: int,
+    warm_up: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> NDArray[np.float64]:
     """Milliseconds `[rounds, len(runs)]`: every round times each run once, so that all share the machine's moods."""
     milliseconds = np.empty((rounds + warm_up, len(runs)))
     for row in milliseconds:
         for column, run in enumerate(runs):
-            started = time.perf_counter()
+            started = clock()
             run()
-            row[column] = (time.perf_counter() - started) * 1e3
+            row[column] = (clock() - started) * 1e3
     return milliseconds[warm_up:]
 
 
@@ -76,10 +81,15 @@ def summarise(milliseconds: NDArray[np.float64], threads: int, runtime: Runtime 
         p90_ms=round(float(np.percentile(milliseconds, 90)), 3),
         runs=len(milliseconds),
         threads=threads,
-        cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
+        cpu=cpu_name(),
         instruction_set=instruction_set(),
         runtime=runtime.version(),
     )
+
+
+def cpu_name() -> str:
+    """The processor's, as it calls itself."""
+    return _cpu_field("model name") or platform.processor() or platform.machine()
 
 
 def instruction_set() -> str:

@@ -72,9 +72,9 @@ def open_detector(path: Path, runtime: Runtime, threads: int = 1) -> Detector:
     return onnx_detector(path, threads)
 
 
-def onnx_detector(path: Path, threads: int = 1) -> Detector:
+def onnx_detector(path: Path, threads: int = 1, fuse_quantisers: bool = True) -> Detector:
     """The detector that an exported graph is."""
-    session = open_session(path, threads)
+    session = open_session(path, threads, fuse_quantisers=fuse_quantisers)
 
     def detect(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         scores, boxes = session.run(["scores", "boxes"], {"images": images})

@@ -14,7 +14,8 @@ from damoserve_compress.datasets.subset import split_selection
 from damoserve_compress.network import Network
 from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
 from damoserve_compress.prune import PruneError, find_groups
-from damoserve_compress.prune.amount import Keep, by_sensitivity, reach, share_of
+from damoserve_compress.prune.amount import by_sensitivity, reach, share_of
+from damoserve_compress.prune.cut import Keep
 from damoserve_compress.prune.recover import NETWORK, REPORT
 from damoserve_compress.prune.sensitivity import StageSensitivity, stage_sensitivity
 from damoserve_compress.prune.stage import prune_stage

@@ -1,7 +1,7 @@
 """How much to cut: channel counts that bring a network down to a share of its operations, parameters or latency."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,13 +10,10 @@ from damoserve_compress.benchmark import speed_up, time_models
 from damoserve_compress.complexity import complexity
 from damoserve_compress.export import export_onnx
 from damoserve_compress.network import Network
-from damoserve_compress.prune.cut import Group, PruneError, kept_channels
+from damoserve_compress.prune.cut import Group, Keep, PruneError, kept_channels
 from damoserve_compress.prune.sensitivity import StageSensitivity, ratios_at
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export, Prune
-
-Keep = Mapping[str, int]
-"""Channels that stay, by the root of their group."""
 
 LARGEST_RATIO = 0.9
 _BISECTIONS = 8  # to a 256th of the range; multiples of 8 or 16 channels are coarser than that
@@ -41,11 +38,6 @@ def _latency_share(whole: Network, size: Size, network: Network) -> float:
         for path, exported in zip(paths, (whole, network), strict=True):
             export_onnx(copy.deepcopy(exported).cpu(), size, Export(), path)
         return 1 / speed_up(time_models(paths, size, _ROUNDS), 1).median
-
-
-def uniform(groups: Sequence[Group], ratio: float, round_to: int) -> Keep:
-    """The same ratio of every group."""
-    return {group.root: kept_channels(group.channels, ratio, round_to) for group in groups}
 
 
 def by_sensitivity(groups: Sequence[Group], rows: Sequence[StageSensitivity], level: float, round_to: int) -> Keep:

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -21,6 +21,10 @@ _IMPORTANCES: Final[Mapping[Importance, Callable[[], Any]]] = {
     "bn_scale": torch_pruning.importance.BNScaleImportance,
     "taylor": torch_pruning.importance.GroupTaylorImportance,
 }
+
+
+Keep = Mapping[str, int]
+"""Channels that stay, by the root of their group."""
 
 
 class PruneError(RuntimeError):
@@ -68,7 +72,7 @@ def find_groups(network: Network, importance: Importance) -> list[Group]:
     return found
 
 
-def cut(network: Network, groups: list[Group], keep: Mapping[str, int]) -> Network:
+def cut(network: Network, groups: list[Group], keep: Keep) -> Network:
     """A smaller copy in training form, in train mode: of each group named in `keep` by its root, so many channels stay.
 
     Those with the least scores go. `groups` are those of this network.
@@ -85,6 +89,11 @@ def cut(network: Network, groups: list[Group], keep: Mapping[str, int]) -> Netwo
             prune = graph.get_pruner_of_module(root).prune_out_channels
             graph.get_pruning_group(root, prune, doomed.sort().values.tolist()).prune()
     return smaller.train()
+
+
+def uniform(groups: Sequence[Group], ratio: float, round_to: int) -> Keep:
+    """The same ratio of every group."""
+    return {group.root: kept_channels(group.channels, ratio, round_to) for group in groups}
 
 
 def kept_channels(channels: int, ratio: float, round_to: int) -> int:

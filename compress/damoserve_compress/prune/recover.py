@@ -16,8 +16,8 @@ from damoserve_compress.complexity import complexity
 from damoserve_compress.datasets import Dataset
 from damoserve_compress.network import Network
 from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
-from damoserve_compress.prune.amount import LARGEST_RATIO, Keep, by_sensitivity, reach, share_of, uniform
-from damoserve_compress.prune.cut import Group, cut, find_groups
+from damoserve_compress.prune.amount import LARGEST_RATIO, by_sensitivity, reach, share_of
+from damoserve_compress.prune.cut import Group, Keep, cut, find_groups, uniform
 from damoserve_compress.prune.sensitivity import StageSensitivity, stage_sensitivity
 from damoserve_compress.prune.statistics import accumulate_gradients, plain_batches, reestimate_norms
 from damoserve_compress.training.config import TrainConfig
@@ -99,8 +99,7 @@ class Pruning:
         if not path.exists():
             statistics = plain_batches(self._train_set, self._tuning, _STATISTICS_IMAGES)
             groups = self._groups(network, statistics)
-            keep, done = self._choose(network, groups, step, statistics, report)
-            smaller = cut(network, groups, keep)
+            smaller, done = self._choose(network, groups, step, statistics, report)
             reestimate_norms(smaller, statistics)
             replace_text(work / REPORT, json.dumps(asdict(done)))
             save_checkpoint(path, smaller, self._description)
@@ -116,7 +115,7 @@ class Pruning:
 
     def _choose(
         self, network: Network, groups: list[Group], step: int, statistics: list[Batch], report: Callable[[str], None]
-    ) -> tuple[Keep, Cut]:
+    ) -> tuple[Network, Cut]:
         options, size = self._options, self._description.input.size
         rows: tuple[StageSensitivity, ...] = ()
         wanted = left = None
@@ -137,9 +136,10 @@ class Pruning:
             final, share = share_of(options, self._whole, size)
             wanted = final ** (step / options.steps)
             keep, left = reach(wanted, lambda keep: share(cut(network, groups, keep)), cuts)
-        parameters, macs = complexity(cut(network, groups, keep), size)
+        smaller = cut(network, groups, keep)
+        parameters, macs = complexity(smaller, size)
         channels = {group.root: (group.channels, keep[group.root]) for group in groups}
-        return keep, Cut(wanted, left, parameters, macs, channels, rows)
+        return smaller, Cut(wanted, left, parameters, macs, channels, rows)
 
     def _train(self, network: Network, step: int, work: Path) -> Network:
         options = self._options.fine_tune

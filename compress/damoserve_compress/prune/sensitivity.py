@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from damoserve_compress.network import Network
-from damoserve_compress.prune.cut import Group, cut, kept_channels
+from damoserve_compress.prune.cut import Group, cut, uniform
 from damoserve_compress.prune.statistics import mean_loss, reestimate_norms
 from damoserve_compress.training.config import TrainConfig
 from damoserve_compress.training.loader import Batch
@@ -56,8 +56,7 @@ def stage_sensitivity(
         members = [group for group in groups if group.stage == stage]
         rises = []
         for ratio in RATIOS:
-            keep = {group.root: kept_channels(group.channels, ratio, round_to) for group in members}
-            smaller = cut(network, groups, keep)
+            smaller = cut(network, groups, uniform(members, ratio, round_to))
             reestimate_norms(smaller, statistics)
             rises.append(mean_loss(smaller, judged, config) - before)
         yield StageSensitivity(stage, sum(group.channels for group in members), RATIOS, tuple(rises))

@@ -7,13 +7,12 @@ means taken from images instead of batch norms.
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 from torch.nn import functional
 
-from damoserve_compress.quantise.graph import Graph
+from damoserve_compress.quantise.graph import Graph, attributes
 from damoserve_compress.quantise.observe import observe
 
 Array = NDArray[np.float32]
@@ -73,15 +72,15 @@ def _shift(graph: Graph, node: NodeProto, weights: Array, means: tuple[Array, Ar
 
 
 def _convolve(node: NodeProto, values: Array, weights: Array) -> NDArray[np.float64]:
-    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
+    found = attributes(node)
+    top, left, bottom, right = found.get("pads", [0, 0, 0, 0])
     padded = functional.pad(torch.from_numpy(values).double(), (left, right, top, bottom))
     out: NDArray[np.float64] = functional.conv2d(
         padded,
         torch.from_numpy(np.array(weights)).double(),
-        stride=tuple(attributes.get("strides", [1, 1])),
-        dilation=tuple(attributes.get("dilations", [1, 1])),
-        groups=attributes.get("group", 1),
+        stride=tuple(found.get("strides", [1, 1])),
+        dilation=tuple(found.get("dilations", [1, 1])),
+        groups=found.get("group", 1),
     ).numpy()
     return out
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from damoserve_compress.quantise.graph import Graph
+from damoserve_compress.quantise.graph import Graph, attributes
 
 ROUNDS = 20
 """A convolution may be the second of one pair and the first of the next: one is undone a little by the other."""
@@ -43,14 +43,10 @@ def _pairs(graph: Graph) -> Iterator[tuple[NodeProto, NodeProto]]:
     for first in graph.convolutions:
         for relu in graph.consumers[first.output[0]]:
             for second in graph.consumers[relu.output[0]]:
-                fits = (relu.op_type, second.op_type, _groups(second)) == ("Relu", "Conv", 1)
+                fits = (relu.op_type, second.op_type, attributes(second).get("group", 1)) == ("Relu", "Conv", 1)
                 shared = first.output[0], relu.output[0], *first.input[1:], *second.input[1:]
                 if fits and all(uses[name] == 1 for name in shared):
                     yield first, second
-
-
-def _groups(node: NodeProto) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
 
 
 def _equalise_pair(values: dict[str, NDArray[np.float32]], first: NodeProto, second: NodeProto) -> float:

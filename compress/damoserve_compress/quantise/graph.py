@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -142,3 +143,15 @@ class Graph:
             for value in (*inferred.value_info, *inferred.output)
             if value.type.tensor_type.elem_type == TensorProto.FLOAT
         }
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """A node's attributes by their names."""
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def drop_unused(model: ModelProto) -> None:
+    """Removes constants that no node reads."""
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+        model.graph.initializer.remove(tensor)

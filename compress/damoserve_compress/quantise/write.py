@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
 from damoserve_compress.quantise.errors import QuantisationError
-from damoserve_compress.quantise.graph import Graph, Group
+from damoserve_compress.quantise.graph import Graph, Group, drop_unused
 from damoserve_compress.session import open_session
 from damoserve_profiles.runtimes import EngineName
 
@@ -49,34 +49,17 @@ def write_quantised(graph: Graph, plan: Plan, target: Path, floating: Collection
     """
     kept = {name for group in floating for name in group.nodes}
     model = _with_shifts(graph, plan, kept)
-    # The mark of ONNX Runtime's own preparation, which would find nothing left to fold: without it, it warns.
-    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    with TemporaryDirectory() as folder:
-        ranges = Path(folder) / "ranges.json"
-        save_tensors_data(_tensors_data(graph, plan), ranges)
-        quantize_static(
-            model,
-            target,
-            None,
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_OPERATORS.get(plan.operators),
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=plan.reduce_range,
-            calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=sorted(graph.behind | kept),
-            extra_options={
-                "TensorQuantOverrides": {
-                    graph.cast.output[0]: [
-                        {"scale": np.array(_PIXEL_SCALE[plan.engine], np.float32), "zero_point": np.array(0, np.uint8)}
-                    ]
-                }
-            },
-            calibration_cache_path=ranges,
-        )
-    quantised = onnx.load(target)
-    quantised.ClearField("metadata_props")
+    pixels = {"scale": np.array(_PIXEL_SCALE[plan.engine], np.float32), "zero_point": np.array(0, np.uint8)}
+    quantised = quantise_with_ranges(
+        model,
+        tensors_data(graph, {**plan.ranges, graph.cast.output[0]: (0.0, 255.0)}),
+        target,
+        op_types_to_quantize=_OPERATORS.get(plan.operators),
+        activation_type=QuantType.QUInt8,
+        reduce_range=plan.reduce_range,
+        nodes_to_exclude=sorted(graph.behind | kept),
+        extra_options={"TensorQuantOverrides": {graph.cast.output[0]: [pixels]}},
+    )
     if plan.engine == "onnxruntime":
         _take_pixels_directly(quantised, graph.cast.name)
     _keep_float(quantised, kept)
@@ -96,20 +79,40 @@ def _with_shifts(graph: Graph, plan: Plan, kept: Collection[str]) -> ModelProto:
         model.graph.initializer.append(numpy_helper.from_array(before + plan.shifts[node.name], name))
         del node.input[2:]
         node.input.append(name)
-    _drop_unused(model)
+    drop_unused(model)
     return model
 
 
-def _drop_unused(model: ModelProto) -> None:
-    used = {name for node in model.graph.node for name in node.input}
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
-        model.graph.initializer.remove(tensor)
+def quantise_with_ranges(model: ModelProto, ranges: TensorsData, target: Path, **options: Any) -> ModelProto:
+    """The QDQ form of a graph with weights QInt8 per channel, by ONNX Runtime's quantiser, which writes to `target`.
+
+    `options` are those of `quantize_static`.
+    """
+    # The mark of ONNX Runtime's own preparation, which would find nothing left to fold: without it, it warns.
+    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
+    with TemporaryDirectory() as folder:
+        cache = Path(folder) / "ranges.json"
+        save_tensors_data(ranges, cache)
+        quantize_static(
+            model,
+            target,
+            None,
+            quant_format=QuantFormat.QDQ,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            calibrate_method=CalibrationMethod.MinMax,
+            calibration_cache_path=cache,
+            **options,
+        )
+    quantised = onnx.load(target)
+    quantised.ClearField("metadata_props")
+    return quantised
 
 
-def _tensors_data(graph: Graph, plan: Plan) -> TensorsData:
-    known = {**plan.ranges, graph.cast.output[0]: (0.0, 255.0)}
-    bounds = {name: np.array(known[source], np.float32) for name, source in graph.sources.items()}
-    data = {name: TensorData(lowest=low, highest=high) for name, (low, high) in bounds.items()}
+def tensors_data(graph: Graph, bounds: Mapping[str, tuple[float, float]]) -> TensorsData:
+    """Ranges as ONNX Runtime takes them: of every activation those of its source, which `bounds` has by name."""
+    ranges = {name: np.array(bounds[source], np.float32) for name, source in graph.sources.items()}
+    data = {name: TensorData(lowest=low, highest=high) for name, (low, high) in ranges.items()}
     return TensorsData(CalibrationMethod.MinMax, data)
 
 
@@ -146,7 +149,7 @@ def _keep_float(model: ModelProto, kept: Collection[str]) -> None:
         del node.input[2:]
         node.input.append(name)
         model.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", list(stored), [name], name=name))
-    _drop_unused(model)
+    drop_unused(model)
 
 
 def _check_fused(path: Path, convolutions: int, floating: int) -> None:

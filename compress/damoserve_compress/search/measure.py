@@ -24,6 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from damoserve_compress.benchmark import interleave
 from damoserve_compress.export import export_onnx
 from damoserve_compress.network import build_network
 from damoserve_compress.network.structures import Structure
@@ -101,14 +102,8 @@ def measure_networks(structures: Sequence[Structure], size: Size, num_classes: i
 
 
 def _medians(runs: Sequence[Callable[[], object]], rounds: int) -> NDArray[np.float64]:
-    """Median milliseconds `[len(runs)]`; every round times each run once, so that all share the machine's moods."""
-    seconds = np.empty((rounds + WARM_UP, len(runs)))
-    for row in seconds:
-        for column, run in enumerate(runs):
-            started = time.thread_time()
-            run()
-            row[column] = time.thread_time() - started
-    medians: NDArray[np.float64] = np.median(seconds[WARM_UP:], axis=0) * 1e3
+    """Median milliseconds `[len(runs)]` of interleaved runs."""
+    medians: NDArray[np.float64] = np.median(interleave(runs, rounds, WARM_UP, time.thread_time), axis=0)
     return medians
 
 

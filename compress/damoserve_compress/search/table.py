@@ -14,9 +14,10 @@ from typing import Annotated, Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from damoserve_compress.benchmark import summarise
+from damoserve_compress.benchmark import cpu_name, instruction_set
 from damoserve_compress.network.structures import Structure, structure_to_dict
 from damoserve_compress.search.operators import Convolution, Kind
+from damoserve_compress.session import ONNX_RUNTIME
 from damoserve_profiles.faults import describe_faults
 from damoserve_profiles.files import replace_text
 from damoserve_profiles.imaging import Size
@@ -152,8 +153,7 @@ def key(point: Convolution) -> str:
 
 def this_machine() -> Machine:
     """As manifests describe it."""
-    here = summarise(np.ones(1), THREADS)
-    return Machine(cpu=here.cpu, instruction_set=here.instruction_set, runtime=here.runtime, threads=THREADS)
+    return Machine(cpu=cpu_name(), instruction_set=instruction_set(), runtime=ONNX_RUNTIME.version(), threads=THREADS)
 
 
 def open_table(path: Path) -> LatencyTable:

@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from damoserve_compress.evaluate import Detector
 from damoserve_compress.export import Tolerance, export_onnx
 from damoserve_compress.network import Network
 from damoserve_compress.quantise import Images, QuantisationReport
 from damoserve_compress.quantise.quantise import Evaluate
-from damoserve_compress.session import open_session
+from damoserve_compress.session import onnx_detector
 from damoserve_compress.targets.half import to_half
 from damoserve_compress.targets.symmetric import Layout, quantise_symmetric
 from damoserve_profiles.imaging import Size
@@ -49,10 +47,4 @@ class Gpu:
 
     def detector(self, path: Path, options: Export, threads: int = 1) -> Detector:
         # The kernels that ONNX Runtime would fuse quantisers to take no float16 scales.
-        session = open_session(path, threads, fuse_quantisers=False)
-
-        def detect(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-            scores, boxes = session.run(["scores", "boxes"], {"images": images})
-            return scores, boxes
-
-        return detect
+        return onnx_detector(path, threads, fuse_quantisers=False)

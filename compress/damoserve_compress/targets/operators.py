@@ -6,10 +6,12 @@ TargetError   the graph holds what the target does not take
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 import onnx
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from damoserve_compress.quantise.graph import attributes
 
 SHOWN: Final = 5
 
@@ -79,10 +81,6 @@ def _tensors(model: ModelProto) -> Tensors:
         if value.type.tensor_type.HasField("shape"):
             shapes[value.name] = tuple(part.dim_value for part in value.type.tensor_type.shape.dim)
     return Tensors(shapes, constants)
-
-
-def attributes(node: NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def anything(node: NodeProto, tensors: Tensors) -> None:

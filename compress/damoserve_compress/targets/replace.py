@@ -15,7 +15,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import nn
 
 from damoserve_compress.network import Network
-from damoserve_compress.targets.operators import attributes, resize_factors
+from damoserve_compress.quantise.graph import attributes, drop_unused
+from damoserve_compress.targets.operators import resize_factors
 
 SMALL_WINDOW: Final = 3
 
@@ -101,10 +102,3 @@ def _rewrite(model: ModelProto, operator: str, replacement: Callable[[NodeProto]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     drop_unused(model)
-
-
-def drop_unused(model: ModelProto) -> None:
-    """Removes constants that no node reads."""
-    used = {name for node in model.graph.node for name in node.input}
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
-        model.graph.initializer.remove(tensor)

@@ -6,24 +6,21 @@ Not for processors: no 8-bit kernel of ONNX Runtime on x86 takes signed activati
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
-import numpy as np
 import onnx
 from onnx import ModelProto
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static, save_tensors_data
-from onnxruntime.quantization.calibrate import TensorData, TensorsData
+from onnxruntime.quantization import QuantType
 
 from damoserve_compress.benchmark import instruction_set
 from damoserve_compress.quantise import Images, QuantisationReport
 from damoserve_compress.quantise.equalise import equalise
-from damoserve_compress.quantise.graph import Graph
+from damoserve_compress.quantise.graph import Graph, drop_unused
 from damoserve_compress.quantise.histogram import Histogram
 from damoserve_compress.quantise.observe import collect
 from damoserve_compress.quantise.ranges import Range, choose_range, expected_error
 from damoserve_compress.quantise.report import TensorRange
-from damoserve_compress.targets.replace import drop_unused
+from damoserve_compress.quantise.write import quantise_with_ranges, tensors_data
 from damoserve_profiles.recipe import Quantise
 
 TIED: Final = ("Concat", "ConvTranspose")
@@ -112,41 +109,23 @@ def tied(graph: Graph) -> dict[str, str]:
 
 
 def _write(graph: Graph, ranges: list[tuple[str, Range]], target: Path, layout: Layout) -> None:
-    # The mark of ONNX Runtime's own preparation, which would find nothing left to fold: without it, it warns.
-    onnx.helper.set_model_props(graph.model, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    with TemporaryDirectory() as folder:
-        cache = Path(folder) / "ranges.json"
-        save_tensors_data(_tensors_data(graph, ranges), cache)
-        quantize_static(
-            graph.model,
-            target,
-            None,
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(layout.operators),
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=sorted(graph.behind),
-            extra_options={
-                "ActivationSymmetric": True,
-                "QuantizeBias": layout.biases,
-                "OpTypesToExcludeOutputQuantization": [] if layout.outputs else list(layout.operators),
-            },
-            calibration_cache_path=cache,
-        )
-    quantised = onnx.load(target)
-    quantised.ClearField("metadata_props")
+    bounds = {name: (found.low, found.high) for name, found in ranges} | {graph.cast.output[0]: (-PIXELS, PIXELS)}
+    quantised = quantise_with_ranges(
+        graph.model,
+        tensors_data(graph, bounds),
+        target,
+        op_types_to_quantize=list(layout.operators),
+        activation_type=QuantType.QInt8,
+        nodes_to_exclude=sorted(graph.behind),
+        extra_options={
+            "ActivationSymmetric": True,
+            "QuantizeBias": layout.biases,
+            "OpTypesToExcludeOutputQuantization": [] if layout.outputs else list(layout.operators),
+        },
+    )
     _release_relu(quantised)
     onnx.checker.check_model(quantised, full_check=True)
     onnx.save(quantised, target)
-
-
-def _tensors_data(graph: Graph, ranges: list[tuple[str, Range]]) -> TensorsData:
-    known = {name: found.high for name, found in ranges} | {graph.cast.output[0]: PIXELS}
-    bounds = {name: np.array(known[source], np.float32) for name, source in graph.sources.items()}
-    data = {name: TensorData(lowest=-bound, highest=bound) for name, bound in bounds.items()}
-    return TensorsData(CalibrationMethod.MinMax, data)
 
 
 def _release_relu(model: ModelProto) -> None:
