@@ -28,10 +28,10 @@ from damoserve_server.health import Health
 from damoserve_server.images import ImageLimits, ImageReader
 from damoserve_server.interceptors import CallInterceptor
 from damoserve_server.metrics import Endpoint, Metrics
-from damoserve_server.scheduler import Policy
+from damoserve_server.policies.deadline import DeadlinePolicy
 from damoserve_server.service import DetectionService, ProfileService, Startup
 from damoserve_server.settings import Settings, usable_cores
-from damoserve_server.workers import Workers
+from damoserve_server.workers import WorkerLimits, Workers
 
 LAST_ANSWERS_SECONDS = 1.0
 """After the drain: time for answers on their way, and for streams that their clients leave open."""
@@ -150,17 +150,19 @@ class Application:
         cv2.setNumThreads(1)
         decoders = ThreadPoolExecutor(usable_cores(), "decode")
         images = ImageReader(ImageLimits(settings.max_image_bytes, settings.max_pixels), decoders)
-        policy = Policy(
-            settings.workers, settings.max_batch_size, settings.max_batch_wait_ms / 1000, settings.max_queue
+        limits = WorkerLimits(
+            settings.workers, settings.max_batch_size, settings.max_queue, settings.worker_timeout_seconds
         )
-        workers = Workers(catalogue.active(), policy, self._metrics)
+        policy = DeadlinePolicy(settings.max_batch_wait_ms / 1000)
+        workers = Workers(policy, limits, self._metrics, self._metrics.workers.set)
         detector = Detector(settings, catalogue, images, workers, self._metrics)
         self._metrics.watch_pools(detector.free_slots, detector.leased_slots)
+        self._metrics.watch_queue(partial(workers.queued, ready=False), partial(workers.queued, ready=True))
         for model in catalogue.models.values():
             for failed in model.failed:
                 self._metrics.set_profile_state(model.name, failed.name, active=False)
             for profile in model.active:
-                self._metrics.add_profile(profile.manifest, partial(workers.queued, profile))
+                self._metrics.add_profile(profile.manifest)
         return detector
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -37,8 +38,10 @@ class ActiveProfile:
     """Loaded and warmed up: one engine for each worker."""
 
     manifest: Manifest
-    engines: tuple[Engine, ...]
+    engines: list[Engine]
     latency: LatencyEstimate
+    new_engine: Callable[[], Engine]
+    """Makes one more from the same verified bytes. Raises EngineError."""
 
     @property
     def name(self) -> str:
@@ -48,6 +51,10 @@ class ActiveProfile:
     def key(self) -> tuple[str, str]:
         """The model and the profile: the first labels of its metrics."""
         return self.manifest.model, self.manifest.profile
+
+    @property
+    def accuracy(self) -> float:
+        return self.manifest.accuracy.ap
 
     @property
     def size(self) -> Size:
@@ -147,7 +154,7 @@ def _load_model(repository: Repository, name: str, loading: Loading) -> Model:
     version = repository.versions(name)[-1]
     loaded = [_load_profile(folder, loading) for folder in repository.profiles(name, version)]
     active = [profile for profile in loaded if isinstance(profile, ActiveProfile)]
-    active.sort(key=lambda profile: profile.manifest.accuracy.ap, reverse=True)
+    active.sort(key=lambda profile: profile.accuracy, reverse=True)
     failed = tuple(profile for profile in loaded if isinstance(profile, FailedProfile))
     return Model(name, version, tuple(active), failed)
 
@@ -159,10 +166,11 @@ def _load_profile(folder: ProfileFolder, loading: Loading) -> ActiveProfile | Fa
         # It is read again for loading: the check finds damage, not malice: who may write here can change the hash too.
         manifest = folder.verify()
         model = folder.model_path.read_bytes()
-        engines = tuple(loading.load_engine(model, manifest, loading.options) for _ in range(loading.workers))
+        new_engine = partial(loading.load_engine, model, manifest, loading.options)
+        engines = [new_engine() for _ in range(loading.workers)]
         measured = [_warm_up(engine, manifest.input.size, loading) for engine in engines]
         baselines = {count: median(seconds[count] for seconds in measured) for count in measured[0]}
-        return ActiveProfile(manifest, engines, LatencyEstimate(baselines, loading.clock))
+        return ActiveProfile(manifest, engines, LatencyEstimate(baselines, loading.clock), new_engine)
     except Exception as error:  # whatever is wrong with one profile, the others can serve
         log.exception("profile %s/%s is not served", folder.model, folder.profile)
         return FailedProfile(folder, _manifest_of(folder), str(error), _summary(error, folder))

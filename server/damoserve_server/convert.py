@@ -9,6 +9,7 @@ from damoserve_profiles.manifest import Manifest
 from damoserve_server.catalogue import ActiveProfile, FailedProfile, Model
 from damoserve_server.detector import DetectionRequest, DetectionResult, Timings
 from damoserve_server.errors import ArgumentOutOfRange, ProfileAndTier
+from damoserve_server.policies import LOWEST_PRIORITY
 from damoserve_server.router import Reason, Tier
 
 TIERS = {
@@ -42,6 +43,7 @@ def to_request(
         min_accuracy=_fraction(request, "min_accuracy") or 0.0,
         score_threshold=_fraction(request, "score_threshold"),
         max_detections=_max_detections(request),
+        priority=_priority(request),
     )
 
 
@@ -80,6 +82,14 @@ def _max_detections(request: pb.DetectRequest) -> int | None:
     if not 1 <= request.max_detections <= MAX_DETECTIONS:
         raise _out_of_range("max_detections", str(request.max_detections), f"between 1 and {MAX_DETECTIONS}")
     return request.max_detections
+
+
+def _priority(request: pb.DetectRequest) -> int:
+    if not request.HasField("priority"):
+        return LOWEST_PRIORITY
+    if not 1 <= request.priority <= LOWEST_PRIORITY:
+        raise _out_of_range("priority", str(request.priority), f"between 1 and {LOWEST_PRIORITY}")
+    return request.priority
 
 
 def _out_of_range(field: str, value: str, allowed: str) -> ArgumentOutOfRange:

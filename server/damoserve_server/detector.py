@@ -1,9 +1,12 @@
 """The use case: an image and wishes in, detections out. Knows nothing of protobuf or gRPC."""
 
+import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from damoserve_profiles.imaging import Size, shown_size
 from damoserve_profiles.manifest import Thresholds
@@ -13,11 +16,15 @@ from damoserve_server.errors import DeadlineExpired
 from damoserve_server.gate import Gate
 from damoserve_server.images import ImageReader
 from damoserve_server.latency import DecodeEstimate
-from damoserve_server.memory import Pool
+from damoserve_server.memory import Pool, affordable_slots
 from damoserve_server.metrics import NO_TIER, STAGES, Metrics
-from damoserve_server.router import Candidate, Choice, Reason, Tier, Wish, choose
+from damoserve_server.policies import LOWEST_PRIORITY, Wish
+from damoserve_server.router import Reason, Tier, accurate_enough
 from damoserve_server.settings import Settings
+from damoserve_server.worker import Inference, JobTicket
 from damoserve_server.workers import Workers
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class DetectionRequest:
     min_accuracy: float = 0.0
     score_threshold: float | None = None
     max_detections: int | None = None
+    priority: int = LOWEST_PRIORITY
 
 
 @dataclass(frozen=True)
@@ -71,20 +79,34 @@ class Detector:
         self._workers = workers
         self._metrics = metrics
         self._decoding = DecodeEstimate()
-        slots = settings.max_queue + settings.workers * settings.max_batch_size
-        self._pools: Mapping[Size, Pool] = {
-            size: Pool(slots, size) for size in {profile.size for profile in catalogue.active()}
-        }
+        self._pools: dict[Size, Pool] = {}
+        self.prepare(catalogue.active())
+
+    def prepare(self, profiles: Iterable[ActiveProfile]) -> None:
+        """Makes room for the requests of these profiles, before they serve."""
+        running = self._settings.workers * self._settings.max_batch_size
+        for profile in profiles:
+            if profile.size not in self._pools:
+                slots = affordable_slots(self._settings.max_queue + running, running + 1, profile.size)
+                self._pools[profile.size] = Pool(slots, profile.size)
+            self._workers.add([profile])
+
+    def retire(self, profiles: Iterable[ActiveProfile]) -> None:
+        """Nothing new will come for these; what they still serve they finish."""
+        self._workers.remove(profiles)
 
     async def detect(self, request: DetectionRequest) -> DetectionResult:
-        """Raises any DamoserveError. Once the network has started, the answer is given even if it comes late."""
-        with self._gate.passage():
-            self._images.limits.check(request.image)
-            tier = None if request.profile is not None else request.tier or self._settings.default_tier
-            choice = self._route(request, tier)
-            result = await self._serve(request, choice)
-        self._record(result, tier)
-        return result
+        """Raises any DamoserveError; DeadlineExpired at the deadline, whatever the request is waiting for then."""
+        answer = asyncio.get_running_loop().create_task(self._answer(request))
+        answer.add_done_callback(_hear)
+        try:
+            await asyncio.wait((answer,), timeout=request.deadline - time.monotonic())
+        finally:
+            # What has not begun is withdrawn; what a thread works on ends by itself, and then its memory is free.
+            answer.cancel()
+        if not answer.done():
+            raise DeadlineExpired("the time ran out before the answer was there")
+        return answer.result()
 
     def free_slots(self) -> int:
         return sum(pool.free for pool in self._pools.values())
@@ -105,40 +127,50 @@ class Detector:
         await self._workers.close()
         await self._images.close()
 
-    def _route(self, request: DetectionRequest, tier: Tier | None) -> Choice[ActiveProfile]:
+    async def _answer(self, request: DetectionRequest) -> DetectionResult:
+        with self._gate.passage():
+            self._images.limits.check(request.image)
+            tier = None if request.profile is not None else request.tier or self._settings.default_tier
+            wish = self._wish(request, tier)
+            ticket = self._workers.admit(wish, self._decoding.expected(len(request.image)))
+            try:
+                result = await self._serve(request, tier, ticket)
+            finally:
+                self._workers.withdraw(ticket)
+        self._record(result, tier)
+        return result
+
+    def _wish(self, request: DetectionRequest, tier: Tier | None) -> Wish[ActiveProfile]:
         profiles = self.catalogue.model(request.model).serving(request.profile)
-        now = time.monotonic()
-        if request.deadline <= now:
-            raise DeadlineExpired("the time ran out before the request could be looked at")
-        before = self._decoding.expected(len(request.image)) + self._workers.expected_wait(request.deadline)
-        candidates = [
-            Candidate(profile, profile.manifest.accuracy.ap, before + profile.latency.expected())
-            for profile in profiles
-        ]
-        objective, min_accuracy = None, request.min_accuracy
+        due, least = request.deadline, request.min_accuracy
         if tier is not None:
             promised = self._settings.tiers[tier]
-            objective = request.arrival + promised.objective_ms / 1000 - now
-            min_accuracy = max(min_accuracy, promised.accuracy_floor)
-        choice = choose(candidates, Wish(request.deadline - now, objective, min_accuracy))
-        self._metrics.routed.labels(*choice.profile.key, tier or NO_TIER, choice.reason).inc()
-        return choice
+            due = min(due, request.arrival + promised.objective_ms / 1000)
+            least = max(least, promised.accuracy_floor)
+        wish = Wish(accurate_enough(profiles, least), request.deadline, due, request.arrival, request.priority)
+        return replace(wish, allowed=self._of_one_input(wish))
 
-    async def _serve(self, request: DetectionRequest, choice: Choice[ActiveProfile]) -> DetectionResult:
-        profile = choice.profile
-        with self._pools[profile.size].lease() as row:
+    def _of_one_input(self, wish: Wish[ActiveProfile]) -> tuple[ActiveProfile, ...]:
+        """Those that take the same network input as the one that would serve at once: an image is resized only once."""
+        left = wish.due - time.monotonic()
+        in_time = (profile for profile in wish.allowed if profile.latency.expected() <= left)
+        best = next(in_time, min(wish.allowed, key=lambda profile: profile.latency.expected()))
+        return tuple(profile for profile in wish.allowed if profile.manifest.input == best.manifest.input)
+
+    async def _serve(self, request: DetectionRequest, tier: Tier | None, ticket: JobTicket) -> DetectionResult:
+        expected = ticket.wish.allowed[0]
+        mode = expected.manifest.input.resize
+        with self._pools[expected.size].lease() as row:
             started = time.monotonic()
-            mode = profile.manifest.input.resize
             image_size = await self._images.read(request.image, row, mode, request.deadline)
             decoded = time.monotonic()
             self._decoding.observe(decoded - started, len(request.image))
-            find = partial(
-                select,
-                thresholds=_thresholds(profile, request),
-                shown=shown_size(image_size, profile.size, mode),
-                image_size=image_size,
-            )
-            found = await self._workers.infer(profile, row, find, request.deadline)
+            shown = shown_size(image_size, expected.size, mode)
+
+            def find(profile: ActiveProfile, scores: Floats, boxes: Floats) -> Detections:
+                return select(scores, boxes, _thresholds(profile, request), shown, image_size)
+
+            found = await self._workers.infer(ticket, row, find)
         timings = Timings(
             decode=decoded - started,
             queue=found.started - decoded,
@@ -146,13 +178,28 @@ class Detector:
             postprocess=found.postprocess,
             total=time.monotonic() - request.arrival,
         )
-        return DetectionResult(found.detections, image_size, profile, choice.reason, found.batch_size, timings)
+        return DetectionResult(
+            found.detections, image_size, found.profile, _reason(tier, found), found.batch_size, timings
+        )
 
     def _record(self, result: DetectionResult, tier: Tier | None) -> None:
         key = result.profile.key
+        self._metrics.routed.labels(*key, tier or NO_TIER, result.reason).inc()
         for stage in STAGES:
             self._metrics.stage_seconds.labels(*key, stage).observe(getattr(result.timings, stage))
         self._metrics.request_seconds.labels(*key, tier or NO_TIER).observe(result.timings.total)
+
+
+def _reason(tier: Tier | None, found: Inference) -> Reason:
+    if tier is None:
+        return Reason.REQUESTED
+    return Reason.MOST_ACCURATE_IN_TIME if found.in_time else Reason.QUICKEST
+
+
+def _hear(answer: asyncio.Task[DetectionResult]) -> None:
+    """Nobody else looks at what an abandoned request ends with, and asyncio would complain."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _thresholds(profile: ActiveProfile, request: DetectionRequest) -> Thresholds:

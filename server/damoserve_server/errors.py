@@ -15,6 +15,7 @@ DamoserveError
 ├── DeadlineUnreachable          DEADLINE_EXCEEDED
 ├── DeadlineExpired              DEADLINE_EXCEEDED
 ├── QueueFull                    RESOURCE_EXHAUSTED, says when to try again
+├── WorkersLost                  UNAVAILABLE, says when to try again
 ├── ShuttingDown                 UNAVAILABLE
 └── InternalError                INTERNAL
 
@@ -123,6 +124,17 @@ class QueueFull(DamoserveError):
     def __init__(self, message: str, retry_after: float, **details: object) -> None:
         super().__init__(message, **details)
         self.retry_after = retry_after
+
+
+class WorkersLost(DamoserveError):
+    """What computed the request hung or died; it is being replaced. `retry_after` is in seconds."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "WORKERS_LOST"
+    retry_after = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("a worker of the server failed and is being replaced; try again")
 
 
 class ShuttingDown(DamoserveError):

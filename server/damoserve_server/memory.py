@@ -1,5 +1,7 @@
 """Buffers for network inputs, allocated once."""
 
+from math import prod
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -9,13 +11,37 @@ from damoserve_profiles.imaging import Size
 from damoserve_server.errors import QueueFull
 
 RETRY_AFTER_SECONDS = 0.1
+ALIGNMENT = 64
+"""A cache line, and the widest vector that processors load at once."""
+
+CGROUP_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+SHARE_OF_LIMIT = 4
+"""Input buffers may take one part in so many of a container's memory: engines and decoding need the rest."""
+
+
+def aligned(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """An uninitialised array whose first byte is at a multiple of `ALIGNMENT`."""
+    bytes_ = np.empty(prod(shape) + ALIGNMENT, np.uint8)
+    start = -bytes_.ctypes.data % ALIGNMENT
+    return bytes_[start : start + prod(shape)].reshape(shape)
+
+
+def affordable_slots(wanted: int, least: int, size: Size, limit: Path = CGROUP_MEMORY_LIMIT) -> int:
+    """`wanted`, or as many inputs as the container's memory (cgroup v2) has room for, but not fewer than `least`."""
+    try:
+        available = int(limit.read_text()) // SHARE_OF_LIMIT
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return wanted
+    return max(least, min(wanted, available // (size.width * size.height * 3)))
 
 
 class Pool:
     """A fixed number of network inputs, uint8 `[height, width, 3]` each. Not thread-safe: the event loop leases."""
 
     def __init__(self, slots: int, size: Size) -> None:
-        self._rows = np.empty((slots, size.height, size.width, 3), np.uint8)
+        stride = -(-size.height * size.width * 3 // ALIGNMENT) * ALIGNMENT
+        rows = aligned((slots, stride))[:, : size.height * size.width * 3]
+        self._rows = [row.reshape(size.height, size.width, 3) for row in rows]
         self._free = list(range(slots))
 
     @property

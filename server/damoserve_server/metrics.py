@@ -58,7 +58,13 @@ class Metrics:
             registry=registry,
             buckets=BATCH_SIZES,
         )
-        self.queued = Gauge("damoserve_queued_requests", "Requests that wait for a batch.", profile, registry=registry)
+        self.queued = Gauge(
+            "damoserve_queued_requests", "Accepted requests that no worker has begun.", ["state"], registry=registry
+        )
+        self.worker_restarts = Counter(
+            "damoserve_worker_restarts", "Workers that hung or died and were replaced.", registry=registry
+        )
+        self.workers = Gauge("damoserve_workers", "Workers that can compute.", registry=registry)
         self.profile_state = Gauge(
             "damoserve_profile_state", "1 for the state that the profile is in.", [*profile, "state"], registry=registry
         )
@@ -77,7 +83,7 @@ class Metrics:
             for code in grpc.StatusCode:
                 self.handled.labels("unary", service, method, code.name)
 
-    def add_profile(self, manifest: Manifest, queued: Callable[[], int]) -> None:
+    def add_profile(self, manifest: Manifest) -> None:
         """Creates the series of a profile that serves."""
         model, profile = manifest.model, manifest.profile
         for tier in (*Tier, NO_TIER):
@@ -89,13 +95,16 @@ class Metrics:
                 self.routed.labels(model, profile, tier, reason)
         self.routed.labels(model, profile, NO_TIER, Reason.REQUESTED)
         self.batch_size.labels(model, profile)
-        self.queued.labels(model, profile).set_function(queued)
         self.profile_info.labels(model, profile, manifest.version, manifest.variant).set(1)
         self.set_profile_state(model, profile, active=True)
 
     def set_profile_state(self, model: str, profile: str, active: bool) -> None:
         self.profile_state.labels(model, profile, "active").set(active)
         self.profile_state.labels(model, profile, "failed").set(not active)
+
+    def watch_queue(self, decoding: Callable[[], int], ready: Callable[[], int]) -> None:
+        self.queued.labels("decoding").set_function(decoding)
+        self.queued.labels("ready").set_function(ready)
 
     def watch_pools(self, free: Callable[[], int], leased: Callable[[], int]) -> None:
         self.pool_slots.labels("free").set_function(free)

@@ -1,208 +1,226 @@
-"""Which batch to compute next. No threads, no event loop, no clock of its own: every decision can be tested.
+"""The one queue of a device: lets requests in, hands each out exactly once, and asks the policy what to compute.
 
-Each profile has a queue, the earliest deadline first; all queues together are bounded. A queue is ready when it fills a
-batch, when its oldest request has waited long enough for others, or when its most urgent one cannot wait any longer. Of
-the ready queues the one with the most urgent request runs, in the batch that serves most requests a second without
-missing a deadline.
+No threads, no event loop, no clock of its own: every decision can be tested. A request is let in when it arrives, bound
+to no profile, and counts while its image is still being decoded; it may start once it is ready.
 """
 
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from math import ceil, inf
+from operator import itemgetter
 from typing import Generic, TypeVar
 
-from damoserve_server.errors import DamoserveError, DeadlineExpired, DeadlineUnreachable, QueueFull, ShuttingDown
+from damoserve_server.errors import (
+    DamoserveError,
+    DeadlineExpired,
+    DeadlineUnreachable,
+    QueueFull,
+    ShuttingDown,
+    WorkersLost,
+)
+from damoserve_server.latency import Arrivals
+from damoserve_server.policies import Cost, P, Pause, Policy, State, Wish, urgency
 
-SAME_THROUGHPUT = 1.05
-"""Batch sizes whose seconds per image differ by less are equally good: noise must not switch batching off."""
-HEAD_START = 0.25
-"""Share of the expected time by which a wait for company ends early: timers are late, and estimates are medians."""
-
-P = TypeVar("P", bound=Hashable)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Policy:
-    """The limits; times in seconds."""
-
-    workers: int
-    max_batch_size: int
-    max_batch_wait: float
-    max_queue: int
-    """Of all profiles together: they share the workers."""
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Ticket(Generic[P, T]):
-    """A request that waits; times as the clock gives them."""
+    """A request in the queue; times are on the clock of the scheduler."""
 
-    profile: P
-    payload: T
-    deadline: float
-    enqueued: float
+    wish: Wish[P]
+    ready_at: float
+    """Until it is ready, an estimate."""
+    payload: T | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.payload is not None
 
 
 @dataclass(frozen=True, eq=False)
 class Batch(Generic[P, T]):
-    """Requests of one profile that are computed together."""
+    """Requests that are computed together."""
 
     profile: P
     tickets: tuple[Ticket[P, T], ...]
+    started: float
     expected_end: float
 
 
 class Scheduler(Generic[P, T]):
-    """Takes tickets in and hands each out exactly once: by `take`, `drop`, `close` or `cancel`."""
+    """Each ticket leaves by `take`, `drop`, `close` or `withdraw`, whichever is first."""
 
-    def __init__(self, policy: Policy, expected: Callable[[P, int], float], clock: Callable[[], float]) -> None:
-        """`expected(profile, batch_size)` is how many seconds a batch is expected to take."""
+    def __init__(
+        self, policy: Policy, cost: Callable[[P], Cost], *, max_queue: int, clock: Callable[[], float]
+    ) -> None:
+        """`cost` is what a profile is expected to take by now."""
         self._policy = policy
-        self._expected = expected
+        self._cost = cost
+        self._max_queue = max_queue
         self._clock = clock
-        self._queues: dict[P, list[Ticket[P, T]]] = {}
+        self._arrivals = Arrivals()
+        self._waiting: dict[Ticket[P, T], None] = {}
         self._running: set[Batch[P, T]] = set()
+        self._last: P | None = None
+        self._resume_at = -inf
         self._closed = False
+        self.workers = 0
+        """How many batches may run at the same time; to be kept up to date."""
 
-    def queued(self, profile: P) -> int:
-        return len(self._queues.get(profile, ()))
+    def queued(self, *, ready: bool) -> int:
+        return sum(ticket.ready == ready for ticket in self._waiting)
 
-    def submit(self, profile: P, payload: T, deadline: float) -> Ticket[P, T]:
-        """Queues a request.
+    def admit(self, wish: Wish[P], decoding: float) -> Ticket[P, T]:
+        """Lets a request in whose image will be decoded in so many seconds.
 
-        Raises QueueFull, DeadlineExpired, DeadlineUnreachable or ShuttingDown, and then keeps nothing of it.
+        Raises ShuttingDown, DeadlineExpired, WorkersLost, QueueFull or DeadlineUnreachable, and keeps nothing then.
         """
         now = self._clock()
         if self._closed:
             raise ShuttingDown
-        if deadline <= now:
-            raise DeadlineExpired("the time ran out before the network could start")
-        needed = self.expected_wait(deadline) + self._expected(profile, 1)
-        limit = self._policy.max_queue
-        if sum(len(queue) for queue in self._queues.values()) >= limit:
-            raise QueueFull(f"{limit} requests wait already; try again later", needed, limit=limit)
-        if now + needed > deadline:
-            raise DeadlineUnreachable(needed, deadline - now)
-        ticket = Ticket(profile, payload, deadline, now)
-        insort(self._queues.setdefault(profile, []), ticket, key=_deadline)
+        if wish.deadline <= now:
+            raise DeadlineExpired("the time ran out before the request could be looked at")
+        if not self.workers:
+            raise WorkersLost
+        ticket: Ticket[P, T] = Ticket(wish, now + decoding)
+        end = self.soonest_end(ticket)
+        if len(self._waiting) >= self._max_queue:
+            message = f"{self._max_queue} requests wait already; try again later"
+            raise QueueFull(message, end - now, limit=self._max_queue)
+        if end > wish.deadline:
+            raise DeadlineUnreachable(end - now, wish.deadline - now)
+        self._arrivals.add(now, wish.due - now)
+        self._waiting[ticket] = None
         return ticket
 
-    def cancel(self, ticket: Ticket[P, T]) -> bool:
-        """Drops a waiting request. False when it was handed out before."""
-        queue = self._queues[ticket.profile]
-        if ticket not in queue:
+    def make_ready(self, ticket: Ticket[P, T], payload: T) -> None:
+        """The request may start. Raises DeadlineExpired, DeadlineUnreachable or ShuttingDown if it has been dropped."""
+        now = self._clock()
+        if ticket not in self._waiting:
+            raise ShuttingDown if self._closed else self._lateness(ticket, now)
+        ticket.payload, ticket.ready_at = payload, now
+        self._resume_at = -inf
+
+    def withdraw(self, ticket: Ticket[P, T]) -> bool:
+        """Takes a waiting request out. False when it has left before."""
+        if ticket not in self._waiting:
             return False
-        queue.remove(ticket)
+        del self._waiting[ticket]
         return True
 
     def drop(self) -> list[tuple[Ticket[P, T], DamoserveError]]:
-        """Hands out the requests that are not to be computed, and why: too little time is left, or none."""
+        """Hands out the requests that are not to be computed, and why.
+
+        Those whose deadline has passed; and once a worker is free, those that it could not finish in time. Until then
+        nothing is lost by waiting: the estimate may fall.
+        """
         now = self._clock()
-        dropped: list[tuple[Ticket[P, T], DamoserveError]] = []
-        for profile, queue in self._queues.items():
-            late = self._late(queue, now)
-            dropped += [(ticket, _lateness(ticket, self._expected(profile, 1), now)) for ticket in queue[:late]]
-            del queue[:late]
-        return dropped
+        free = len(self._running) < self.workers
+        quickest = self._quickest()
+        late = [
+            ticket
+            for ticket in self._waiting
+            if ticket.wish.deadline <= now or (free and now + quickest(ticket)[0] > ticket.wish.deadline)
+        ]
+        for ticket in late:
+            del self._waiting[ticket]
+        return [(ticket, self._lateness(ticket, now)) for ticket in late]
 
     def close(self) -> list[Ticket[P, T]]:
-        """Hands out all that wait, and takes in nothing more."""
+        """Hands out all that wait, and lets nothing more in."""
         self._closed = True
-        waiting = [ticket for queue in self._queues.values() for ticket in queue]
-        for queue in self._queues.values():
-            queue.clear()
+        waiting = list(self._waiting)
+        self._waiting.clear()
         return waiting
 
     def take(self) -> Batch[P, T] | None:
-        """The batch to start now, if a worker is free and a queue is ready; to be given to `finish` later."""
+        """The batch to start now, if a worker is free and the policy wants one; to be given to `finish` later.
+
+        `drop` comes first: the policy may choose any that wait.
+        """
         now = self._clock()
-        ready = [tickets for tickets in self._live(now) if self._ready_at(tickets) <= now]
-        if not ready or not self._free_workers:
+        free = self.workers - len(self._running)
+        if free <= 0 or not self._waiting or now < self._resume_at:
             return None
-        tickets = min(ready, key=lambda tickets: tickets[0].deadline)
-        profile = tickets[0].profile
-        share = _share(len(tickets), self._free_workers)
-        ahead = tickets[: self._batch_size(profile, share, tickets[0].deadline - now)]
-        for ticket in ahead:
-            self._queues[profile].remove(ticket)
-        batch = Batch(profile, tuple(ahead), now + self._expected(profile, len(ahead)))
+        decision = self._policy.decide(self._state(now, free))
+        if decision is None:
+            return None
+        if isinstance(decision, Pause):
+            self._resume_at = decision.until
+            return None
+        for ticket in decision.tickets:
+            del self._waiting[ticket]
+        end = now + self._cost(decision.profile).expected(len(decision.tickets))
+        batch = Batch(decision.profile, decision.tickets, now, end)
         self._running.add(batch)
+        self._last = decision.profile
         return batch
 
     def finish(self, batch: Batch[P, T]) -> None:
-        """Its worker is free again."""
-        self._running.remove(batch)
+        """Its worker is free again, or is given up."""
+        self._running.discard(batch)
 
-    def next_event(self) -> float | None:
-        """When `take` or `drop` may have something, if nothing else happens before: None for never."""
-        times = [queue[0].deadline for queue in self._queues.values() if queue]
-        if self._free_workers:
-            now = self._clock()
-            times += [self._ready_at(tickets) for tickets in self._live(now)]
-            times += [now for queue in self._queues.values() if self._late(queue, now)]
-        return min(times, default=None)
+    def next_take(self) -> float | None:
+        """When `take` may have something, if nothing else happens before: None for never."""
+        return self._resume_at if self._resume_at > self._clock() and self._waiting else None
 
-    def expected_wait(self, deadline: float) -> float:
-        """Seconds until a worker would be free for a request with this deadline, behind all that are more urgent."""
+    def next_drop(self) -> float | None:
+        """When the next deadline passes: None for never."""
+        return min((ticket.wish.deadline for ticket in self._waiting), default=None)
+
+    def soonest_end(self, ticket: Ticket[P, T]) -> float:
+        """When a request would be answered if it and all that are more urgent were served by the quickest profile."""
         now = self._clock()
-        free_at = [max(0.0, batch.expected_end - now) for batch in self._running] + [0.0] * self._free_workers
+        quickest = self._quickest()
+        place = urgency(ticket.wish, now, quickest(ticket)[0])
+        ahead = Counter(
+            quickest(other)[1]
+            for other in self._waiting
+            if other is not ticket and urgency(other.wish, now, quickest(other)[0]) <= place
+        )
+        free_at = [max(now, batch.expected_end) for batch in self._running][: self.workers]
+        free_at += [now] * (self.workers - len(free_at))
         heapify(free_at)
-        for profile, queue in self._queues.items():
-            more_urgent = bisect_right(queue, deadline, key=_deadline)
-            while more_urgent:
-                size = self._batch_size(profile, _share(more_urgent, free_at.count(free_at[0])))
-                heapreplace(free_at, free_at[0] + self._expected(profile, size))
-                more_urgent -= size
-        return free_at[0]
+        mine = quickest(ticket)[1]
+        company = 1
+        for profile, count in ahead.items():
+            cost = self._cost(profile)
+            size = cost.sizes[-1]
+            batches, rest = divmod(count, size)
+            if profile == mine:
+                company += rest
+            else:
+                batches = ceil(count / size)
+            for _ in range(batches):
+                heapreplace(free_at, free_at[0] + cost.expected(size))
+        return max(free_at[0], ticket.ready_at) + self._cost(mine).expected(company)
 
-    @property
-    def _free_workers(self) -> int:
-        return self._policy.workers - len(self._running)
+    def _state(self, now: float, free: int) -> State[P, Ticket[P, T]]:
+        kinds = {ticket.wish.allowed for ticket in self._waiting}
+        costs: Mapping[P, Cost] = {profile: self._cost(profile) for allowed in kinds for profile in allowed}
+        busy = tuple(max(0.0, batch.expected_end - now) for batch in self._running)
+        rate, budget = self._arrivals.recent(now)
+        return State(now, list(self._waiting), costs, free, busy, rate, budget, self._last)
 
-    def _batch_size(self, profile: P, waiting: int, left: float = inf) -> int:
-        """How many of so many to compute together: the best throughput that ends within `left` seconds, 1 at least."""
-        sizes = range(1, min(waiting, self._policy.max_batch_size) + 1)
-        seconds = {size: self._expected(profile, size) for size in sizes}
-        per_image = {size: seconds[size] / size for size in sizes if size == 1 or seconds[size] <= left}
-        good_enough = SAME_THROUGHPUT * min(per_image.values())
-        return max(size for size, each in per_image.items() if each <= good_enough)
+    def _quickest(self) -> Callable[[Ticket[P, T]], tuple[float, P]]:
+        """Tells of a ticket its quickest profile, after the seconds that this needs for one image."""
+        known: dict[tuple[P, ...], tuple[float, P]] = {}
 
-    def _late(self, queue: list[Ticket[P, T]], now: float) -> int:
-        """How many at the head of a queue have no time left; once one could start, also those with too little.
+        def quickest(ticket: Ticket[P, T]) -> tuple[float, P]:
+            allowed = ticket.wish.allowed
+            if allowed not in known:
+                known[allowed] = min(
+                    ((self._cost(profile).expected(1), profile) for profile in allowed), key=itemgetter(0)
+                )
+            return known[allowed]
 
-        Until then nothing is lost by waiting: the estimate may fall.
-        """
-        expired = bisect_right(queue, now, key=_deadline)
-        if not queue or not self._free_workers:
-            return expired
-        return max(expired, bisect_left(queue, now + self._expected(queue[0].profile, 1), key=_deadline))
+        return quickest
 
-    def _live(self, now: float) -> list[list[Ticket[P, T]]]:
-        """The requests of each profile that can still be answered in time, without profiles that have none."""
-        live = [queue[self._late(queue, now) :] for queue in self._queues.values()]
-        return [tickets for tickets in live if tickets]
-
-    def _ready_at(self, tickets: list[Ticket[P, T]]) -> float:
-        """When these requests of one profile should start."""
-        if len(tickets) >= self._policy.max_batch_size:
-            return tickets[0].enqueued
-        waited_enough = min(ticket.enqueued for ticket in tickets) + self._policy.max_batch_wait
-        latest_start = tickets[0].deadline - (1 + HEAD_START) * self._expected(tickets[0].profile, len(tickets))
-        return min(waited_enough, latest_start)
-
-
-def _deadline(ticket: Ticket[P, T]) -> float:
-    return ticket.deadline
-
-
-def _share(waiting: int, workers: int) -> int:
-    """Of each worker, if so many are free at the same time: none is to idle while another takes all."""
-    return ceil(waiting / workers)
-
-
-def _lateness(ticket: Ticket[P, T], needed: float, now: float) -> DamoserveError:
-    if ticket.deadline <= now:
-        return DeadlineExpired("the time ran out while the request waited for the network")
-    return DeadlineUnreachable(needed, ticket.deadline - now)
+    def _lateness(self, ticket: Ticket[P, T], now: float) -> DamoserveError:
+        deadline = ticket.wish.deadline
+        if deadline <= now:
+            return DeadlineExpired("the time ran out while the request waited")
+        return DeadlineUnreachable(self._quickest()(ticket)[0], deadline - now)

@@ -95,14 +95,16 @@ class Settings(BaseSettings):
     """ONNX Runtime execution providers, the preferred first."""
 
     max_batch_size: Positive = 4
-    max_batch_wait_ms: Annotated[float, Field(ge=0)] = 0.0
-    """How long the first request of a batch waits for others. With 0, batches form of what waits for a busy worker."""
+    max_batch_wait_ms: Annotated[float, Field(ge=0)] = 5.0
+    """How long a free worker waits at most to fill a batch; only where larger batches have measured a gain does it."""
     max_queue: Positive = 64
     """Requests that wait, of all profiles. For each input size, so many and a batch for each worker fit into memory."""
     max_concurrent_calls: Positive = 256
     """gRPC refuses more, unread. Above what can wait or run, so that a busy server can give its own reasons."""
     default_deadline_seconds: Annotated[float, Field(gt=0)] = 10.0
     """For a call with neither a deadline nor a latency budget."""
+    worker_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long one batch may take before its worker is given up and replaced."""
     drain_seconds: Annotated[float, Field(ge=0)] = 10.0
     """How long a stopping server waits for the requests it has accepted."""
 

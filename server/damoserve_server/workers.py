@@ -1,160 +1,215 @@
-"""The threads that compute, and the event loop's side of the scheduler."""
+"""All workers of a device, and the event loop's side of their queue."""
 
 import asyncio
+import logging
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from damoserve_profiles.postprocess import Detections
 from damoserve_server.catalogue import ActiveProfile
-from damoserve_server.engines import EngineError
-from damoserve_server.errors import ShuttingDown
+from damoserve_server.errors import ShuttingDown, WorkersLost
 from damoserve_server.metrics import Metrics
-from damoserve_server.scheduler import Batch, Policy, Scheduler, Ticket
+from damoserve_server.policies import Policy, Wish
+from damoserve_server.scheduler import Scheduler
 from damoserve_server.tasks import settled
+from damoserve_server.worker import Inference, Job, JobBatch, JobTicket, Outcome, Select, Worker
 
-Select = Callable[[NDArray[np.float32], NDArray[np.float32]], Detections]
-"""From the scores `[K, C]` and boxes `[K, 4]` of one image to its detections."""
+WATCHES = 4
+"""How often, within a worker's patience, the watchdog looks."""
+JOIN_SECONDS = 1.0
+"""How long a stopping server waits for a thread that does not come back."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Inference:
-    """What the network found in one image; times in seconds, `started` on the monotonic clock."""
+class WorkerLimits:
+    """What the workers may use; times in seconds."""
 
-    detections: Detections
-    batch_size: int
-    started: float
-    inference: float
-    postprocess: float
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One image for the network."""
-
-    row: NDArray[np.uint8]
-    select: Select
-    future: asyncio.Future[Inference]
-
-
-Outcome = Inference | Exception
-
-
-class Worker:
-    """Owns one engine of every profile, and a buffer to gather batches in. Used by one thread at a time."""
-
-    def __init__(self, number: int, profiles: Sequence[ActiveProfile], max_batch_size: int) -> None:
-        self._number = number
-        self._buffers = {
-            size: np.empty((max_batch_size, size.height, size.width, 3), np.uint8)
-            for size in {profile.size for profile in profiles}
-        }
-
-    def compute(self, profile: ActiveProfile, jobs: Sequence[Job]) -> list[Outcome]:
-        """One outcome for each job: what fails for one image alone fails only that one."""
-        started = time.monotonic()
-        try:
-            scores, boxes = profile.engines[self._number].run(self._gather(profile, jobs))
-            if len(scores) != len(jobs) or len(boxes) != len(jobs):
-                raise EngineError(f"{len(jobs)} images gave {len(scores)} scores and {len(boxes)} boxes")
-        except Exception as error:
-            return [error] * len(jobs)
-        inference = time.monotonic() - started
-
-        def outcome(index: int) -> Outcome:
-            selecting = time.monotonic()
-            try:
-                detections = jobs[index].select(scores[index], boxes[index])
-            except Exception as error:
-                return error
-            return Inference(detections, len(jobs), started, inference, time.monotonic() - selecting)
-
-        return [outcome(index) for index in range(len(jobs))]
-
-    def _gather(self, profile: ActiveProfile, jobs: Sequence[Job]) -> NDArray[np.uint8]:
-        if len(jobs) == 1:
-            return jobs[0].row[None]
-        return np.stack([job.row for job in jobs], out=self._buffers[profile.size][: len(jobs)])
+    workers: int
+    max_batch_size: int
+    max_queue: int
+    patience: float
+    """How long a batch may run before its worker is given up."""
 
 
 class Workers:
-    """Starts batches when the scheduler says so. Lives on the event loop; only `Worker.compute` runs in threads."""
+    """Public methods are for the event loop, but for those of the `Foreman`, which workers call.
 
-    def __init__(self, profiles: Sequence[ActiveProfile], policy: Policy, metrics: Metrics) -> None:
-        self._scheduler: Scheduler[ActiveProfile, Job] = Scheduler(
-            policy, lambda profile, batch_size: profile.latency.expected(batch_size), time.monotonic
-        )
-        self._idle = [Worker(number, profiles, policy.max_batch_size) for number in range(policy.workers)]
-        self._threads = ThreadPoolExecutor(policy.workers, "worker")
+    A worker that hangs or dies is noticed, what it computed is answered with WorkersLost, and another takes its place,
+    with engines of its own.
+    """
+
+    def __init__(
+        self, policy: Policy, limits: WorkerLimits, metrics: Metrics, alive: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """`alive` is told the number of workers whenever it changes."""
+        self._limits = limits
         self._metrics = metrics
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alive = alive
+        self._loop = asyncio.get_running_loop()
+        self._profiles: set[ActiveProfile] = set()
+        self._scheduler: Scheduler[ActiveProfile, Job] = Scheduler(
+            policy,
+            lambda profile: profile.latency.cost(profile.accuracy),
+            max_queue=limits.max_queue,
+            clock=time.monotonic,
+        )
+        self._changed = threading.Condition()
+        """Guards the scheduler, and which batch each worker has."""
+        self._closed = False
+        self._crew: set[Worker] = set()
+        self._replacing: set[asyncio.Task[None]] = set()
+        for number in range(limits.workers):
+            self._hire(number)
+        self._watchdog = self._loop.create_task(self._watch())
 
-    def queued(self, profile: ActiveProfile) -> int:
-        return self._scheduler.queued(profile)
+    def add(self, profiles: Iterable[ActiveProfile]) -> None:
+        """Profiles of which a new worker needs an engine."""
+        self._profiles |= set(profiles)
 
-    def expected_wait(self, deadline: float) -> float:
-        """Seconds until a worker would be free for a request with this deadline."""
-        return self._scheduler.expected_wait(deadline)
+    def remove(self, profiles: Iterable[ActiveProfile]) -> None:
+        self._profiles -= set(profiles)
 
-    async def infer(self, profile: ActiveProfile, row: NDArray[np.uint8], select: Select, deadline: float) -> Inference:
+    def queued(self, *, ready: bool) -> int:
+        with self._changed:
+            return self._scheduler.queued(ready=ready)
+
+    def admit(self, wish: Wish[ActiveProfile], decoding: float) -> JobTicket:
+        """Lets a request in whose image will be decoded in so many seconds; it must be inferred or withdrawn.
+
+        Raises QueueFull, DeadlineUnreachable, DeadlineExpired, WorkersLost or ShuttingDown.
+        """
+        with self._changed:
+            return self._scheduler.admit(wish, decoding)
+
+    async def infer(self, ticket: JobTicket, row: NDArray[np.uint8], select: Select) -> Inference:
         """Runs the network on `row` `[height, width, 3]`, together with other requests where that helps.
 
-        Raises QueueFull, DeadlineUnreachable, DeadlineExpired, ShuttingDown, or what the engine or `select` raised.
-        However it ends, nothing reads `row` any more.
+        Raises DeadlineUnreachable, DeadlineExpired, WorkersLost, ShuttingDown, or what the engine or `select` raised.
+        A worker that was given up may still read `row`, but nothing comes of it.
         """
-        job = Job(row, select, asyncio.get_running_loop().create_future())
-        ticket = self._scheduler.submit(profile, job, deadline)
-        self._advance()
-        return await settled(job.future, lambda: self._scheduler.cancel(ticket))
+        job = Job(row, select, self._loop.create_future())
+        with self._changed:
+            self._scheduler.make_ready(ticket, job)
+            self._changed.notify()
+        return await settled(job.future, lambda: self.withdraw(ticket))
+
+    def withdraw(self, ticket: JobTicket) -> bool:
+        """False when it has been handed out before."""
+        with self._changed:
+            return self._scheduler.withdraw(ticket)
 
     def refuse(self) -> None:
         """Takes no more work and fails what waits; only the batches that run are left."""
-        for ticket in self._scheduler.close():
-            _settle(ticket, ShuttingDown())
+        with self._changed:
+            waiting = self._scheduler.close()
+        self._settle([(ticket, ShuttingDown()) for ticket in waiting])
 
     async def close(self) -> None:
         """Waits for the batches that run."""
-        await asyncio.to_thread(self._threads.shutdown)
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self.refuse()
+        self._watchdog.cancel()
+        for replacing in self._replacing:
+            replacing.cancel()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for worker in self._crew:
+            patience = self._limits.patience if worker.batch is not None else JOIN_SECONDS
+            await asyncio.to_thread(worker.join, patience)
 
-    def _advance(self) -> None:
-        """Does all that is due and sets the alarm for what comes next."""
-        for ticket, error in self._scheduler.drop():
-            _settle(ticket, error)
-        while (batch := self._scheduler.take()) is not None:
-            self._start(batch)
-        if self._alarm is not None:
-            self._alarm.cancel()
-        due = self._scheduler.next_event()
-        self._alarm = None if due is None else asyncio.get_running_loop().call_at(due, self._advance)
+    def next_batch(self, worker: Worker) -> JobBatch | None:
+        with self._changed:
+            while not (self._closed or worker.given_up):
+                if dropped := self._scheduler.drop():
+                    self._tell(partial(self._settle, dropped))
+                worker.batch = self._scheduler.take()
+                if worker.batch is not None:
+                    return worker.batch
+                resume = self._scheduler.next_take()
+                self._changed.wait(None if resume is None else max(0.0, resume - time.monotonic()))
+        return None
 
-    def _start(self, batch: Batch[ActiveProfile, Job]) -> None:
-        worker = self._idle.pop()
-        jobs = [ticket.payload for ticket in batch.tickets]
-        work = asyncio.get_running_loop().run_in_executor(self._threads, worker.compute, batch.profile, jobs)
-        work.add_done_callback(partial(self._finish, batch, worker))
+    def finish(self, worker: Worker, batch: JobBatch, outcomes: list[Outcome]) -> None:
+        with self._changed:
+            if worker.given_up:
+                return
+            worker.batch = None
+            self._scheduler.finish(batch)
+        self._tell(partial(self._answer, batch, outcomes))
 
-    def _finish(self, batch: Batch[ActiveProfile, Job], worker: Worker, work: asyncio.Future[list[Outcome]]) -> None:
-        self._scheduler.finish(batch)
-        self._idle.append(worker)
-        outcomes = work.result()
-        for ticket, outcome in zip(batch.tickets, outcomes, strict=True):
-            _settle(ticket, outcome)
-        computed = next((outcome for outcome in outcomes if isinstance(outcome, Inference)), None)
-        if computed is not None:
-            batch.profile.latency.observe(computed.inference, computed.batch_size)
-            self._metrics.batch_size.labels(*batch.profile.key).observe(computed.batch_size)
-        self._advance()
+    def died(self, worker: Worker) -> None:
+        self._tell(partial(self._replace, worker))
 
+    def _answer(self, batch: JobBatch, outcomes: list[Outcome]) -> None:
+        self._metrics.batch_size.labels(*batch.profile.key).observe(len(outcomes))
+        self._settle(zip(batch.tickets, outcomes, strict=True))
 
-def _settle(ticket: Ticket[ActiveProfile, Job], outcome: Outcome) -> None:
-    if isinstance(outcome, Exception):
-        ticket.payload.future.set_exception(outcome)
-    else:
-        ticket.payload.future.set_result(outcome)
+    def _tell(self, news: Callable[[], None]) -> None:
+        """Runs on the event loop. A worker that comes back after the server has gone finds none."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(news)
+
+    def _settle(self, outcomes: Iterable[tuple[JobTicket, Outcome]]) -> None:
+        for ticket, outcome in outcomes:
+            if ticket.payload is None or ticket.payload.future.done():
+                continue  # its image is still being decoded: it will find out when it is ready
+            if isinstance(outcome, Exception):
+                ticket.payload.future.set_exception(outcome)
+            else:
+                ticket.payload.future.set_result(outcome)
+
+    def _hire(self, number: int) -> None:
+        worker = Worker(number, self._limits.max_batch_size, self)
+        self._crew.add(worker)
+        with self._changed:
+            self._scheduler.workers = len(self._crew)
+        worker.start()
+        self._alive(len(self._crew))
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.patience / WATCHES)
+            patience_began = time.monotonic() - self._limits.patience
+            for worker in list(self._crew):
+                batch = worker.batch
+                if batch is not None and batch.started < patience_began:
+                    log.error("worker %d hangs in %s; it is replaced", worker.number, "/".join(batch.profile.key))
+                    self._replace(worker)
+
+    def _replace(self, worker: Worker) -> None:
+        """Answers what a lost worker computed, and hires another."""
+        if worker not in self._crew:
+            return
+        self._crew.remove(worker)
+        with self._changed:
+            worker.given_up = True
+            batch, worker.batch = worker.batch, None
+            if batch is not None:
+                self._scheduler.finish(batch)
+            self._scheduler.workers = len(self._crew)
+        self._metrics.worker_restarts.inc()
+        self._alive(len(self._crew))
+        if batch is not None:
+            self._settle([(ticket, WorkersLost()) for ticket in batch.tickets])
+        replacing = self._loop.create_task(self._refill(worker.number))
+        self._replacing.add(replacing)
+        replacing.add_done_callback(self._replacing.discard)
+
+    async def _refill(self, number: int) -> None:
+        while True:
+            try:
+                for profile in list(self._profiles):
+                    profile.engines[number] = await asyncio.to_thread(profile.new_engine)
+            except Exception:
+                log.exception("the engines of worker %d could not be made anew; trying again", number)
+                await asyncio.sleep(self._limits.patience)
+            else:
+                return self._hire(number)

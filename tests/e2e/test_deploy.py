@@ -47,7 +47,8 @@ def registry() -> CollectorRegistry:
     for service in pb.DESCRIPTOR.services_by_name.values():
         metrics.add_methods(service.full_name, [method.name for method in service.methods])
     manifest = Manifest.model_construct(model="cells", profile="int8+pruned", version=1, variant="P")
-    metrics.add_profile(manifest, lambda: 0)
+    metrics.add_profile(manifest)
+    metrics.watch_queue(lambda: 0, lambda: 0)
     metrics.watch_pools(lambda: 1, lambda: 0)
     return registry
 

@@ -1,4 +1,6 @@
-from damoserve_server.latency import MAX_AGE_SECONDS, WINDOW, DecodeEstimate, LatencyEstimate
+import pytest
+
+from damoserve_server.latency import MAX_AGE_SECONDS, MEMORY_SECONDS, WINDOW, Arrivals, DecodeEstimate, LatencyEstimate
 
 
 class Clock:
@@ -33,22 +35,41 @@ def test_it_returns_to_the_baseline_when_nothing_is_measured():
 
 
 def test_batches_are_learned_by_their_size():
-    estimate = LatencyEstimate({1: 1.0, 2: 2.0, 4: 2.5}, Clock())
+    estimate = LatencyEstimate({1: 1.0, 2: 2.0, 3: 2.2, 4: 2.5}, Clock())
     estimate.observe(1.0)
     estimate.observe(3.0, batch_size=4)
     estimate.observe(5.0, batch_size=4)
-    assert (estimate.expected(4), estimate.expected(1)) == (4.0, 1.0)
+    assert (estimate.expected(4), estimate.expected(1)) == (3.0, 1.0)
 
 
 def test_before_the_first_measurement_the_baselines_count():
-    estimate = LatencyEstimate({1: 1.0, 4: 2.5}, Clock())
-    assert [estimate.expected(size) for size in (1, 3, 4)] == [1.0, 3.0, 2.5]
+    estimate = LatencyEstimate({1: 1.0, 2: 2.5}, Clock())
+    assert [estimate.expected(size) for size in (1, 2)] == [1.0, 2.5]
+
+
+def test_decisions_are_made_by_a_cautious_estimate():
+    estimate = LatencyEstimate({1: 1.0, 2: 2.0}, Clock())
+    for _ in range(8):
+        estimate.observe(1.0)
+    for _ in range(2):
+        estimate.observe(3.0)
+    cost = estimate.cost(accuracy=0.6)
+    assert (estimate.expected(), cost.accuracy, cost.seconds) == (1.0, 0.6, (3.0, 6.0))
+
+
+def test_an_old_estimate_is_not_decided_by():
+    clock = Clock()
+    estimate = LatencyEstimate({1: 1.0}, clock)
+    estimate.observe(50.0)
+    assert estimate.cost(0.6).seconds == (50.0,)
+    clock.now = MAX_AGE_SECONDS + 0.1
+    assert estimate.cost(0.6).seconds == (1.0,)
 
 
 def test_a_slow_batch_tells_of_all_sizes():
-    estimate = LatencyEstimate({1: 20.0, 2: 30.0, 4: 40.0}, Clock())
-    estimate.observe(400.0, batch_size=4)
-    assert [estimate.expected(size) for size in (1, 2, 4)] == [200.0, 300.0, 400.0]
+    estimate = LatencyEstimate({1: 20.0, 2: 30.0, 3: 40.0}, Clock())
+    estimate.observe(400.0, batch_size=3)
+    assert [estimate.expected(size) for size in (1, 2, 3)] == [200.0, 300.0, 400.0]
 
 
 def test_decoding_a_large_image_tells_nothing_of_small_ones():
@@ -67,3 +88,22 @@ def test_decoding_is_forgotten_too():
     estimate.observe(50.0, 1000)
     clock.now = MAX_AGE_SECONDS + 0.1
     assert estimate.expected(1000) == 0
+
+
+def test_arrivals_are_counted_and_forgotten():
+    arrivals = Arrivals()
+    assert arrivals.recent(0.0) == (0.0, 0.0)
+    for _ in range(2):
+        arrivals.add(1.0, budget=0.3)
+    arrivals.add(1.0, budget=0.0)
+    assert arrivals.recent(1.0) == pytest.approx((3 / MEMORY_SECONDS, 0.2))
+    rate, budget = arrivals.recent(1.0 + 5 * MEMORY_SECONDS)
+    assert rate < 0.01 * 3 / MEMORY_SECONDS
+    assert budget == pytest.approx(0.2)
+
+
+def test_a_steady_rate_is_found():
+    arrivals = Arrivals()
+    for number in range(1000):
+        arrivals.add(number / 100, budget=1.0)
+    assert arrivals.recent(9.99)[0] == pytest.approx(100, rel=0.05)

@@ -21,7 +21,10 @@ def test_series_exist_at_zero_before_the_first_call(serve):
     assert now.sum("damoserve_routed_total", **colours, tier="realtime", reason="quickest") == 0
     assert now.sum("damoserve_stage_seconds_count", **colours, stage="queue") == 0
     assert now.sum("damoserve_batch_size_count", **colours) == 0
-    assert now.sum("damoserve_queued_requests", **colours) == 0
+    assert now.sum("damoserve_queued_requests", state="decoding") == 0
+    assert now.sum("damoserve_queued_requests", state="ready") == 0
+    assert now.sum("damoserve_workers") == 1
+    assert now.sum("damoserve_worker_restarts_total") == 0
     assert now.sum("damoserve_profile_state", **colours, state="active") == 1
     assert now.sum("damoserve_profile_state", **colours, state="failed") == 0
     assert now.sum("damoserve_profile_info", **colours, version="3", variant="P") == 1

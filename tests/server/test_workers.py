@@ -1,8 +1,10 @@
-"""One batch in a worker; how batches come together is in test_detect."""
+"""One batch in a worker, and workers that fail; how batches come together is in test_detect."""
 
 import asyncio
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
+import grpc
 import numpy as np
 import pytest
 
@@ -10,8 +12,11 @@ from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.repository import Repository
 from damoserve_server.catalogue import ActiveProfile
 from damoserve_server.engines import EngineError
+from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.latency import LatencyEstimate
-from damoserve_server.workers import Inference, Job, Worker
+from damoserve_server.policies import Wish
+from damoserve_server.scheduler import Batch, Ticket
+from damoserve_server.worker import Inference, Job, Worker
 
 
 @dataclass
@@ -26,28 +31,52 @@ class Echo:
         return scores, np.zeros((answers, 1, 4), np.float32)
 
 
+@dataclass
+class OneBatch:
+    """Has work for a worker once."""
+
+    batch: Batch
+    outcomes: list = field(default_factory=list)
+
+    def next_batch(self, worker):
+        batch, self.batch = self.batch, None
+        return batch
+
+    def finish(self, worker, batch, outcomes):
+        self.outcomes = outcomes
+
+    def died(self, worker):
+        raise AssertionError
+
+
 @pytest.fixture
 def compute(pristine):
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
 
     def run(engine, values, select):
-        profile = ActiveProfile(manifest, (engine,), LatencyEstimate({1: 1.0}))
+        estimate = LatencyEstimate(dict.fromkeys(range(1, 5), 1.0))
+        profile = ActiveProfile(manifest, [engine], estimate, new_engine=lambda: engine)
         rows = [np.full((32, 64, 3), value, np.uint8) for value in values]
+        wish = Wish((profile,), deadline=9.0, due=9.0, arrival=0.0)
         with asyncio.Runner() as runner:
-            jobs = [Job(row, select, runner.get_loop().create_future()) for row in rows]
-        return Worker(0, [profile], max_batch_size=4).compute(profile, jobs)
+            tickets = [Ticket(wish, 0.0, Job(row, select, runner.get_loop().create_future())) for row in rows]
+        foreman = OneBatch(Batch(profile, tuple(tickets), 0.0, 1.0))
+        worker = Worker(0, max_batch_size=4, foreman=foreman)
+        worker.start()
+        worker.join(20)
+        return foreman.outcomes
 
     return run
 
 
-def keep(scores, boxes):
+def keep(profile, scores, boxes):
     return Detections(boxes, scores[0], np.zeros(1, np.int64))
 
 
-def refuse_seven(scores, boxes):
+def refuse_seven(profile, scores, boxes):
     if scores[0] == 7:
         raise ZeroDivisionError
-    return keep(scores, boxes)
+    return keep(profile, scores, boxes)
 
 
 @pytest.mark.parametrize("values", [[5], [5, 6], [1, 2, 3, 4]])
@@ -65,3 +94,87 @@ def test_missing_answers_fail_the_whole_batch(compute):
 def test_what_fails_for_one_image_fails_that_one_only(compute):
     outcomes = compute(Echo(), [6, 7, 8], refuse_seven)
     assert [type(outcome) for outcome in outcomes] == [Inference, ZeroDivisionError, Inference]
+
+
+class Faulty:
+    """Loads engines of which the first, once armed, does `fault` in its next run; later ones are sound."""
+
+    def __init__(self, fault):
+        self.fault = fault
+        self.armed = threading.Event()
+        self.loaded = 0
+
+    def load(self, model, manifest, options):
+        self.loaded += 1
+        return _FaultyEngine(OnnxRuntimeEngine(model, manifest, options), self)
+
+
+@dataclass
+class _FaultyEngine:
+    engine: OnnxRuntimeEngine
+    faulty: Faulty
+
+    def run(self, images):
+        if self.faulty.armed.is_set():
+            self.faulty.armed.clear()
+            self.faulty.fault()
+        return self.engine.run(images)
+
+
+def test_a_worker_that_hangs_is_replaced_and_its_requests_are_answered(serve, pictures):
+    let_go = threading.Event()
+    faulty = Faulty(lambda: let_go.wait(20))
+
+    async def scenario():
+        async with serve(faulty.load, worker_timeout_seconds=0.2) as client:
+            loaded = faulty.loaded
+            faulty.armed.set()
+            lost = await client.failure(client.detect(pictures.red, profile="quick"))
+            await client.until(lambda now: now.sum("damoserve_workers") == 1)
+            answer = await client.detect(pictures.red, profile="quick")
+            metrics = await client.metrics()
+            let_go.set()
+            return lost, answer, faulty.loaded - loaded, metrics
+
+    lost, answer, loaded_again, metrics = asyncio.run(scenario())
+    assert (lost.code, lost.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKERS_LOST")
+    assert answer.profile == "quick"
+    assert loaded_again == 2  # an engine of each profile
+    assert metrics.sum("damoserve_worker_restarts_total") == 1
+
+
+def test_a_worker_that_dies_is_replaced_and_its_requests_are_answered(serve, pictures):
+    def die():
+        raise SystemExit
+
+    faulty = Faulty(die)
+
+    async def scenario():
+        async with serve(faulty.load) as client:
+            faulty.armed.set()
+            lost = await client.failure(client.detect(pictures.red, profile="quick"))
+            await client.until(lambda now: now.sum("damoserve_workers") == 1)
+            return lost, await client.detect(pictures.red, profile="quick")
+
+    lost, answer = asyncio.run(scenario())
+    assert lost.reason == "WORKERS_LOST"
+    assert answer.profile == "quick"
+
+
+def test_an_engine_that_raises_is_made_anew(serve, pictures):
+    def fail():
+        raise RuntimeError("the device is gone")
+
+    faulty = Faulty(fail)
+
+    async def scenario():
+        async with serve(faulty.load) as client:
+            loaded = faulty.loaded
+            faulty.armed.set()
+            failure = await client.failure(client.detect(pictures.red, profile="quick"))
+            return failure, await client.detect(pictures.red, profile="quick"), faulty.loaded - loaded
+
+    failure, answer, loaded_again = asyncio.run(scenario())
+    assert (failure.code, failure.message) == (grpc.StatusCode.INTERNAL, "internal error")
+    assert answer.profile == "quick"
+    assert loaded_again == 1

@@ -115,6 +115,7 @@ class DetectRequest(_message.Message):
     MIN_ACCURACY_FIELD_NUMBER: _builtins.int
     SCORE_THRESHOLD_FIELD_NUMBER: _builtins.int
     MAX_DETECTIONS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model, for example `blood-cells`. Empty means the server's default model."""
     profile: _builtins.str
@@ -123,7 +124,8 @@ class DetectRequest(_message.Message):
     """
     latency_tier: Global___LatencyTier.ValueType
     """How quick the answer should be; the server picks the most accurate profile that is expected to meet the tier's
-    latency objective. If none is, the quickest one serves and `selection_reason` says so.
+    latency objective without making others late. It does so when the network is free for the request, not before. If
+    none is expected to meet it, the quickest one serves and `selection_reason` says so.
     """
     min_accuracy: _builtins.float
     """The lowest average precision (0 to 1, as in `Profile.average_precision`) that the serving profile may have.
@@ -133,6 +135,10 @@ class DetectRequest(_message.Message):
     """Detections with a lower score are left out; 0 to 1. Unset means the model's default."""
     max_detections: _builtins.int
     """At most so many detections are returned, the best ones; 1 to 1000. Unset means the model's default."""
+    priority: _builtins.int
+    """Goes before others that have as much time left: 1, the most urgent, to 5. Unset means 5. Who can wait says so by a
+    longer `latency_budget`. No crowd of urgent requests makes another one wait beyond its own time.
+    """
     @_builtins.property
     def image(self) -> Global___Image:
         """Required."""
@@ -141,7 +147,8 @@ class DetectRequest(_message.Message):
     def latency_budget(self) -> _duration_pb2.Duration:
         """The longest time that the answer may take, from the arrival of the request at the server. Must be positive.
         The call's gRPC deadline counts as well; the smaller wins. A request that cannot be answered within it is refused
-        at once with DEADLINE_UNREACHABLE; one that turns out while it waits to have too little time left, then.
+        at once with DEADLINE_UNREACHABLE; one that turns out while it waits to have too little time left, then. When the
+        time is over, DEADLINE_EXPIRED is the answer, whatever the request waits for.
         """
 
     def __init__(
@@ -155,21 +162,26 @@ class DetectRequest(_message.Message):
         min_accuracy: _builtins.float | None = ...,
         score_threshold: _builtins.float | None = ...,
         max_detections: _builtins.int | None = ...,
+        priority: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_min_accuracy", b"_min_accuracy", "_score_threshold", b"_score_threshold", "image", b"image", "latency_budget", b"latency_budget", "max_detections", b"max_detections", "min_accuracy", b"min_accuracy", "score_threshold", b"score_threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_min_accuracy", b"_min_accuracy", "_priority", b"_priority", "_score_threshold", b"_score_threshold", "image", b"image", "latency_budget", b"latency_budget", "max_detections", b"max_detections", "min_accuracy", b"min_accuracy", "priority", b"priority", "score_threshold", b"score_threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_min_accuracy", b"_min_accuracy", "_score_threshold", b"_score_threshold", "image", b"image", "latency_budget", b"latency_budget", "latency_tier", b"latency_tier", "max_detections", b"max_detections", "min_accuracy", b"min_accuracy", "model", b"model", "profile", b"profile", "score_threshold", b"score_threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_min_accuracy", b"_min_accuracy", "_priority", b"_priority", "_score_threshold", b"_score_threshold", "image", b"image", "latency_budget", b"latency_budget", "latency_tier", b"latency_tier", "max_detections", b"max_detections", "min_accuracy", b"min_accuracy", "model", b"model", "priority", b"priority", "profile", b"profile", "score_threshold", b"score_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_detections: _TypeAlias = _typing.Literal["max_detections"]  # noqa: Y015
     _WhichOneofArgType__max_detections: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections"]  # noqa: Y015
     _WhichOneofReturnType__min_accuracy: _TypeAlias = _typing.Literal["min_accuracy"]  # noqa: Y015
     _WhichOneofArgType__min_accuracy: _TypeAlias = _typing.Literal["_min_accuracy", b"_min_accuracy"]  # noqa: Y015
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     _WhichOneofReturnType__score_threshold: _TypeAlias = _typing.Literal["score_threshold"]  # noqa: Y015
     _WhichOneofArgType__score_threshold: _TypeAlias = _typing.Literal["_score_threshold", b"_score_threshold"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_detections) -> _WhichOneofReturnType__max_detections | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_accuracy) -> _WhichOneofReturnType__min_accuracy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__score_threshold) -> _WhichOneofReturnType__score_threshold | None: ...
 

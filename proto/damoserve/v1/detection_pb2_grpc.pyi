@@ -45,6 +45,7 @@ class DetectionServiceStub:
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
+    | UNAVAILABLE         | WORKERS_LOST              | what computed it hung or died; carries a RetryInfo          |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
@@ -79,6 +80,7 @@ class DetectionServiceAsyncStub(DetectionServiceStub):
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
+    | UNAVAILABLE         | WORKERS_LOST              | what computed it hung or died; carries a RetryInfo          |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
@@ -109,6 +111,7 @@ class DetectionServiceServicer(metaclass=_abc_1.ABCMeta):
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
+    | UNAVAILABLE         | WORKERS_LOST              | what computed it hung or died; carries a RetryInfo          |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 

@@ -1,0 +1,146 @@
+"""One thread that computes batches."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from damoserve_profiles.imaging import Size
+from damoserve_profiles.postprocess import Detections
+from damoserve_server.catalogue import ActiveProfile
+from damoserve_server.engines import EngineError, Outputs
+from damoserve_server.memory import aligned
+from damoserve_server.scheduler import Batch, Ticket
+
+Select = Callable[[ActiveProfile, NDArray[np.float32], NDArray[np.float32]], Detections]
+"""From the profile, the scores `[K, C]` and the boxes `[K, 4]` of one image to its detections."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What the network found in one image; times in seconds, `started` on the monotonic clock."""
+
+    detections: Detections
+    profile: ActiveProfile
+    batch_size: int
+    started: float
+    inference: float
+    postprocess: float
+    in_time: bool
+    """Whether the answer was expected before the request was due."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One image for the network."""
+
+    row: NDArray[np.uint8]
+    select: Select
+    future: asyncio.Future[Inference]
+
+
+JobTicket = Ticket[ActiveProfile, Job]
+JobBatch = Batch[ActiveProfile, Job]
+Outcome = Inference | Exception
+
+
+class Foreman(Protocol):
+    """Gives workers their work."""
+
+    def next_batch(self, worker: "Worker") -> JobBatch | None:
+        """Waits for it; None when the worker is to end."""
+
+    def finish(self, worker: "Worker", batch: JobBatch, outcomes: list[Outcome]) -> None:
+        """Takes one outcome for each ticket."""
+
+    def died(self, worker: "Worker") -> None:
+        """The worker ends without having been told to."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """Owns the engines with its number in every profile, and a buffer to gather batches in."""
+
+    number: int
+    max_batch_size: int
+    foreman: Foreman
+    batch: JobBatch | None = None
+    """What it computes now."""
+    given_up: bool = False
+    """Once set, nothing more is expected of it."""
+    _buffers: dict[Size, NDArray[np.uint8]] = field(default_factory=dict)
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=f"worker-{self.number}", daemon=True)
+        self._thread.start()
+
+    def join(self, timeout: float) -> None:
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            while (batch := self.foreman.next_batch(self)) is not None:
+                self.foreman.finish(self, batch, self._compute(batch))
+        except BaseException:  # whatever ends the thread, its requests are to be answered
+            log.exception("worker %d died", self.number)
+            self.foreman.died(self)
+
+    def _compute(self, batch: JobBatch) -> list[Outcome]:
+        """One outcome for each job: what fails for one image alone fails only that one."""
+        count = len(batch.tickets)
+        started = time.monotonic()
+        try:
+            scores, boxes = self._infer(batch)
+        except Exception as error:
+            self._renew(batch.profile)
+            return [error] * count
+        inference = time.monotonic() - started
+        batch.profile.latency.observe(inference, count)
+
+        def outcome(index: int, ticket: JobTicket) -> Outcome:
+            selecting = time.monotonic()
+            try:
+                detections = _job(ticket).select(batch.profile, scores[index], boxes[index])
+            except Exception as error:
+                return error
+            selected = time.monotonic() - selecting
+            in_time = batch.expected_end <= ticket.wish.due
+            return Inference(detections, batch.profile, count, started, inference, selected, in_time)
+
+        return [outcome(index, ticket) for index, ticket in enumerate(batch.tickets)]
+
+    def _infer(self, batch: JobBatch) -> Outputs:
+        scores, boxes = batch.profile.engines[self.number].run(self._gather(batch))
+        count = len(batch.tickets)
+        if len(scores) != count or len(boxes) != count:
+            raise EngineError(f"{count} images gave {len(scores)} scores and {len(boxes)} boxes")
+        return scores, boxes
+
+    def _gather(self, batch: JobBatch) -> NDArray[np.uint8]:
+        rows = [_job(ticket).row for ticket in batch.tickets]
+        if len(rows) == 1:
+            return rows[0][None]
+        size = batch.profile.size
+        if size not in self._buffers:
+            self._buffers[size] = aligned((self.max_batch_size, size.height, size.width, 3))
+        return np.stack(rows, out=self._buffers[size][: len(rows)])
+
+    def _renew(self, profile: ActiveProfile) -> None:
+        """An engine that raised may be broken for good: the next batch gets a new one."""
+        try:
+            profile.engines[self.number] = profile.new_engine()
+        except Exception:
+            log.exception("the engine of %s could not be made anew", "/".join(profile.key))
+
+
+def _job(ticket: JobTicket) -> Job:
+    assert ticket.payload is not None  # the scheduler hands out only what is ready
+    return ticket.payload
