@@ -11,7 +11,7 @@ from damoserve_profiles.postprocess import Detections, select
 from damoserve_server.catalogue import ActiveProfile, Catalogue
 from damoserve_server.errors import DeadlineExpired
 from damoserve_server.gate import Gate
-from damoserve_server.images import ImageReader
+from damoserve_server.images import Image, ImageReader, bytes_to_decode
 from damoserve_server.latency import DecodeEstimate
 from damoserve_server.memory import Pool
 from damoserve_server.metrics import NO_TIER, STAGES, Metrics
@@ -24,7 +24,7 @@ from damoserve_server.workers import Workers
 class DetectionRequest:
     """What is asked for. Times are on the monotonic clock; None means the model's default."""
 
-    image: bytes
+    image: Image
     arrival: float
     deadline: float
     model: str = ""
@@ -33,6 +33,8 @@ class DetectionRequest:
     min_accuracy: float = 0.0
     score_threshold: float | None = None
     max_detections: int | None = None
+    priority: int = 0
+    """1 is the highest; 0 stands for none."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Detector:
         now = time.monotonic()
         if request.deadline <= now:
             raise DeadlineExpired("the time ran out before the request could be looked at")
-        before = self._decoding.expected(len(request.image)) + self._workers.expected_wait(request.deadline)
+        before = self._decoding.expected(bytes_to_decode(request.image)) + self._workers.expected_wait(request.deadline)
         candidates = [
             Candidate(profile, profile.manifest.accuracy.ap, before + profile.latency.expected())
             for profile in profiles
@@ -131,7 +133,7 @@ class Detector:
             mode = profile.manifest.input.resize
             image_size = await self._images.read(request.image, row, mode, request.deadline)
             decoded = time.monotonic()
-            self._decoding.observe(decoded - started, len(request.image))
+            self._decoding.observe(decoded - started, bytes_to_decode(request.image))
             find = partial(
                 select,
                 thresholds=_thresholds(profile, request),

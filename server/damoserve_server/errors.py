@@ -6,7 +6,9 @@ DamoserveError
 │   ├── ImageUndecodable
 │   ├── ImageTooLarge
 │   ├── ArgumentOutOfRange
-│   └── ProfileAndTier
+│   ├── ProfileAndTier
+│   ├── TensorInvalid
+│   └── ParameterInvalid
 ├── NotFound                     NOT_FOUND, names the resource
 │   ├── ModelNotFound
 │   └── ProfileNotFound
@@ -16,6 +18,7 @@ DamoserveError
 ├── DeadlineExpired              DEADLINE_EXCEEDED
 ├── QueueFull                    RESOURCE_EXHAUSTED, says when to try again
 ├── ShuttingDown                 UNAVAILABLE
+├── NotOffered                   UNIMPLEMENTED
 └── InternalError                INTERNAL
 
 `interceptors` turns them into `google.rpc.Status`; nothing else needs to know about gRPC.
@@ -30,7 +33,7 @@ import grpc
 class DamoserveError(Exception):
     """The message is for the caller; `details` repeats its variable parts for programs."""
 
-    code: ClassVar[grpc.StatusCode]
+    code: grpc.StatusCode
     reason: ClassVar[str]
 
     def __init__(self, message: str, **details: object) -> None:
@@ -66,6 +69,14 @@ class ArgumentOutOfRange(InvalidRequest):
 
 class ProfileAndTier(InvalidRequest):
     reason = "PROFILE_AND_TIER"
+
+
+class TensorInvalid(InvalidRequest):
+    reason = "TENSOR_INVALID"
+
+
+class ParameterInvalid(InvalidRequest):
+    reason = "PARAMETER_INVALID"
 
 
 class NotFound(DamoserveError):
@@ -131,6 +142,11 @@ class ShuttingDown(DamoserveError):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down; try another one")
+
+
+class NotOffered(DamoserveError):
+    code = grpc.StatusCode.UNIMPLEMENTED
+    reason = "NOT_OFFERED"
 
 
 class InternalError(DamoserveError):
