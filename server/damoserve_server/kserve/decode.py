@@ -107,7 +107,7 @@ def _shape(tensor: Tensor, given: Sequence[int]) -> tuple[int, ...]:
     shape = tuple(given[: len(tensor.dims) + 2])
     dims = () if tensor is IMAGES and len(shape) == 1 else tensor.dims
     fits = len(shape) == 1 + len(dims) and all(
-        length == wanted or (wanted == -1 and length > 0) for length, wanted in zip(shape[1:], dims, strict=True)
+        (length > 0 if wanted == -1 else length == wanted) for length, wanted in zip(shape[1:], dims, strict=True)
     )
     if not fits:
         raise _invalid(tensor, f"is {list(shape)}; it must be {[-1, *tensor.dims]}", "shape")
