@@ -457,7 +457,7 @@ def test_statistics(serve, call, pictures):
         async with serve() as server:
             await call(server, infer, files_input([pictures.red] * 3), parameters={"profile": "quick"})
             await call(server, infer, files_input([pictures.red]), model="colours/quick")
-            await call(server, refusal, files_input([b"GIF"]), model="colours/quick")
+            await call(server, refusal, files_input([b"GIF"]), parameters={"profile": "quick"})
             return await call(server, statistics), await call(server, statistics, "colours/quick")
 
     every, quick = asyncio.run(scenario())

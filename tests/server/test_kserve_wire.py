@@ -67,9 +67,9 @@ def test_an_empty_model_name_means_the_default_model(serve, pictures):
     async def scenario():
         async with serve() as client:
             response = await infer(client, typed("images", "BYTES", [1], bytes_contents=[pictures.red]))
-            return response.model_version, response.outputs[0].contents.int_contents[0]
+            return response.model_name, response.model_version, response.outputs[0].contents.int_contents[0]
 
-    assert asyncio.run(scenario()) == ("3", 4)
+    assert asyncio.run(scenario()) == ("colours", "3", 4)
 
 
 def mixed():

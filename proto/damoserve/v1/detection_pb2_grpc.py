@@ -37,7 +37,7 @@ class DetectionServiceStub:
     | INVALID_ARGUMENT    | IMAGE_TOO_LARGE           | more bytes or pixels than the server accepts                |
     | INVALID_ARGUMENT    | ARGUMENT_OUT_OF_RANGE     | a threshold, count, budget or tier outside its range        |
     | INVALID_ARGUMENT    | PROFILE_AND_TIER          | both a profile and a latency tier are set                   |
-    | INVALID_ARGUMENT    | TENSOR_INVALID            | KServe v2 only: a tensor's name, datatype, shape or contents |
+    | INVALID_ARGUMENT    | TENSOR_INVALID            | KServe v2 only: a tensor's name, type, shape or contents    |
     | INVALID_ARGUMENT    | PARAMETER_INVALID         | KServe v2 only: an unknown parameter, or of a wrong type    |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
@@ -79,7 +79,7 @@ class DetectionServiceServicer:
     | INVALID_ARGUMENT    | IMAGE_TOO_LARGE           | more bytes or pixels than the server accepts                |
     | INVALID_ARGUMENT    | ARGUMENT_OUT_OF_RANGE     | a threshold, count, budget or tier outside its range        |
     | INVALID_ARGUMENT    | PROFILE_AND_TIER          | both a profile and a latency tier are set                   |
-    | INVALID_ARGUMENT    | TENSOR_INVALID            | KServe v2 only: a tensor's name, datatype, shape or contents |
+    | INVALID_ARGUMENT    | TENSOR_INVALID            | KServe v2 only: a tensor's name, type, shape or contents    |
     | INVALID_ARGUMENT    | PARAMETER_INVALID         | KServe v2 only: an unknown parameter, or of a wrong type    |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
@@ -131,7 +131,7 @@ class DetectionService:
     | INVALID_ARGUMENT    | IMAGE_TOO_LARGE           | more bytes or pixels than the server accepts                |
     | INVALID_ARGUMENT    | ARGUMENT_OUT_OF_RANGE     | a threshold, count, budget or tier outside its range        |
     | INVALID_ARGUMENT    | PROFILE_AND_TIER          | both a profile and a latency tier are set                   |
-    | INVALID_ARGUMENT    | TENSOR_INVALID            | KServe v2 only: a tensor's name, datatype, shape or contents |
+    | INVALID_ARGUMENT    | TENSOR_INVALID            | KServe v2 only: a tensor's name, type, shape or contents    |
     | INVALID_ARGUMENT    | PARAMETER_INVALID         | KServe v2 only: an unknown parameter, or of a wrong type    |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |

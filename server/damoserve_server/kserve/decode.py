@@ -13,7 +13,7 @@ from damoserve_server.detector import DetectionRequest
 from damoserve_server.errors import ArgumentOutOfRange, ParameterInvalid, ProfileAndTier, TensorInvalid
 from damoserve_server.images import Image
 from damoserve_server.kserve.parameters import Wishes, refuse_unknown, to_wishes
-from damoserve_server.kserve.targets import split
+from damoserve_server.kserve.targets import join, split
 from damoserve_server.kserve.tensors import CONTENTS, IMAGES, INPUTS, MAX_IMAGES, OUTPUTS, PIXELS, Tensor, unpack
 
 MAX_ID_LENGTH = 256
@@ -29,6 +29,10 @@ class Call:
     @property
     def deadline(self) -> float:
         return self.detections[0].deadline
+
+    @property
+    def target(self) -> str:
+        return join(self.detections[0].model, self.detections[0].profile)
 
 
 def to_call(request: pb.ModelInferRequest, arrival: float, time_remaining: float | None, default_budget: float) -> Call:

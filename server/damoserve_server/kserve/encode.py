@@ -29,9 +29,10 @@ DTYPES: Mapping[str, Any] = {"FP32": "<f4", "INT32": "<i4", "BYTES": np.object_}
 
 def to_response(request: pb.ModelInferRequest, results: Results, outputs: Iterable[Tensor]) -> pb.ModelInferResponse:
     """`results` has one for each image of the request."""
+    served = results[0].profile.manifest
     response = pb.ModelInferResponse(
-        model_name=request.model_name,
-        model_version=str(results[0].profile.manifest.version),
+        model_name=request.model_name or served.model,
+        model_version=str(served.version),
         id=request.id,
         parameters=_parameters(results),
     )

@@ -30,24 +30,23 @@ class Inference:
         """`places` bounds the images that are worked on at the same time. Raises any DamoserveError."""
         call = to_call(request, time.monotonic(), time_remaining, self._startup.default_budget)
         detector = await self._startup.finished(call.deadline)
-        target = find(detector.catalogue, request.model_name, request.model_version)
+        target = find(detector.catalogue, call.target, request.model_version)
         try:
-            results = await self._count(call, detector, target, places)
+            results = await self._counted(call, detector, target, places)
         except QueueFull as error:
             if self._unavailable_when_full:
                 error.code = grpc.StatusCode.UNAVAILABLE
             raise
         return to_response(request, results, call.outputs)
 
-    async def _count(
+    async def _counted(
         self, call: Call, detector: Detector, target: Target, places: asyncio.Semaphore
     ) -> Sequence[DetectionResult]:
         arrival = call.detections[0].arrival
         try:
             results = await _detect_all(call.detections, detector, places)
         except BaseException:  # cancelled calls count too
-            concerned = {target.name: target, target.model.name: Target(target.model)}
-            self._statistics.failed(concerned.values(), time.monotonic() - arrival)
+            self._statistics.failed(target, time.monotonic() - arrival)
             raise
         self._statistics.succeeded(results, time.monotonic() - arrival)
         return results

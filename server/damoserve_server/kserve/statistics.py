@@ -2,12 +2,12 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from damoserve.kserve.v2 import inference_pb2 as pb
 from damoserve_server.detector import DetectionResult
-from damoserve_server.kserve.targets import Target
+from damoserve_server.kserve.targets import Target, join
 
 STAGES = {"compute_input": "decode", "compute_infer": "inference", "compute_output": "postprocess"}
 """Triton's word for each of ours."""
@@ -79,7 +79,7 @@ class Record:
 
 
 class Statistics:
-    """A request counts for its model, and for each profile that served it."""
+    """A request counts for its model, and for each profile that served it or, if it failed, that it named."""
 
     def __init__(self) -> None:
         self._records: defaultdict[tuple[str, str], Record] = defaultdict(Record)
@@ -88,14 +88,14 @@ class Statistics:
         served: defaultdict[tuple[str, str], list[DetectionResult]] = defaultdict(list)
         for result in results:
             manifest = result.profile.manifest
-            for name in (manifest.model, f"{manifest.model}/{manifest.profile}"):
+            for name in (manifest.model, join(manifest.model, manifest.profile)):
                 served[name, str(manifest.version)].append(result)
         for key, its in served.items():
             self._records[key].succeeded(its, seconds)
 
-    def failed(self, targets: Iterable[Target], seconds: float) -> None:
-        for target in targets:
-            self._records[target.name, target.version].failed(seconds)
+    def failed(self, target: Target, seconds: float) -> None:
+        for name in {target.model.name, target.name}:
+            self._records[name, target.version].failed(seconds)
 
     def of(self, target: Target) -> pb.ModelStatistics:
         return self._records[target.name, target.version].to_message(target)

@@ -16,7 +16,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        return self.model.name if self.profile is None else f"{self.model.name}/{self.profile.name}"
+        return join(self.model.name, None if self.profile is None else self.profile.name)
 
     @property
     def version(self) -> str:
@@ -38,6 +38,11 @@ def split(name: str) -> tuple[str, str | None]:
     """The model and the profile."""
     model, _, profile = name.partition("/")
     return model, profile or None
+
+
+def join(model: str, profile: str | None) -> str:
+    """Undoes `split`."""
+    return model if profile is None else f"{model}/{profile}"
 
 
 def find(catalogue: Catalogue, name: str, version: str = "") -> Target:
