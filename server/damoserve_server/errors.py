@@ -34,6 +34,7 @@ class DamoserveError(Exception):
     """The message is for the caller; `details` repeats its variable parts for programs."""
 
     code: grpc.StatusCode
+    """Of the class, but for QueueFull where Triton's clients expect another."""
     reason: ClassVar[str]
 
     def __init__(self, message: str, **details: object) -> None:

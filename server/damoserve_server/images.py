@@ -33,7 +33,7 @@ class ImageLimits:
 
     def check(self, image: Image) -> None:
         """Raises ImageEmpty or ImageTooLarge."""
-        if not len(image):
+        if not (image if isinstance(image, bytes) else image.size):
             raise ImageEmpty(FIELD, "the image is empty")
         if not isinstance(image, bytes):
             self._check_pixels(image)

@@ -144,7 +144,7 @@ def test_limits_hold_for_pixels(reader):
     with pytest.raises(ImageTooLarge):
         reader.limits.check(np.zeros((61, 80, 3), np.uint8))
     with pytest.raises(ImageEmpty):
-        reader.limits.check(np.zeros((0, 80, 3), np.uint8))
+        reader.limits.check(np.zeros((60, 0, 3), np.uint8))
 
 
 def test_what_is_out_of_time_is_not_decoded(reader, pictures):
