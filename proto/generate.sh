@@ -4,3 +4,6 @@ set -eu
 cd "$(dirname "$0")"
 ${PYTHON:-python} -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
     damoserve/v1/detection.proto
+# Messages only: the server registers its methods under the protocol's own service name.
+${PYTHON:-python} -m grpc_tools.protoc -I. --python_out=. --mypy_out=. \
+    damoserve/kserve/v2/inference.proto

@@ -27,6 +27,8 @@ from damoserve_server.errors import ShuttingDown
 from damoserve_server.health import Health
 from damoserve_server.images import ImageLimits, ImageReader
 from damoserve_server.interceptors import CallInterceptor
+from damoserve_server.kserve import methods as kserve
+from damoserve_server.kserve.service import InferenceService
 from damoserve_server.metrics import Endpoint, Metrics
 from damoserve_server.policies.deadline import DeadlinePolicy
 from damoserve_server.service import DetectionService, ProfileService, Startup
@@ -136,6 +138,10 @@ class Application:
         pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup), server)
         pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        if self._settings.kserve:
+            inference = InferenceService(startup, self._settings, self._metrics, self._is_ready)
+            kserve.add_to_server(inference, server)
+            self._metrics.add_methods(kserve.SERVICE, kserve.UNARY)
         if self._settings.reflection:
             names = [service.full_name for service in SERVICES]
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
@@ -143,6 +149,9 @@ class Application:
             unary = [method.name for method in service.methods if not method.server_streaming]
             self._metrics.add_methods(service.full_name, unary)
         return server
+
+    def _is_ready(self) -> bool:
+        return self._detector.done() and not self._stopping.is_set()
 
     def _build_detector(self, catalogue: Catalogue) -> Detector:
         settings = self._settings

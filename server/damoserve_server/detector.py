@@ -14,7 +14,7 @@ from damoserve_profiles.postprocess import Detections, select
 from damoserve_server.catalogue import ActiveProfile, Catalogue
 from damoserve_server.errors import DeadlineExpired
 from damoserve_server.gate import Gate
-from damoserve_server.images import ImageReader
+from damoserve_server.images import Image, ImageReader, bytes_to_decode
 from damoserve_server.latency import DecodeEstimate
 from damoserve_server.memory import Pool, affordable_slots
 from damoserve_server.metrics import NO_TIER, STAGES, Metrics
@@ -31,7 +31,7 @@ Floats = NDArray[np.float32]
 class DetectionRequest:
     """What is asked for. Times are on the monotonic clock; None means the model's default."""
 
-    image: bytes
+    image: Image
     arrival: float
     deadline: float
     model: str = ""
@@ -41,6 +41,7 @@ class DetectionRequest:
     score_threshold: float | None = None
     max_detections: int | None = None
     priority: int = LOWEST_PRIORITY
+    """1 is the most urgent."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Detector:
             self._images.limits.check(request.image)
             tier = None if request.profile is not None else request.tier or self._settings.default_tier
             wish = self._wish(request, tier)
-            ticket = self._workers.admit(wish, self._decoding.expected(len(request.image)))
+            ticket = self._workers.admit(wish, self._decoding.expected(bytes_to_decode(request.image)))
             try:
                 result = await self._serve(request, tier, ticket)
             finally:
@@ -164,7 +165,7 @@ class Detector:
             started = time.monotonic()
             image_size = await self._images.read(request.image, row, mode, request.deadline)
             decoded = time.monotonic()
-            self._decoding.observe(decoded - started, len(request.image))
+            self._decoding.observe(decoded - started, bytes_to_decode(request.image))
             shown = shown_size(image_size, expected.size, mode)
 
             def find(profile: ActiveProfile, scores: Floats, boxes: Floats) -> Detections:

@@ -6,7 +6,9 @@ DamoserveError
 │   ├── ImageUndecodable
 │   ├── ImageTooLarge
 │   ├── ArgumentOutOfRange
-│   └── ProfileAndTier
+│   ├── ProfileAndTier
+│   ├── TensorInvalid
+│   └── ParameterInvalid
 ├── NotFound                     NOT_FOUND, names the resource
 │   ├── ModelNotFound
 │   └── ProfileNotFound
@@ -17,6 +19,7 @@ DamoserveError
 ├── QueueFull                    RESOURCE_EXHAUSTED, says when to try again
 ├── WorkersLost                  UNAVAILABLE, says when to try again
 ├── ShuttingDown                 UNAVAILABLE
+├── NotOffered                   UNIMPLEMENTED
 └── InternalError                INTERNAL
 
 `interceptors` turns them into `google.rpc.Status`; nothing else needs to know about gRPC.
@@ -31,7 +34,8 @@ import grpc
 class DamoserveError(Exception):
     """The message is for the caller; `details` repeats its variable parts for programs."""
 
-    code: ClassVar[grpc.StatusCode]
+    code: grpc.StatusCode
+    """Of the class, but for QueueFull where Triton's clients expect another."""
     reason: ClassVar[str]
 
     def __init__(self, message: str, **details: object) -> None:
@@ -67,6 +71,14 @@ class ArgumentOutOfRange(InvalidRequest):
 
 class ProfileAndTier(InvalidRequest):
     reason = "PROFILE_AND_TIER"
+
+
+class TensorInvalid(InvalidRequest):
+    reason = "TENSOR_INVALID"
+
+
+class ParameterInvalid(InvalidRequest):
+    reason = "PARAMETER_INVALID"
 
 
 class NotFound(DamoserveError):
@@ -143,6 +155,11 @@ class ShuttingDown(DamoserveError):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down; try another one")
+
+
+class NotOffered(DamoserveError):
+    code = grpc.StatusCode.UNIMPLEMENTED
+    reason = "NOT_OFFERED"
 
 
 class InternalError(DamoserveError):

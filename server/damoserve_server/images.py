@@ -1,4 +1,4 @@
-"""Encoded images to network inputs, in threads: the codecs release the interpreter lock."""
+"""Images to network inputs, in threads: the codecs release the interpreter lock."""
 
 import asyncio
 import time
@@ -15,6 +15,14 @@ from damoserve_server.tasks import settled
 
 FIELD = "image.content"
 
+Image = bytes | NDArray[np.uint8]
+"""An image file, or the pixels themselves: RGB `[height, width, 3]`."""
+
+
+def bytes_to_decode(image: Image) -> int:
+    """0 for pixels: what they cost says nothing about files, however small."""
+    return len(image) if isinstance(image, bytes) else 0
+
 
 @dataclass(frozen=True)
 class ImageLimits:
@@ -23,13 +31,21 @@ class ImageLimits:
     max_bytes: int
     max_pixels: int
 
-    def check(self, data: bytes) -> None:
+    def check(self, image: Image) -> None:
         """Raises ImageEmpty or ImageTooLarge."""
-        if not data:
+        if not (image if isinstance(image, bytes) else image.size):
             raise ImageEmpty(FIELD, "the image is empty")
-        if len(data) > self.max_bytes:
-            message = f"the image has {len(data)} bytes; at most {self.max_bytes} are accepted"
-            raise ImageTooLarge(FIELD, message, bytes=len(data), max_bytes=self.max_bytes)
+        if not isinstance(image, bytes):
+            self._check_pixels(image)
+        elif len(image) > self.max_bytes:
+            message = f"the image has {len(image)} bytes; at most {self.max_bytes} are accepted"
+            raise ImageTooLarge(FIELD, message, bytes=len(image), max_bytes=self.max_bytes)
+
+    def _check_pixels(self, image: NDArray[np.uint8]) -> None:
+        height, width, _ = image.shape
+        if width * height > self.max_pixels:
+            message = f"the image has {width} x {height} pixels; at most {self.max_pixels} are accepted"
+            raise ImageTooLarge(FIELD, message, max_pixels=self.max_pixels)
 
 
 @dataclass(frozen=True)
@@ -39,27 +55,30 @@ class ImageReader:
     limits: ImageLimits
     threads: Executor
 
-    async def read(self, data: bytes, row: NDArray[np.uint8], mode: ResizeMode, deadline: float) -> Size:
+    async def read(self, image: Image, row: NDArray[np.uint8], mode: ResizeMode, deadline: float) -> Size:
         """Writes the image, resized by `mode`, into `row` `[height, width, 3]`; returns its size as displayed.
 
         `deadline`, on the monotonic clock, is when it must start. Raises DeadlineExpired, ImageTooLarge or
         ImageUndecodable. However it ends, nothing writes to `row` any more.
         """
-        work = self.threads.submit(self._read, data, row, mode, deadline)
+        work = self.threads.submit(self._read, image, row, mode, deadline)
         return await settled(asyncio.wrap_future(work), work.cancel)
 
     async def close(self) -> None:
         await asyncio.to_thread(self.threads.shutdown)
 
-    def _read(self, data: bytes, row: NDArray[np.uint8], mode: ResizeMode, deadline: float) -> Size:
+    def _read(self, image: Image, row: NDArray[np.uint8], mode: ResizeMode, deadline: float) -> Size:
         if time.monotonic() >= deadline:
             raise DeadlineExpired("the time ran out while the image waited to be decoded")
+        pixels = self._decode(image) if isinstance(image, bytes) else image
+        height, width, _ = row.shape
+        imaging.resize(pixels, Size(width, height), mode, out=row)
+        return Size(pixels.shape[1], pixels.shape[0])
+
+    def _decode(self, data: bytes) -> NDArray[np.uint8]:
         try:
-            image = imaging.decode(data, self.limits.max_pixels)
+            return imaging.decode(data, self.limits.max_pixels)
         except imaging.TooManyPixels as error:
             raise ImageTooLarge(FIELD, str(error), max_pixels=self.limits.max_pixels) from error
         except imaging.ImageError as error:
             raise ImageUndecodable(FIELD, str(error)) from error
-        height, width, _ = row.shape
-        imaging.resize(image, Size(width, height), mode, out=row)
-        return Size(image.shape[1], image.shape[0])

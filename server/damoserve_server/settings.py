@@ -85,6 +85,10 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 9464
     reflection: bool = True
+    kserve: bool = True
+    """Whether the port also speaks the KServe v2 protocol."""
+    kserve_unavailable_when_full: bool = False
+    """Whether that refuses with UNAVAILABLE, as Triton does, what does not fit into the queue."""
 
     workers: Positive = Field(default_factory=usable_cores)
     """Batches that are computed at the same time."""

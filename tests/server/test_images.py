@@ -12,7 +12,7 @@ from PIL import Image
 
 from damoserve_profiles import imaging
 from damoserve_profiles.imaging import Size
-from damoserve_server.errors import DeadlineExpired, ImageTooLarge
+from damoserve_server.errors import DeadlineExpired, ImageEmpty, ImageTooLarge
 from damoserve_server.images import ImageLimits, ImageReader
 
 EXIF_ORIENTATION = 0x0112
@@ -127,6 +127,24 @@ def test_limits_hold_at_their_edge(reader, pictures):
     reader.limits.check(bytes(10_000))
     with pytest.raises(ImageTooLarge):
         reader.limits.check(bytes(10_001))
+
+
+def test_pixels_are_read_like_the_file_that_holds_them(reader, pictures):
+    image = pictures.draw("red", "lime", "blue", "white")
+    rows = np.zeros((2, 32, 64, 3), np.uint8)
+    for row, source in zip(rows, (pictures.encode(image), np.asarray(image)), strict=True):
+        reader.limits.check(source)
+        assert asyncio.run(reader.read(source, row, "fit", LATER)) == Size(80, 60)
+    assert (rows[0] == rows[1]).all()
+    assert rows.any()
+
+
+def test_limits_hold_for_pixels(reader):
+    reader.limits.check(np.zeros((60, 80, 3), np.uint8))
+    with pytest.raises(ImageTooLarge):
+        reader.limits.check(np.zeros((61, 80, 3), np.uint8))
+    with pytest.raises(ImageEmpty):
+        reader.limits.check(np.zeros((60, 0, 3), np.uint8))
 
 
 def test_what_is_out_of_time_is_not_decoded(reader, pictures):

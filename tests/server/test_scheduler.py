@@ -154,14 +154,14 @@ def test_an_estimate_that_falls_in_time_saves_what_waits():
 
 
 def test_a_tier_may_be_missed_but_a_deadline_may_not():
-    scheduler, clock = make()
+    scheduler, _ = make()
     submit(scheduler, "slow", 100, "late for its tier", due=5.0)
     submit(scheduler, "slow", 50, "in time")
     assert names(scheduler.take()) == ["in time"], "who is late already makes nobody else late"
 
 
 def test_priority_is_worth_time_and_waiting_makes_up_for_it():
-    scheduler, clock = make()
+    scheduler, _ = make()
     submit(scheduler, "slow", 50.0, "patient")
     submit(scheduler, "slow", 200.0, "urgent", priority=1)
     submit(scheduler, "slow", 250.0, "young", priority=1, arrival=48.0)

@@ -37,6 +37,8 @@ class DetectionServiceStub:
     | INVALID_ARGUMENT    | IMAGE_TOO_LARGE           | more bytes or pixels than the server accepts                |
     | INVALID_ARGUMENT    | ARGUMENT_OUT_OF_RANGE     | a threshold, count, budget or tier outside its range        |
     | INVALID_ARGUMENT    | PROFILE_AND_TIER          | both a profile and a latency tier are set                   |
+    | INVALID_ARGUMENT    | TENSOR_INVALID            | KServe v2 only: a tensor's name, type, shape or contents    |
+    | INVALID_ARGUMENT    | PARAMETER_INVALID         | KServe v2 only: an unknown parameter, or of a wrong type    |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
     | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
@@ -46,6 +48,7 @@ class DetectionServiceStub:
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | WORKERS_LOST              | what computed it hung or died; carries a RetryInfo          |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
+    | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
@@ -77,6 +80,8 @@ class DetectionServiceServicer:
     | INVALID_ARGUMENT    | IMAGE_TOO_LARGE           | more bytes or pixels than the server accepts                |
     | INVALID_ARGUMENT    | ARGUMENT_OUT_OF_RANGE     | a threshold, count, budget or tier outside its range        |
     | INVALID_ARGUMENT    | PROFILE_AND_TIER          | both a profile and a latency tier are set                   |
+    | INVALID_ARGUMENT    | TENSOR_INVALID            | KServe v2 only: a tensor's name, type, shape or contents    |
+    | INVALID_ARGUMENT    | PARAMETER_INVALID         | KServe v2 only: an unknown parameter, or of a wrong type    |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
     | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
@@ -86,6 +91,7 @@ class DetectionServiceServicer:
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | WORKERS_LOST              | what computed it hung or died; carries a RetryInfo          |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
+    | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
@@ -127,6 +133,8 @@ class DetectionService:
     | INVALID_ARGUMENT    | IMAGE_TOO_LARGE           | more bytes or pixels than the server accepts                |
     | INVALID_ARGUMENT    | ARGUMENT_OUT_OF_RANGE     | a threshold, count, budget or tier outside its range        |
     | INVALID_ARGUMENT    | PROFILE_AND_TIER          | both a profile and a latency tier are set                   |
+    | INVALID_ARGUMENT    | TENSOR_INVALID            | KServe v2 only: a tensor's name, type, shape or contents    |
+    | INVALID_ARGUMENT    | PARAMETER_INVALID         | KServe v2 only: an unknown parameter, or of a wrong type    |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
     | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
@@ -136,6 +144,7 @@ class DetectionService:
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | WORKERS_LOST              | what computed it hung or died; carries a RetryInfo          |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
+    | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a

@@ -1,0 +1,151 @@
+"""From a ModelInferRequest to images and wishes; checks everything but the images themselves. Pure functions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from damoserve.kserve.v2 import inference_pb2 as pb
+from damoserve_server.catalogue import MAX_SHOWN
+from damoserve_server.detector import DetectionRequest
+from damoserve_server.errors import ArgumentOutOfRange, ParameterInvalid, ProfileAndTier, TensorInvalid
+from damoserve_server.images import Image
+from damoserve_server.kserve.parameters import Wishes, refuse_unknown, to_wishes
+from damoserve_server.kserve.targets import join, split
+from damoserve_server.kserve.tensors import CONTENTS, IMAGES, INPUTS, MAX_IMAGES, OUTPUTS, PIXELS, Tensor, unpack
+from damoserve_server.policies import LOWEST_PRIORITY
+
+MAX_ID_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that makes sense: one detection for each image, and the outputs that are wanted."""
+
+    detections: Sequence[DetectionRequest]
+    outputs: Sequence[Tensor]
+
+    @property
+    def deadline(self) -> float:
+        return self.detections[0].deadline
+
+    @property
+    def target(self) -> str:
+        return join(self.detections[0].model, self.detections[0].profile)
+
+
+def to_call(request: pb.ModelInferRequest, arrival: float, time_remaining: float | None, default_budget: float) -> Call:
+    """Times as for `convert.to_request`. Raises InvalidRequest or NotOffered."""
+    if len(request.id) > MAX_ID_LENGTH:
+        raise ArgumentOutOfRange("id", f"the id has {len(request.id)} characters; at most {MAX_ID_LENGTH} are accepted")
+    wishes = to_wishes(request.parameters)
+    model, profile = _address(request.model_name, wishes)
+    budgets = [budget for budget in (time_remaining, wishes.timeout) if budget is not None]
+    outputs = _outputs(request)
+    detections = [
+        DetectionRequest(
+            image=image,
+            arrival=arrival,
+            deadline=arrival + min(budgets, default=default_budget),
+            model=model,
+            profile=profile,
+            tier=wishes.latency_tier,
+            min_accuracy=wishes.min_accuracy,
+            score_threshold=wishes.score_threshold,
+            max_detections=wishes.max_detections,
+            priority=min(wishes.priority or LOWEST_PRIORITY, LOWEST_PRIORITY),  # 0 stands for none; any number is taken
+        )
+        for image in _images(request)
+    ]
+    return Call(detections, outputs)
+
+
+def _address(name: str, wishes: Wishes) -> tuple[str, str | None]:
+    model, named = split(name)
+    if named is not None and wishes.profile not in (None, named):
+        raise ParameterInvalid("parameters.profile", f"the name of the model already names the profile {named!r}")
+    profile = named or wishes.profile
+    if profile is not None and wishes.latency_tier is not None:
+        raise ProfileAndTier("parameters.latency_tier", "at most one of a profile and latency_tier may be given")
+    return model, profile
+
+
+def _outputs(request: pb.ModelInferRequest) -> Sequence[Tensor]:
+    known = {output.name: output for output in OUTPUTS}
+    wanted: dict[str, Tensor] = {}
+    for output in request.outputs:
+        name = output.name[:MAX_SHOWN]
+        if output.name not in known:
+            raise TensorInvalid("outputs", f"there is no output {name!r}; there are {', '.join(known)}")
+        if name in wanted:
+            raise TensorInvalid("outputs", f"the output {name!r} is asked for twice")
+        refuse_unknown(f"outputs.{name}.parameters", output.parameters)
+        wanted[name] = known[name]
+    return list(wanted.values()) or OUTPUTS
+
+
+def _images(request: pb.ModelInferRequest) -> Sequence[Image]:
+    names = " or ".join(tensor.name for tensor in INPUTS)
+    if len(request.inputs) != 1:
+        raise TensorInvalid("inputs", f"there are {len(request.inputs)} inputs; there must be one, {names}")
+    given = request.inputs[0]
+    tensor = next((tensor for tensor in INPUTS if tensor.name == given.name), None)
+    if tensor is None:
+        raise TensorInvalid("inputs", f"there is no input {given.name[:MAX_SHOWN]!r}; it must be {names}")
+    if given.datatype != tensor.datatype:
+        raise _invalid(tensor, f"is {given.datatype[:MAX_SHOWN]!r}; it must be {tensor.datatype}", "datatype")
+    refuse_unknown(f"inputs.{tensor.name}.parameters", given.parameters)
+    shape = _shape(tensor, given.shape)
+    if not request.raw_input_contents:
+        return _typed(tensor, given.contents, shape)
+    if given.HasField("contents"):
+        raise _invalid(tensor, "cannot be given together with raw_input_contents", "contents")
+    if len(request.raw_input_contents) != 1:
+        raise TensorInvalid("raw_input_contents", "there must be one entry for each input")
+    return _raw(tensor, request.raw_input_contents[0], shape)
+
+
+def _shape(tensor: Tensor, given: Sequence[int]) -> tuple[int, ...]:
+    """The shape if the tensor may have it: the number of images first, which for `images` may be all there is."""
+    shape = tuple(given[: len(tensor.dims) + 2])
+    dims = () if tensor is IMAGES and len(shape) == 1 else tensor.dims
+    fits = len(shape) == 1 + len(dims) and all(
+        (length > 0 if wanted == -1 else length == wanted) for length, wanted in zip(shape[1:], dims, strict=True)
+    )
+    if not fits:
+        raise _invalid(tensor, f"is {list(shape)}; it must be {[-1, *tensor.dims]}", "shape")
+    if not 1 <= shape[0] <= MAX_IMAGES:
+        raise _invalid(tensor, f"announces {shape[0]} images; there may be 1 to {MAX_IMAGES}", "shape")
+    return shape
+
+
+def _raw(tensor: Tensor, raw: bytes, shape: tuple[int, ...]) -> Sequence[Image]:
+    if tensor is PIXELS:
+        if len(raw) != math.prod(shape):
+            raise TensorInvalid("raw_input_contents", f"{len(raw)} bytes do not fill the shape {list(shape)}")
+        return list(np.frombuffer(raw, np.uint8).reshape(shape))
+    try:
+        return unpack(raw, shape[0])
+    except ValueError as error:
+        raise TensorInvalid("raw_input_contents", str(error)) from error
+
+
+def _typed(tensor: Tensor, contents: pb.InferTensorContents, shape: tuple[int, ...]) -> Sequence[Image]:
+    field = CONTENTS[tensor.datatype]
+    if any(other.name != field for other, _ in contents.ListFields()):
+        raise _invalid(tensor, f"has other fields than {field}", "contents")
+    elements: Any = getattr(contents, field)
+    if len(elements) != math.prod(shape):
+        raise _invalid(tensor, f"has {len(elements)} elements, which do not fill the shape {list(shape)}", "contents")
+    if tensor is IMAGES:
+        return list(elements)
+    values = np.array(elements, np.uint32)
+    if values.max() > np.iinfo(np.uint8).max:
+        raise _invalid(tensor, "has elements above 255", "contents")
+    return list(values.astype(np.uint8).reshape(shape))
+
+
+def _invalid(tensor: Tensor, what: str, part: str) -> TensorInvalid:
+    return TensorInvalid(f"inputs.{tensor.name}.{part}", f"the {part} of the input {tensor.name} {what}")

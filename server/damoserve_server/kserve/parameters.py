@@ -1,0 +1,116 @@
+"""The parameters of a request: their names, types and ranges."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from damoserve.kserve.v2 import inference_pb2 as pb
+from damoserve_server.catalogue import MAX_SHOWN
+from damoserve_server.convert import MAX_DETECTIONS
+from damoserve_server.errors import ArgumentOutOfRange, NotOffered, ParameterInvalid
+from damoserve_server.router import Tier
+
+Parameters = Mapping[str, pb.InferParameter]
+
+INTEGERS = {"int64_param", "uint64_param"}
+NUMBERS = {"double_param", *INTEGERS}
+TEXT = {"string_param"}
+
+FEATURES = {
+    "sequence_": "sequences are not offered: every request stands alone",
+    "shared_memory_": "shared memory is not offered: send the tensors in the request",
+    "classification": "classification is not offered: labels and scores are outputs",
+    "binary_data": "binary_data belongs to HTTP: answers are raw when the request is",
+    "triton_": "parameters that begin with triton_ are reserved, and none is offered",
+}
+"""What the protocol's other parameters begin with, and why they are refused."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the parameters ask for; `timeout` is in seconds."""
+
+    profile: str | None = None
+    latency_tier: Tier | None = None
+    min_accuracy: float = 0.0
+    score_threshold: float | None = None
+    max_detections: int | None = None
+    priority: int = 0
+    timeout: float | None = None
+
+
+def to_wishes(parameters: Parameters) -> Wishes:
+    """Raises ParameterInvalid, ArgumentOutOfRange or NotOffered."""
+    refuse_unknown("parameters", parameters, READERS.keys())
+    return Wishes(**{name: READERS[name](name, parameter) for name, parameter in parameters.items()})
+
+
+def refuse_unknown(field: str, parameters: Parameters, known: Any = ()) -> None:
+    """`field` is the path of the parameters in the request. Raises ParameterInvalid or NotOffered."""
+    for name in sorted(parameters.keys() - known):
+        for beginning, why in FEATURES.items():
+            if name.startswith(beginning):
+                raise NotOffered(why, parameter=name[:MAX_SHOWN])
+        raise ParameterInvalid(field, f"there is no parameter {name[:MAX_SHOWN]!r} here", parameter=name[:MAX_SHOWN])
+
+
+def _text(name: str, parameter: pb.InferParameter) -> str | None:
+    return _value(name, parameter, TEXT) or None
+
+
+def _tier(name: str, parameter: pb.InferParameter) -> Tier:
+    tier = _value(name, parameter, TEXT)
+    if tier not in list(Tier):
+        raise _out_of_range(name, repr(tier[:MAX_SHOWN]), f"one of {', '.join(Tier)}")
+    return Tier(tier)
+
+
+def _fraction(name: str, parameter: pb.InferParameter) -> float:
+    value = _value(name, parameter, NUMBERS)
+    if not 0 <= value <= 1:  # so written, it refuses NaN too
+        raise _out_of_range(name, f"{value:g}", "between 0 and 1")
+    return float(value)
+
+
+def _max_detections(name: str, parameter: pb.InferParameter) -> int:
+    count = _integer(name, parameter)
+    if not 1 <= count <= MAX_DETECTIONS:
+        raise _out_of_range(name, str(count), f"between 1 and {MAX_DETECTIONS}")
+    return count
+
+
+def _natural(name: str, parameter: pb.InferParameter) -> int:
+    value = _integer(name, parameter)
+    if value < 0:
+        raise _out_of_range(name, str(value), "0 or more")
+    return value
+
+
+def _timeout(name: str, parameter: pb.InferParameter) -> float | None:
+    return _natural(name, parameter) / 1e6 or None
+
+
+def _integer(name: str, parameter: pb.InferParameter) -> int:
+    return int(_value(name, parameter, INTEGERS))
+
+
+def _value(name: str, parameter: pb.InferParameter, kinds: set[str]) -> Any:
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind not in kinds:
+        raise ParameterInvalid(f"parameters.{name}", f"{name} is a {kind}; it must be a {' or '.join(sorted(kinds))}")
+    return getattr(parameter, kind)
+
+
+def _out_of_range(name: str, value: str, allowed: str) -> ArgumentOutOfRange:
+    return ArgumentOutOfRange(f"parameters.{name}", f"{name} is {value}; it must be {allowed}", value=value)
+
+
+READERS: Mapping[str, Callable[[str, pb.InferParameter], Any]] = {
+    "profile": _text,
+    "latency_tier": _tier,
+    "min_accuracy": _fraction,
+    "score_threshold": _fraction,
+    "max_detections": _max_detections,
+    "priority": _natural,
+    "timeout": _timeout,
+}

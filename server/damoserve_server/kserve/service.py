@@ -1,0 +1,152 @@
+"""The methods of the protocol: protobuf in, protobuf out."""
+
+from __future__ import annotations  # gRPC's context is generic for type checkers only
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Protocol
+
+from damoserve.kserve.v2 import inference_pb2 as pb
+from damoserve_server.catalogue import Catalogue
+from damoserve_server.errors import DamoserveError, InternalError, NotFound, NotOffered
+from damoserve_server.kserve import describe, targets
+from damoserve_server.kserve.infer import Inference
+from damoserve_server.kserve.statistics import Statistics
+from damoserve_server.kserve.streaming import in_order
+from damoserve_server.metrics import Metrics
+from damoserve_server.service import Startup
+from damoserve_server.settings import Settings
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+log = logging.getLogger(__name__)
+
+
+class Administration(Protocol):
+    """Changes what is loaded. Both raise DamoserveError, and return when it is done."""
+
+    async def load(self, model: str) -> None: ...
+
+    async def unload(self, model: str) -> None: ...
+
+
+class InferenceService:
+    """`ready` says whether the models are loaded and requests are taken; without `administration` nobody may load."""
+
+    def __init__(
+        self,
+        startup: Startup,
+        settings: Settings,
+        metrics: Metrics,
+        ready: Callable[[], bool],
+        administration: Administration | None = None,
+    ) -> None:
+        self._startup = startup
+        self._settings = settings
+        self._metrics = metrics
+        self._ready = ready
+        self._administration = administration
+        self._statistics = Statistics()
+        self._inference = Inference(startup, self._statistics, settings.kserve_unavailable_when_full)
+        # So many that one call can keep the workers busy, and so few that an idle server never refuses its own.
+        self._depth = min(2 * settings.workers * settings.max_batch_size, settings.max_queue)
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._ready())
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+        if not self._ready():
+            return pb.ModelReadyResponse(ready=False)
+        try:
+            target = targets.find(await self._catalogue(), request.name, request.version)
+        except NotFound:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=target.ready)
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
+        return describe.server_metadata(administered=self._administration is not None)
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
+        return describe.model_metadata(targets.find(await self._catalogue(), request.name, request.version))
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
+        target = targets.find(await self._catalogue(), request.name, request.version)
+        return pb.ModelConfigResponse(config=describe.model_config(target, self._settings))
+
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
+        catalogue = await self._catalogue()
+        asked = [targets.find(catalogue, request.name, request.version)] if request.name else targets.every(catalogue)
+        return pb.ModelStatisticsResponse(model_stats=[self._statistics.of(target) for target in asked])
+
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
+        _refuse_repository(request.repository_name)
+        entries = [describe.index_entry(target) for target in targets.every(await self._catalogue())]
+        return pb.RepositoryIndexResponse(
+            models=[entry for entry in entries if entry.state == describe.READY or not request.ready]
+        )
+
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: Context
+    ) -> pb.RepositoryModelLoadResponse:
+        await self._administrator(request).load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        await self._administrator(request).unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        return await self._inference.answer(request, context.time_remaining(), asyncio.Semaphore(self._depth))
+
+    async def ModelStreamInfer(
+        self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        places = asyncio.Semaphore(self._depth)
+
+        async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+            try:
+                response = await self._inference.answer(request, context.time_remaining(), places)
+            except DamoserveError as error:
+                return self._failure(request, error)
+            except Exception:
+                log.exception("request %r of a stream failed", request.id)
+                return self._failure(request, InternalError("internal error"))
+            return pb.ModelStreamInferResponse(infer_response=response)
+
+        async with aclosing(in_order(requests, answer, self._depth)) as answers:
+            async for response in answers:
+                yield response
+
+    def _failure(self, request: pb.ModelInferRequest, error: DamoserveError) -> pb.ModelStreamInferResponse:
+        self._metrics.refused.labels(error.reason).inc()
+        return pb.ModelStreamInferResponse(
+            error_message=f"{error.reason}: {error}", infer_response=pb.ModelInferResponse(id=request.id)
+        )
+
+    async def _catalogue(self) -> Catalogue:
+        return (await self._startup.finished()).catalogue
+
+    def _administrator(
+        self, request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest
+    ) -> Administration:
+        if self._administration is None:
+            raise NotOffered("models are not loaded or unloaded over this service")
+        _refuse_repository(request.repository_name)
+        if request.parameters:
+            raise NotOffered("parameters are not offered: a model is loaded as its repository has it")
+        return self._administration
+
+
+def _refuse_repository(name: str) -> None:
+    if name:
+        raise NotOffered("there is only one repository: leave its name empty")

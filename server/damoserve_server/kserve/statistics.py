@@ -1,0 +1,101 @@
+"""What every model and profile has done, as Triton counts it."""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from damoserve.kserve.v2 import inference_pb2 as pb
+from damoserve_server.detector import DetectionResult
+from damoserve_server.kserve.targets import Target, join
+
+STAGES = {"compute_input": "decode", "compute_infer": "inference", "compute_output": "postprocess"}
+"""Triton's word for each of ours."""
+
+
+@dataclass
+class Total:
+    """How often, and how long altogether."""
+
+    count: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, seconds: float, count: float = 1.0) -> None:
+        self.count += count
+        self.seconds += seconds
+
+    def to_duration(self) -> pb.StatisticDuration:
+        return pb.StatisticDuration(count=round(self.count), ns=round(1e9 * self.seconds))
+
+
+def _totals() -> defaultdict[str, Total]:
+    return defaultdict(Total)
+
+
+@dataclass
+class Record:
+    """Of one model or profile in one version."""
+
+    last: float = 0.0
+    images: int = 0
+    requests: defaultdict[str, Total] = field(default_factory=_totals)
+    batches: defaultdict[int, defaultdict[str, Total]] = field(default_factory=lambda: defaultdict(_totals))
+
+    def succeeded(self, results: Sequence[DetectionResult], seconds: float) -> None:
+        """The images of a request run side by side: a stage takes it as long as the slowest of them."""
+        self.last = time.time()
+        self.images += len(results)
+        self.requests["success"].add(seconds)
+        for name, stage in {"queue": "queue", **STAGES}.items():
+            self.requests[name].add(max(getattr(result.timings, stage) for result in results))
+        for result in results:
+            self._add_to_batch(result)
+
+    def failed(self, seconds: float) -> None:
+        self.requests["fail"].add(seconds)
+
+    def to_message(self, target: Target) -> pb.ModelStatistics:
+        batches = [
+            pb.InferBatchStatistics(batch_size=size, **{name: total.to_duration() for name, total in totals.items()})
+            for size, totals in sorted(self.batches.items())
+        ]
+        return pb.ModelStatistics(
+            name=target.name,
+            version=target.version,
+            last_inference=round(1000 * self.last),
+            inference_count=self.images,
+            execution_count=round(sum(totals["compute_infer"].count for totals in self.batches.values())),
+            inference_stats=pb.InferStatistics(**{name: total.to_duration() for name, total in self.requests.items()}),
+            batch_stats=batches,
+        )
+
+    def _add_to_batch(self, result: DetectionResult) -> None:
+        """Each image of a batch knows the time of the whole: it counts for its share of the run."""
+        share = 1 / result.batch_size
+        totals = self.batches[result.batch_size]
+        totals["compute_input"].add(result.timings.decode, share)
+        totals["compute_infer"].add(result.timings.inference * share, share)
+        totals["compute_output"].add(result.timings.postprocess, share)
+
+
+class Statistics:
+    """A request counts for its model, and for each profile that served it or, if it failed, that it named."""
+
+    def __init__(self) -> None:
+        self._records: defaultdict[tuple[str, str], Record] = defaultdict(Record)
+
+    def succeeded(self, results: Sequence[DetectionResult], seconds: float) -> None:
+        served: defaultdict[tuple[str, str], list[DetectionResult]] = defaultdict(list)
+        for result in results:
+            manifest = result.profile.manifest
+            for name in (manifest.model, join(manifest.model, manifest.profile)):
+                served[name, str(manifest.version)].append(result)
+        for key, its in served.items():
+            self._records[key].succeeded(its, seconds)
+
+    def failed(self, target: Target, seconds: float) -> None:
+        for name in {target.model.name, target.name}:
+            self._records[name, target.version].failed(seconds)
+
+    def of(self, target: Target) -> pb.ModelStatistics:
+        return self._records[target.name, target.version].to_message(target)

@@ -1,0 +1,63 @@
+"""What a model name of the protocol means: `model`, or `model/profile`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from damoserve_server.catalogue import MAX_SHOWN, ActiveProfile, Catalogue, FailedProfile, Model
+from damoserve_server.errors import ModelNotFound
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model, or one of its profiles."""
+
+    model: Model
+    profile: ActiveProfile | FailedProfile | None = None
+
+    @property
+    def name(self) -> str:
+        return join(self.model.name, None if self.profile is None else self.profile.name)
+
+    @property
+    def version(self) -> str:
+        return str(self.model.version)
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.model.active) if self.profile is None else isinstance(self.profile, ActiveProfile)
+
+    @property
+    def reason(self) -> str:
+        """Why it does not serve; empty if it does."""
+        if isinstance(self.profile, FailedProfile):
+            return self.profile.summary
+        return "" if self.ready else "none of its profiles could be loaded"
+
+
+def split(name: str) -> tuple[str, str | None]:
+    """The model and the profile."""
+    model, _, profile = name.partition("/")
+    return model, profile or None
+
+
+def join(model: str, profile: str | None) -> str:
+    """Undoes `split`."""
+    return model if profile is None else f"{model}/{profile}"
+
+
+def find(catalogue: Catalogue, name: str, version: str = "") -> Target:
+    """An empty version means the one that serves. Raises ModelNotFound or ProfileNotFound."""
+    model_name, profile = split(name)
+    model = catalogue.model(model_name)
+    target = Target(model, None if profile is None else model.find(profile))
+    if version not in ("", target.version):
+        asked = f"{target.name} in version {version[:MAX_SHOWN]!r}"
+        raise ModelNotFound(target.name, f"{asked} is not loaded; version {target.version} is", model=target.name)
+    return target
+
+
+def every(catalogue: Catalogue) -> Iterator[Target]:
+    """Each model, followed by its profiles."""
+    for model in catalogue.models.values():
+        yield Target(model)
+        yield from (Target(model, profile) for profile in model.profiles)
