@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from damoserve_profiles.faults import describe_faults
 from damoserve_profiles.files import bundled
-from damoserve_profiles.runtimes import EngineName, Precision
+from damoserve_profiles.runtimes import CpuEngineName, Precision
 
 RECIPES = bundled("recipes")
 
@@ -123,7 +123,7 @@ class Quantise(_Strict):
     operators: Operators = "all"
     """What runs in 8 bits up to the head: everything; convolutions; with them concatenations; or whichever of these is
     the fastest here, which another build may find otherwise."""
-    engine: EngineName = "onnxruntime"
+    engine: CpuEngineName = "onnxruntime"
     """What the graph is for. These are timed in it, and pixels enter as it likes: ONNX Runtime reads them as they are;
     OpenVINO reads floats that the graph quantises, or it would compute the first convolution in float."""
     sensitivity: bool = False

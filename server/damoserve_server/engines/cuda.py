@@ -1,0 +1,139 @@
+"""CUDA's runtime: memory, streams and graphs, given back in time.
+
+Nothing here is tied to a network. What a runtime of networks allocates itself is its own affair.
+"""
+
+import ctypes
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from cuda.bindings import nvml, runtime
+from numpy.typing import DTypeLike, NDArray
+
+from damoserve_server.engines import EngineError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as far as what was built for it depends on it."""
+
+    name: str
+    capability: str
+    driver: str
+
+
+def use_device(number: int) -> None:
+    """Makes it the calling thread's. Raises EngineError where there is no such device."""
+    _check(runtime.cudaSetDevice(number))
+
+
+def describe_device(number: int) -> Device:
+    """Raises EngineError."""
+    properties = _check(runtime.cudaGetDeviceProperties(number))
+    try:
+        nvml.init_v2()
+        driver = nvml.system_get_driver_version()
+        nvml.shutdown()
+    except RuntimeError as error:  # its own errors, and that of a library that is not there
+        raise EngineError(f"the NVIDIA driver does not tell its version: {error}") from error
+    return Device(properties.name.decode(), f"{properties.major}.{properties.minor}", driver)
+
+
+class Resources:
+    """What was allocated on one device, freed together: by `close`, or when it is forgotten."""
+
+    def __init__(self) -> None:
+        self._frees = ExitStack()
+
+    def close(self) -> None:
+        self._frees.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def host_array(self, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
+        """An array in pinned memory, which the device reads and writes by itself. It must not be used after `close`."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        pointer = _check(runtime.cudaHostAlloc(size, runtime.cudaHostAllocDefault))
+        self._frees.callback(runtime.cudaFreeHost, pointer)
+        return _array_at(int(pointer), shape, dtype)
+
+    def device_memory(self, size: int) -> int:
+        """The address of so many bytes on the device."""
+        pointer = _check(runtime.cudaMalloc(max(size, 1)))  # none at all would give no address
+        self._frees.callback(runtime.cudaFree, pointer)
+        return int(pointer)
+
+    def stream(self) -> "Stream":
+        handle = _check(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking))
+        self._frees.callback(runtime.cudaStreamDestroy, handle)
+        return Stream(handle, self._frees)
+
+
+class Stream:
+    """Work that the device does in order. Errors of the device show when its work is waited for."""
+
+    def __init__(self, handle: runtime.cudaStream_t, frees: ExitStack) -> None:
+        self._handle = handle
+        self._frees = frees
+
+    def __int__(self) -> int:
+        return int(self._handle)
+
+    def upload(self, source: NDArray[Any], target: int) -> None:
+        """Copies a pinned array to the device."""
+        to_device = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        _check(runtime.cudaMemcpyAsync(target, source.ctypes.data, source.nbytes, to_device, self._handle))
+
+    def download(self, source: int, target: NDArray[Any]) -> None:
+        """Fills a pinned array from the device."""
+        to_host = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        _check(runtime.cudaMemcpyAsync(target.ctypes.data, source, target.nbytes, to_host, self._handle))
+
+    def synchronise(self) -> None:
+        """Waits for all work. Raises EngineError where some of it failed."""
+        _check(runtime.cudaStreamSynchronize(self._handle))
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
+        """What puts the same work on the stream again, all at once; None where `work` cannot be captured."""
+        # Other threads may allocate meanwhile; only this one's work is captured.
+        mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        _check(runtime.cudaStreamBeginCapture(self._handle, mode))
+        try:
+            work()
+            refused = False
+        except EngineError:
+            refused = True
+        error, graph = runtime.cudaStreamEndCapture(self._handle)
+        if refused or error != runtime.cudaError_t.cudaSuccess:
+            runtime.cudaGetLastError()  # or the next call would report it
+            return None
+        executable = _check(runtime.cudaGraphInstantiate(graph, 0))
+        self._frees.callback(runtime.cudaGraphExecDestroy, executable)
+        _check(runtime.cudaGraphDestroy(graph))
+
+        def launch() -> None:
+            _check(runtime.cudaGraphLaunch(executable, self._handle))
+
+        return launch
+
+
+def _check(result: tuple[Any, ...]) -> Any:
+    """The value of a call of the runtime, which returns its error first. Raises EngineError."""
+    error, *values = result
+    if error != runtime.cudaError_t.cudaSuccess:
+        _, text = runtime.cudaGetErrorString(error)
+        raise EngineError(f"CUDA: {text.decode()} ({error.name})")
+    return values[0] if values else None
+
+
+def _array_at(address: int, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+    return memory.view(dtype).reshape(shape)
