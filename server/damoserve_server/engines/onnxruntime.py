@@ -35,7 +35,8 @@ class OnnxRuntimeEngine:
         """Raises EngineError."""
         if missing := set(options.providers) - set(onnxruntime.get_available_providers()):
             # Left alone, the runtime would only warn and use the processor.
-            raise EngineError(f"this ONNX Runtime has no {', '.join(sorted(missing))}")
+            instead = f": install {GPU_EXTRA} in place of the extra server" if options.on_gpu else ""
+            raise EngineMissing(f"this ONNX Runtime has no {', '.join(sorted(missing))}{instead}")
         self._pinned = _open_device(options) if options.on_gpu else None
         _share_arena()
         try:
