@@ -5,6 +5,7 @@ Nothing here is tied to a network. What a runtime of networks allocates itself i
 
 import ctypes
 import math
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,6 +46,16 @@ def describe_device(number: int) -> Device:
     return Device(properties.name.decode(), f"{properties.major}.{properties.minor}", driver)
 
 
+def pinned_array(shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
+    """An array that a device reads and writes by itself, freed with the last view of it. Raises EngineError."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    address = int(_check(runtime.cudaHostAlloc(size, runtime.cudaHostAllocDefault)))
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    # When the process ends, the driver may be gone already.
+    weakref.finalize(memory, runtime.cudaFreeHost, address).atexit = False
+    return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
+
+
 class Resources:
     """What was allocated on one device, freed together: by `close`, or when it is forgotten."""
 
@@ -56,13 +67,6 @@ class Resources:
 
     def __del__(self) -> None:
         self.close()
-
-    def host_array(self, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
-        """An array in pinned memory, which the device reads and writes by itself. It must not be used after `close`."""
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        pointer = _check(runtime.cudaHostAlloc(size, runtime.cudaHostAllocDefault))
-        self._frees.callback(runtime.cudaFreeHost, pointer)
-        return _array_at(int(pointer), shape, dtype)
 
     def device_memory(self, size: int) -> int:
         """The address of so many bytes on the device."""
@@ -111,12 +115,16 @@ class Stream:
         except EngineError:
             refused = True
         error, graph = runtime.cudaStreamEndCapture(self._handle)
-        if refused or error != runtime.cudaError_t.cudaSuccess:
+        if error != runtime.cudaError_t.cudaSuccess:
             runtime.cudaGetLastError()  # or the next call would report it
             return None
-        executable = _check(runtime.cudaGraphInstantiate(graph, 0))
+        try:
+            executable = None if refused else _check(runtime.cudaGraphInstantiate(graph, 0))
+        finally:
+            runtime.cudaGraphDestroy(graph)
+        if executable is None:
+            return None
         self._frees.callback(runtime.cudaGraphExecDestroy, executable)
-        _check(runtime.cudaGraphDestroy(graph))
 
         def launch() -> None:
             _check(runtime.cudaGraphLaunch(executable, self._handle))
@@ -131,9 +139,3 @@ def _check(result: tuple[Any, ...]) -> Any:
         _, text = runtime.cudaGetErrorString(error)
         raise EngineError(f"CUDA: {text.decode()} ({error.name})")
     return values[0] if values else None
-
-
-def _array_at(address: int, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-    return memory.view(dtype).reshape(shape)

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,6 @@ from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.runtimes import GPU_EXTRA
 from damoserve_server.engines import TENSORRT_PROVIDER, EngineError, EngineMissing, EngineOptions, Outputs, check_batch
 from damoserve_server.engines.providers import provider_options
-
-if TYPE_CHECKING:
-    from damoserve_server.engines.cuda import Resources
 
 # ONNX Runtime reads this when it is imported; usage statistics are nobody's business unless the operator says so.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -37,17 +34,16 @@ class OnnxRuntimeEngine:
             # Left alone, the runtime would only warn and use the processor.
             instead = f": install {GPU_EXTRA} in place of the extra server" if options.on_gpu else ""
             raise EngineMissing(f"this ONNX Runtime has no {', '.join(sorted(missing))}{instead}")
-        self._pinned = _open_device(options) if options.on_gpu else None
+        allocate: Callable[..., NDArray[Any]] = _open_device(options) if options.on_gpu else np.empty
+        provider = provider_options(model, manifest, options)
         _share_arena()
         try:
             self._session = onnxruntime.InferenceSession(
                 model,
                 _session_options(manifest, options),
                 providers=options.providers,
-                provider_options=provider_options(model, manifest, options),
+                provider_options=provider,
             )
-        except EngineError:
-            raise
         except Exception as error:  # the runtime has a dozen unrelated exception classes
             raise EngineError(f"ONNX Runtime refused the model: {error}") from error
         wanted, used = options.providers[0], self._session.get_providers()[0]
@@ -57,9 +53,8 @@ class OnnxRuntimeEngine:
         if (found := _describe(self._session)) != expected:
             raise EngineError(f"the model has {found}; its manifest promises {expected}")
         limit = options.max_batch_size
-        allocate: Callable[..., NDArray[Any]] = np.empty if self._pinned is None else self._pinned.host_array
         self._outputs = {name: allocate((limit, *expected[name][1]), np.float32) for name in ("scores", "boxes")}
-        self._staging = None if self._pinned is None else allocate((limit, *expected["images"][1]), np.uint8)
+        self._staging = allocate((limit, *expected["images"][1]), np.uint8) if options.on_gpu else None
         self._binding = self._session.io_binding()
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
@@ -73,11 +68,6 @@ class OnnxRuntimeEngine:
             self._binding.bind_output(name, "cpu", 0, np.float32, shape, buffer.ctypes.data)
         self._session.run_with_iobinding(self._binding)
         return self._outputs["scores"][: len(images)], self._outputs["boxes"][: len(images)]
-
-    def close(self) -> None:
-        """Gives the pinned memory back; the session goes when it is forgotten."""
-        if self._pinned is not None:
-            self._pinned.close()
 
 
 Interface = dict[str, tuple[str, tuple[int, ...]]]
@@ -97,20 +87,20 @@ def _describe(session: onnxruntime.InferenceSession) -> Interface:
     return {node.name: (node.type, tuple(node.shape[1:])) for node in nodes}
 
 
-def _open_device(options: EngineOptions) -> "Resources":
-    """Memory that the device can read by itself; the libraries that the providers need are loaded before."""
+def _open_device(options: EngineOptions) -> Callable[..., NDArray[Any]]:
+    """Loads the libraries that the providers need; gives what allocates memory that the device can read by itself."""
     try:
         if TENSORRT_PROVIDER in options.providers:
             import tensorrt  # noqa: F401 - it finds its libraries where pip has put them, the provider would not
 
-        from damoserve_server.engines.cuda import Resources, use_device
+        from damoserve_server.engines.cuda import pinned_array, use_device
     except ModuleNotFoundError as error:
         raise EngineMissing(f"a GPU needs {error.name}: install {GPU_EXTRA} on the server") from error
     except ImportError as error:
         raise EngineError(f"what ONNX Runtime needs for a GPU cannot be imported: {error}") from error
     onnxruntime.preload_dlls()
     use_device(options.gpu.device)
-    return Resources()
+    return pinned_array
 
 
 def _session_options(manifest: Manifest, options: EngineOptions) -> onnxruntime.SessionOptions:

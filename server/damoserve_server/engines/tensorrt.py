@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from damoserve_profiles.manifest import Manifest
 from damoserve_server.engines import EngineError, EngineOptions, Outputs, check_batch
-from damoserve_server.engines.cuda import Resources, Stream, use_device
+from damoserve_server.engines.cuda import Resources, Stream, pinned_array, use_device
 from damoserve_server.engines.tensorrt_plan import load_plan
 
 TIMED_RUNS = 5
@@ -59,7 +59,7 @@ class TensorRtEngine:
         return self._buffers["scores"].host[:count], self._buffers["boxes"].host[:count]
 
     def close(self) -> None:
-        """Gives the memory back; the plan goes with the last engine that uses it."""
+        """Gives the device's memory back; the plan goes with the last engine that uses it."""
         self._resources.close()
         self._batches.clear()
 
@@ -73,7 +73,7 @@ class Buffer:
 
     @classmethod
     def allocate(cls, resources: Resources, shape: tuple[int, ...], dtype: type[np.generic]) -> "Buffer":
-        host = resources.host_array(shape, dtype)
+        host = pinned_array(shape, dtype)
         return cls(host, resources.device_memory(host.nbytes))
 
 
