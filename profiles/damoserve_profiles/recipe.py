@@ -210,7 +210,9 @@ class Recipe(_Strict):
             raise ValueError(f"precision is for the target cpu: {self.target} has its own")
         if self.target == "gpu" and self.quantise and export.opset < 19:
             raise ValueError("a gpu in 8 bits takes opset 19 or later: earlier ones have no float16 scales")
-        foreign = self.quantise.model_fields_set - _SYMMETRIC if self.quantise else set()
+        # Values, not which were given: a manifest gives all of them.
+        changed = self.quantise.model_dump(exclude_defaults=True).keys() if self.quantise else set()
+        foreign = changed - _SYMMETRIC
         if foreign:
             raise ValueError(f"quantise.{min(foreign)} is for the target cpu: {self.target} takes {sorted(_SYMMETRIC)}")
         return self
