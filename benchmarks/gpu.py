@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from damoserve_profiles.imaging import Size, decode, resize
 from damoserve_profiles.manifest import MODEL_FILE, Accuracy, InputSpec, Latency, Manifest, Source, Thresholds
-from damoserve_profiles.recipe import Recipe
+from damoserve_profiles.recipe import Quantise, Recipe
 from damoserve_profiles.repository import Repository, describe_file
 
 ROOT = Path(__file__).parents[1]
@@ -37,9 +37,7 @@ BATCHES = (1, 2, 4, 8, 16)
 RECIPES = {
     "fp32": Recipe(name="fp32"),
     "fp16": Recipe(name="fp16", target="gpu"),
-    "int8": Recipe.model_validate(
-        {"name": "int8", "target": "gpu", "quantise": {"calibration_images": CALIBRATION_IMAGES}}
-    ),
+    "int8": Recipe(name="int8", target="gpu", quantise=Quantise(calibration_images=16)),
 }
 ON_CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
 ENGINES: dict[str, dict[str, Any]] = {

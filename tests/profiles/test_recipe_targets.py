@@ -44,7 +44,7 @@ def test_what_suits_the_target_is_read_and_can_stand_in_a_manifest(tmp_path: Pat
         ("{target: npu, export: {stem: space_to_depth}}", "space_to_depth, which splits"),
         ("{target: gpu, precision: bf16}", "precision is for the target cpu"),
         ("{target: gpu, export: {opset: 18}, quantise: {calibration_images: 5}}", "opset 19"),
-        ("{target: npu, quantise: {calibration_images: 5, reduce_range: true}}", "quantise.reduce_range"),
+        ("{target: npu, quantise: {calibration_images: 5, reduce_range: false}}", "quantise.reduce_range"),
         ("{target: gpu, quantise: {calibration_images: 5, budget: 0.01}}", "quantise.budget"),
     ],
 )
