@@ -288,6 +288,7 @@ def imitated_gpu(capturable: bool = True) -> Iterator[TensorRt]:
     tensorrt = TensorRt(cuda, capturable)
     bindings = ModuleType("cuda.bindings")
     nvml = SimpleNamespace(init_v2=lambda: None, shutdown=lambda: None, system_get_driver_version=lambda: "580.1")
+    nvml.NvmlError = OSError
     bindings.__dict__.update(runtime=cuda, nvml=nvml)
     ours = [f"damoserve_server.engines.{name}" for name in ("cuda", "tensorrt", "tensorrt_plan")]
     with pytest.MonkeyPatch.context() as patch:

@@ -41,7 +41,7 @@ def describe_device(number: int) -> Device:
         nvml.init_v2()
         driver = nvml.system_get_driver_version()
         nvml.shutdown()
-    except RuntimeError as error:  # its own errors, and that of a library that is not there
+    except (nvml.NvmlError, RuntimeError) as error:  # the latter where its library is not there
         raise EngineError(f"the NVIDIA driver does not tell its version: {error}") from error
     return Device(properties.name.decode(), f"{properties.major}.{properties.minor}", driver)
 

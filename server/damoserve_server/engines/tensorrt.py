@@ -102,15 +102,15 @@ class Batch:
         for name, buffer in buffers.items():
             if not context.set_tensor_address(name, buffer.device):
                 raise EngineError(f"TensorRT refused the memory of {name}")
-        self._start: Callable[[], None] = self._enqueue
+        self._graph: Callable[[], None] | None = None
         self.run()  # before a capture: the first run with new shapes does more than later ones
         graph = stream.capture(self._enqueue)
         if graph is not None and self._seconds(graph) < self._seconds(self._enqueue):
-            self._start = graph
+            self._graph = graph
 
     def run(self) -> None:
         """From the images in the pinned buffer to the outputs in theirs. Raises EngineError."""
-        self._start()
+        (self._graph or self._enqueue)()
         self._stream.synchronise()
 
     def _enqueue(self) -> None:

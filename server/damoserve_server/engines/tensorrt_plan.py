@@ -95,6 +95,7 @@ def _build(model: bytes, manifest: Manifest, options: EngineOptions) -> bytes:
     where = options.gpu.cache or "nowhere: set DAMOSERVE_ENGINE_CACHE to start faster the next time"
     log.info("TensorRT builds %s/%s; this takes minutes; kept in %s", manifest.model, manifest.profile, where)
     builder = tensorrt.Builder(_logger())
+    # TensorRT 11 has no other networks and ignores the flag.
     network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = tensorrt.OnnxParser(network, _logger())
     if not parser.parse(model):
@@ -106,7 +107,8 @@ def _build(model: bytes, manifest: Manifest, options: EngineOptions) -> bytes:
     built = builder.build_serialized_network(network, config)
     if built is None:
         raise EngineError("TensorRT could not build the model; its reasons are in the log")
-    cache.write(machine, "timing", bytes(config.get_timing_cache().serialize()))
+    if (timing := config.get_timing_cache()) is not None:  # None where what was kept did not suit
+        cache.write(machine, "timing", bytes(timing.serialize()))
     return bytes(built)
 
 
