@@ -8,7 +8,7 @@
 # profiles/repository and profiles/recipes beside them, as they do in a checkout.
 
 ARG PYTHON=python:3.11-slim-bookworm
-# onnxruntime-gpu of constraints.txt is built for CUDA 13 and cuDNN 9.
+# onnxruntime-gpu of constraints.txt is built for CUDA 13, cuDNN 9 and TensorRT 10, which the extra gpu brings.
 ARG CUDA=nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 
 # All that decides about the layers with dependencies.
@@ -66,15 +66,19 @@ COPY --from=requirements / ./
 RUN touch README.md
 RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt --editable '.[gpu]'
 COPY --from=serving-source / ./
+# What TensorRT builds; a volume there keeps it from one container to the next.
+RUN install --directory --owner=damoserve --mode=700 /var/cache/damoserve
 # A worker holds an engine of every profile: one for each core, the default, would fill the GPU's memory with copies.
 ENV DAMOSERVE_HOST=0.0.0.0 \
     DAMOSERVE_METRICS_HOST=0.0.0.0 \
     DAMOSERVE_PROVIDERS='["CUDAExecutionProvider", "CPUExecutionProvider"]' \
+    DAMOSERVE_ENGINE_CACHE=/var/cache/damoserve \
     DAMOSERVE_WORKERS=1
 EXPOSE 50051 9464
 USER 10001
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=15s --timeout=5s --start-period=120s CMD ["python", "-m", "damoserve_server.probe"]
+# The first start builds engines, for minutes.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=900s CMD ["python", "-m", "damoserve_server.probe"]
 ENTRYPOINT ["damoserve"]
 CMD ["serve"]
 

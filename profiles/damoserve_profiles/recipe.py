@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from damoserve_profiles.faults import describe_faults
 from damoserve_profiles.files import bundled
-from damoserve_profiles.runtimes import EngineName, Precision
+from damoserve_profiles.runtimes import CpuEngineName, Precision
 
 RECIPES = bundled("recipes")
 
@@ -123,7 +123,7 @@ class Quantise(_Strict):
     operators: Operators = "all"
     """What runs in 8 bits up to the head: everything; convolutions; with them concatenations; or whichever of these is
     the fastest here, which another build may find otherwise."""
-    engine: EngineName = "onnxruntime"
+    engine: CpuEngineName = "onnxruntime"
     """What the graph is for. These are timed in it, and pixels enter as it likes: ONNX Runtime reads them as they are;
     OpenVINO reads floats that the graph quantises, or it would compute the first convolution in float."""
     sensitivity: bool = False
@@ -210,7 +210,9 @@ class Recipe(_Strict):
             raise ValueError(f"precision is for the target cpu: {self.target} has its own")
         if self.target == "gpu" and self.quantise and export.opset < 19:
             raise ValueError("a gpu in 8 bits takes opset 19 or later: earlier ones have no float16 scales")
-        foreign = self.quantise.model_fields_set - _SYMMETRIC if self.quantise else set()
+        # Values, not which were given: a manifest gives all of them.
+        changed = self.quantise.model_dump(exclude_defaults=True).keys() if self.quantise else set()
+        foreign = changed - _SYMMETRIC
         if foreign:
             raise ValueError(f"quantise.{min(foreign)} is for the target cpu: {self.target} takes {sorted(_SYMMETRIC)}")
         return self

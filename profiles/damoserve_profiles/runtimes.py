@@ -3,11 +3,13 @@
 import sys
 from typing import Final, Literal
 
-EngineName = Literal["onnxruntime", "openvino"]
+CpuEngineName = Literal["onnxruntime", "openvino"]
+EngineName = Literal[CpuEngineName, "tensorrt"]
 Precision = Literal["bf16"]
 """Float layers are computed in bfloat16, 8 bits of precision, from the same file."""
 
 OPENVINO_EXTRA: Final = "damoserve[openvino]"
+GPU_EXTRA: Final = "damoserve[gpu]"
 
 
 def silence_openvino() -> None:

@@ -21,7 +21,7 @@ from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import Repository
 from damoserve_server.catalogue import Catalogue, Loading, load_catalogue
 from damoserve_server.detector import Detector
-from damoserve_server.engines import EngineLoader, EngineOptions
+from damoserve_server.engines import EngineLoader, EngineOptions, GpuOptions, close_engine
 from damoserve_server.engines.choice import load_engine
 from damoserve_server.errors import ShuttingDown
 from damoserve_server.health import Health
@@ -91,8 +91,9 @@ class Application:
     async def load(self) -> None:
         """Loads and warms up all profiles, then says SERVING. Raises CatalogueError, or ShuttingDown after `stop`."""
         settings = self._settings
+        gpu = GpuOptions(settings.gpu_device, settings.engine_cache, settings.gpu_memory_bytes)
         options = EngineOptions(
-            settings.max_batch_size, settings.threads_per_worker, settings.providers, settings.engine
+            settings.max_batch_size, settings.threads_per_worker, settings.providers, settings.engine, gpu
         )
         loading = Loading(self._load_engine, options, settings.workers, stop=self._stopping)
         repository = Repository(settings.repository)
@@ -114,6 +115,8 @@ class Application:
         await self._server.stop(LAST_ANSWERS_SECONDS)
         if loaded is not None:
             await loaded.close()
+            for engine in (engine for profile in loaded.catalogue.active() for engine in profile.engines):
+                close_engine(engine)
         if self._endpoint is not None:
             await self._endpoint.close()
 

@@ -97,6 +97,11 @@ class Settings(BaseSettings):
     """Unset: of each profile the one that its manifest prefers, if it is installed, else ONNX Runtime."""
     providers: Annotated[tuple[str, ...], Field(min_length=1)] = (CPU_PROVIDER,)
     """ONNX Runtime execution providers, the preferred first."""
+    gpu_device: Annotated[int, Field(ge=0)] = 0
+    gpu_memory_bytes: Positive | None = None
+    """ONNX Runtime's arena, or TensorRT's scratch memory, of one engine at most. Unset: what the GPU has."""
+    engine_cache: Path | None = None
+    """Folder where engines that were built for a GPU are kept. Unset: they are built at every start."""
 
     max_batch_size: Positive = 4
     max_batch_wait_ms: Annotated[float, Field(ge=0)] = 5.0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from damoserve_profiles.recipe import RecipeError, read_recipe
+from damoserve_profiles.recipe import Recipe, RecipeError, read_recipe
 
 
 def recipe_file(folder: Path, text: str) -> Path:
@@ -27,8 +27,10 @@ def test_a_recipe_is_for_processors_unless_it_says_otherwise(tmp_path: Path) -> 
         "{target: npu, quantise: {calibration_images: 5, ranges: percentile, percentile: 99.9, equalise: true}}",
     ],
 )
-def test_what_suits_the_target_is_read(tmp_path: Path, text: str) -> None:
-    assert read_recipe(recipe_file(tmp_path, text)).target in text
+def test_what_suits_the_target_is_read_and_can_stand_in_a_manifest(tmp_path: Path, text: str) -> None:
+    recipe = read_recipe(recipe_file(tmp_path, text))
+    assert recipe.target in text
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_what_suits_the_target_is_read(tmp_path: Path, text: str) -> None:
         ("{target: npu, export: {stem: space_to_depth}}", "space_to_depth, which splits"),
         ("{target: gpu, precision: bf16}", "precision is for the target cpu"),
         ("{target: gpu, export: {opset: 18}, quantise: {calibration_images: 5}}", "opset 19"),
-        ("{target: npu, quantise: {calibration_images: 5, reduce_range: true}}", "quantise.reduce_range"),
+        ("{target: npu, quantise: {calibration_images: 5, reduce_range: false}}", "quantise.reduce_range"),
         ("{target: gpu, quantise: {calibration_images: 5, budget: 0.01}}", "quantise.budget"),
     ],
 )

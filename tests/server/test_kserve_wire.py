@@ -151,17 +151,19 @@ def test_malformed_requests(serve, pictures):
 
 def test_a_request_that_fails_withdraws_its_other_images(serve, pictures, valve):
     async def scenario():
-        async with serve(valve.load, max_batch_size=1) as client:
+        async with serve(valve.load) as client:
             valve.shut()
+            blocking = asyncio.ensure_future(client.detect(pictures.red))
+            await valve.entered()
             request = typed("images", "BYTES", [2], bytes_contents=[pictures.red, b"GIF"])
-            failing = asyncio.ensure_future(client.failure(infer(client, request)))
+            failure = await client.failure(infer(client, request))
             await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 1)
             valve.open()
-            failure = await failing
-            await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 0)
+            await blocking
             return failure
 
     assert asyncio.run(scenario()).reason == "IMAGE_UNDECODABLE"
+    assert len(valve.sizes) == 1
 
 
 def test_the_priority_reaches_the_detector(serve, pictures, monkeypatch):

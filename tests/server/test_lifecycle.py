@@ -249,10 +249,10 @@ def test_profiles_that_the_runtime_cannot_use_fail_alone(serve, repository, new_
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_provider_that_cannot_start_is_not_replaced_in_silence(pristine, monkeypatch):
-    both = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    both = ("ROCMExecutionProvider", "CPUExecutionProvider")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(both))
     folder = Repository(pristine).folder("colours", 3, "quick")
-    with pytest.raises(EngineError, match="could not start CUDAExecutionProvider and would use CPUExecutionProvider"):
+    with pytest.raises(EngineError, match="could not start ROCMExecutionProvider and would use CPUExecutionProvider"):
         OnnxRuntimeEngine(folder.model_path.read_bytes(), folder.read_manifest(), EngineOptions(1, providers=both))
 
 
@@ -351,9 +351,12 @@ BLOCKED = """
 import importlib.util, pkgutil, sys
 for name in ("torch", "onnx", "damoserve_compress", "damoserve_client"):
     sys.modules[name] = None
+GPU = ["cuda", "tensorrt"]
 import damoserve_server
 for module in pkgutil.walk_packages(damoserve_server.__path__, "damoserve_server."):
-    if module.name != "damoserve_server.engines.openvino" or importlib.util.find_spec("openvino"):
+    engine = module.name.removeprefix("damoserve_server.engines.")
+    needed = {"cuda": ["cuda"], "openvino": ["openvino"], "tensorrt": GPU, "tensorrt_plan": GPU}.get(engine, [])
+    if all(map(importlib.util.find_spec, needed)):
         importlib.import_module(module.name)
 """
 

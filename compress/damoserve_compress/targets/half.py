@@ -17,8 +17,8 @@ def to_half(model: ModelProto) -> ModelProto:
     halved = ModelProto()
     halved.CopyFrom(model)
     behind = Graph(model).behind
+    _cast_pixels(halved)
     nodes = {node.name: node for node in halved.graph.node if node.name not in behind}
-    _cast_pixels(halved, nodes)
     _store_half(halved, nodes)
     _cast_back(halved, nodes)
     del halved.graph.value_info[:]
@@ -26,11 +26,17 @@ def to_half(model: ModelProto) -> ModelProto:
     return halved
 
 
-def _cast_pixels(model: ModelProto, nodes: dict[str, NodeProto]) -> None:
-    for node in nodes.values():
-        if node.op_type == "Cast":
-            [to] = [attribute for attribute in node.attribute if attribute.name == "to"]
-            to.i = TensorProto.FLOAT16
+def _cast_pixels(model: ModelProto) -> None:
+    """Makes the cast the first operator, to float16: TensorRT reads bytes in a cast only, and moves none about."""
+    old = Graph(model).cast
+    first = helper.make_node("Cast", ["images"], ["images_half"], old.name, to=TensorProto.FLOAT16)
+    rest = [node for node in model.graph.node if node.output[0] != old.output[0]]
+    for node in rest:
+        for index, name in enumerate(node.input):
+            moved = old.input[0] if name == old.output[0] else name
+            node.input[index] = "images_half" if moved == "images" else moved
+    del model.graph.node[:]
+    model.graph.node.extend([first, *rest])
 
 
 def _store_half(model: ModelProto, nodes: dict[str, NodeProto]) -> None:

@@ -6,7 +6,8 @@ EngineError          the runtime cannot use the model, or the model is not what 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.runtimes import EngineName
 
 CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Scores `[N, K, C]` and boxes `[N, K, 4]`, x_min, y_min, x_max, y_max in pixels of the network's input, unclipped."""
@@ -32,7 +35,41 @@ class Engine(Protocol):
     """One loaded profile. Used by one thread at a time."""
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Takes contiguous `[N, height, width, 3]`, N up to the largest batch. The outputs hold until the next run."""
+        """Takes contiguous `[N, height, width, 3]`, N up to the largest batch. The outputs hold until the next run.
+
+        Raises EngineError.
+        """
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """An engine that has more to give back than what Python frees when it is forgotten."""
+
+    def close(self) -> None:
+        """Call when nothing runs and no outputs are in use; more than once does no harm."""
+
+
+def close_engine(engine: Engine) -> None:
+    """Closes the engines that have something to close."""
+    if isinstance(engine, Closable):
+        engine.close()
+
+
+def check_batch(images: NDArray[np.uint8], limit: int) -> None:
+    """Raises EngineError: more images than there is memory for would be written over whatever lies behind it."""
+    if not 0 < len(images) <= limit:
+        raise EngineError(f"a batch of {len(images)} images in an engine for 1 to {limit}")
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """How an engine may use a GPU."""
+
+    device: int = 0
+    cache: Path | None = None
+    """Folder where built engines are kept. None: they are built at every start."""
+    memory_bytes: int | None = None
+    """ONNX Runtime's arena, or TensorRT's scratch memory, of one engine at most. None: what the device has."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +81,12 @@ class EngineOptions:
     providers: tuple[str, ...] = (CPU_PROVIDER,)
     engine: EngineName | None = None
     """None: the one that the manifest prefers."""
+    gpu: GpuOptions = GpuOptions()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the operator means the server to compute on a GPU."""
+        return self.engine == "tensorrt" or bool({CUDA_PROVIDER, TENSORRT_PROVIDER} & set(self.providers))
 
 
 EngineLoader = Callable[[bytes, Manifest, EngineOptions], Engine]

@@ -2,13 +2,35 @@
 
 import functools
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from damoserve_profiles.manifest import Manifest
-from damoserve_profiles.runtimes import OPENVINO_EXTRA, EngineName
-from damoserve_server.engines import CPU_PROVIDER, Engine, EngineLoader, EngineMissing, EngineOptions
+from damoserve_profiles.runtimes import GPU_EXTRA, OPENVINO_EXTRA, EngineName
+from damoserve_server.engines import Engine, EngineError, EngineLoader, EngineMissing, EngineOptions
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Optional:
+    """A runtime that need not be installed."""
+
+    title: str
+    extra: str
+    modules: frozenset[str]
+    """Of these one is missing where it is not installed."""
+
+
+_OPTIONAL: Final[Mapping[EngineName, _Optional]] = MappingProxyType(
+    {
+        "openvino": _Optional("OpenVINO", OPENVINO_EXTRA, frozenset({"openvino"})),
+        "tensorrt": _Optional("TensorRT", GPU_EXTRA, frozenset({"tensorrt", "cuda", "cuda.bindings"})),
+    }
+)
 
 
 def load_engine(model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
@@ -17,47 +39,63 @@ def load_engine(model: bytes, manifest: Manifest, options: EngineOptions) -> Eng
     ONNX Runtime takes the place of a preferred engine that is not installed. Raises EngineMissing where there is no
     such choice, and EngineError.
     """
-    _check_target(manifest, options)
-    if choose(manifest, options) == "onnxruntime":
+    chosen = choose(manifest, options)
+    if chosen == "onnxruntime":
         return OnnxRuntimeEngine(model, manifest, options)
-    openvino = _openvino()
-    if openvino is not None:
-        return openvino(model, manifest, options)
+    load = _import(chosen)
+    if load is not None:
+        return load(model, manifest, options)
+    runtime = _OPTIONAL[chosen]
     if manifest.precision is not None:
-        raise EngineMissing(f"{manifest.precision} needs OpenVINO: install {OPENVINO_EXTRA} on the server")
+        raise EngineMissing(f"{manifest.precision} needs {runtime.title}: install {runtime.extra} on the server")
     if options.engine is not None:
-        raise EngineMissing(f"OpenVINO is not installed: install {OPENVINO_EXTRA}, or leave the engine to the server")
-    _say_slower(manifest.model, manifest.profile)
+        raise EngineMissing(
+            f"{runtime.title} is not installed: install {runtime.extra}, or leave the engine to the server"
+        )
+    _say_slower(f"{manifest.model}/{manifest.profile}", runtime)
     return OnnxRuntimeEngine(model, manifest, options)
 
 
 def choose(manifest: Manifest, options: EngineOptions) -> EngineName:
     """The engine that is wanted, whether or not it is installed. Raises EngineMissing where none can be."""
+    _check_target(manifest, options)
     if manifest.precision is not None:
         if options.engine not in (None, "openvino"):
             raise EngineMissing(f"{manifest.precision} needs OpenVINO, but the server is set to {options.engine} only")
         return "openvino"
     if options.engine is not None:
         return options.engine
-    # What the manifest prefers was measured on a processor, and says nothing about other devices.
-    return manifest.engine if options.providers == (CPU_PROVIDER,) else "onnxruntime"
+    # A preference was measured on one kind of device, and says nothing about the others.
+    return manifest.engine if options.on_gpu == (manifest.engine == "tensorrt") else "onnxruntime"
 
 
 def _check_target(manifest: Manifest, options: EngineOptions) -> None:
     """Raises EngineMissing for a graph that was made for other devices than the server's."""
     target = manifest.recipe.target
-    if target == "npu" or (target == "gpu" and options.providers == (CPU_PROVIDER,)):
-        raise EngineMissing(f"the profile was built for a {target}, which this server does not use")
+    if target == "npu":
+        raise EngineMissing("the profile was built for an npu, which this server does not use")
+    if target == "gpu" and not (options.on_gpu and options.engine != "openvino"):
+        raise EngineMissing("the profile was built for a gpu, which this server is not set to use (DAMOSERVE_ENGINE)")
+    if target == "cpu" and options.engine == "tensorrt":
+        raise EngineMissing("the profile was built for a cpu; TensorRT takes those of a recipe with target: gpu")
 
 
 @functools.cache  # once, not for every worker
-def _say_slower(model: str, profile: str) -> None:
-    log.info("%s/%s runs in ONNX Runtime; it would be faster with OpenVINO: %s", model, profile, OPENVINO_EXTRA)
+def _say_slower(profile: str, runtime: _Optional) -> None:
+    log.info("%s runs in ONNX Runtime; it would be faster with %s: %s", profile, runtime.title, runtime.extra)
 
 
-def _openvino() -> EngineLoader | None:
+def _import(engine: EngineName) -> EngineLoader | None:
+    """None where the runtime is not installed. Raises EngineError where it is, but cannot be imported."""
     try:
-        from damoserve_server.engines.openvino import OpenVinoEngine
-    except ImportError:
-        return None
-    return OpenVinoEngine
+        if engine == "openvino":
+            from damoserve_server.engines.openvino import OpenVinoEngine
+
+            return OpenVinoEngine
+        from damoserve_server.engines.tensorrt import TensorRtEngine
+    except ImportError as error:
+        runtime = _OPTIONAL[engine]
+        if isinstance(error, ModuleNotFoundError) and error.name in runtime.modules:
+            return None
+        raise EngineError(f"{runtime.title} is installed, but cannot be imported: {error}") from error
+    return TensorRtEngine

@@ -1,13 +1,17 @@
-"""ONNX Runtime."""
+"""ONNX Runtime, on a processor or, by its execution providers, on a GPU."""
 
 import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from damoserve_profiles.manifest import Manifest
-from damoserve_server.engines import EngineError, EngineOptions, Outputs
+from damoserve_profiles.runtimes import GPU_EXTRA
+from damoserve_server.engines import TENSORRT_PROVIDER, EngineError, EngineMissing, EngineOptions, Outputs, check_batch
+from damoserve_server.engines.providers import provider_options
 
 # ONNX Runtime reads this when it is imported; usage statistics are nobody's business unless the operator says so.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -28,10 +32,18 @@ class OnnxRuntimeEngine:
         """Raises EngineError."""
         if missing := set(options.providers) - set(onnxruntime.get_available_providers()):
             # Left alone, the runtime would only warn and use the processor.
-            raise EngineError(f"this ONNX Runtime has no {', '.join(sorted(missing))}")
+            instead = f": install {GPU_EXTRA} in place of the extra server" if options.on_gpu else ""
+            raise EngineMissing(f"this ONNX Runtime has no {', '.join(sorted(missing))}{instead}")
+        allocate: Callable[..., NDArray[Any]] = _open_device(options) if options.on_gpu else np.empty
+        provider = provider_options(model, manifest, options)
         _share_arena()
         try:
-            self._session = onnxruntime.InferenceSession(model, _session_options(options), providers=options.providers)
+            self._session = onnxruntime.InferenceSession(
+                model,
+                _session_options(manifest, options),
+                providers=options.providers,
+                provider_options=provider,
+            )
         except Exception as error:  # the runtime has a dozen unrelated exception classes
             raise EngineError(f"ONNX Runtime refused the model: {error}") from error
         wanted, used = options.providers[0], self._session.get_providers()[0]
@@ -40,14 +52,16 @@ class OnnxRuntimeEngine:
         expected = _interface(manifest)
         if (found := _describe(self._session)) != expected:
             raise EngineError(f"the model has {found}; its manifest promises {expected}")
-        self._outputs = {
-            name: np.empty((options.max_batch_size, *shape), np.float32)
-            for name, (_, shape) in expected.items()
-            if name != "images"
-        }
+        limit = options.max_batch_size
+        self._outputs = {name: allocate((limit, *expected[name][1]), np.float32) for name in ("scores", "boxes")}
+        self._staging = allocate((limit, *expected["images"][1]), np.uint8) if options.on_gpu else None
         self._binding = self._session.io_binding()
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
+        check_batch(images, len(self._outputs["scores"]))
+        if self._staging is not None:
+            np.copyto(self._staging[: len(images)], images)
+            images = self._staging[: len(images)]
         self._binding.bind_input("images", "cpu", 0, np.uint8, images.shape, images.ctypes.data)
         for name, buffer in self._outputs.items():
             shape = (len(images), *buffer.shape[1:])
@@ -73,13 +87,32 @@ def _describe(session: onnxruntime.InferenceSession) -> Interface:
     return {node.name: (node.type, tuple(node.shape[1:])) for node in nodes}
 
 
-def _session_options(options: EngineOptions) -> onnxruntime.SessionOptions:
+def _open_device(options: EngineOptions) -> Callable[..., NDArray[Any]]:
+    """Loads the libraries that the providers need; gives what allocates memory that the device can read by itself."""
+    try:
+        if TENSORRT_PROVIDER in options.providers:
+            import tensorrt  # noqa: F401 - it finds its libraries where pip has put them, the provider would not
+
+        from damoserve_server.engines.cuda import pinned_array, use_device
+    except ModuleNotFoundError as error:
+        raise EngineMissing(f"a GPU needs {error.name}: install {GPU_EXTRA} on the server") from error
+    except ImportError as error:
+        raise EngineError(f"what ONNX Runtime needs for a GPU cannot be imported: {error}") from error
+    onnxruntime.preload_dlls()
+    use_device(options.gpu.device)
+    return pinned_array
+
+
+def _session_options(manifest: Manifest, options: EngineOptions) -> onnxruntime.SessionOptions:
     session = onnxruntime.SessionOptions()
     session.intra_op_num_threads = options.threads
     session.inter_op_num_threads = 1
     # Threads that spin while they wait would take the cores from the other workers and from decoding.
     session.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session.add_session_config_entry("session.use_env_allocators", "1")
+    if manifest.recipe.target == "gpu":
+        # Its quantisers have float16 scales, which the kernels that ONNX Runtime would fuse them to do not take.
+        session.add_session_config_entry("session.disable_quant_qdq", "1")
     return session
 
 

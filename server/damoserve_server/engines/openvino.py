@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.runtimes import openvino_properties, silence_openvino
-from damoserve_server.engines import EngineError, EngineOptions, Outputs
+from damoserve_server.engines import EngineError, EngineOptions, Outputs, check_batch
 
 silence_openvino()
 
@@ -58,6 +58,7 @@ class OpenVinoEngine:
         ]
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
+        check_batch(images, len(self._bound))
         for row in range(len(images)):
             self._request.set_tensor("images", _shared(images[row : row + 1]))
             for name, tensor in self._bound[row].items():
