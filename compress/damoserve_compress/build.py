@@ -74,6 +74,8 @@ class _Made:
 
     recipe: Recipe
     network: Network
+    cut_sha256: str | None
+    """Of a network that was cut before."""
     path: Path
 
 
@@ -146,7 +148,8 @@ class Builder:
         if recipe.quantise:
             path = self.steps.quantise(path, recipe, recipe.quantise)
         path = self.steps.finish(path, checkpoint, recipe)
-        return _Made(recipe, load_checkpoint(checkpoint)[0], path)
+        cut_sha256 = describe_file(checkpoint).sha256 if recipe.prune and recipe.prune.network else None
+        return _Made(recipe, load_checkpoint(checkpoint)[0], cut_sha256, path)
 
     def _time(self, made: Sequence[_Made]) -> list[_Timed]:
         runtimes = [self._runtimes(profile.recipe) for profile in made]
@@ -229,7 +232,7 @@ class Builder:
             latency=timed.latencies[timed.runtime.engine],
             latencies=timed.latencies if len(timed.latencies) > 1 else {},
             recipe=recipe,
-            source=Source(checkpoint=self._source.name, sha256=self._source.sha256),
+            source=Source(checkpoint=self._source.name, sha256=self._source.sha256, cut_sha256=made.cut_sha256),
             files={MODEL_FILE: describe_file(made.path)},
         )
 

@@ -27,7 +27,7 @@ from damoserve_compress.source import BuildError
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import FileRecord, Thresholds
 from damoserve_profiles.recipe import Export, FineTune, Prune, Quantise, Recipe
-from damoserve_profiles.repository import Repository
+from damoserve_profiles.repository import BUNDLED, Repository, describe_file
 from tests.compress.family import RES, fill
 from tests.compress.hits import all_found
 from tests.compress.toys import TINY
@@ -85,6 +85,7 @@ def test_the_repository_holds_what_was_built(repository: Repository) -> None:
         assert manifest.accuracy.difference.reference == "cells.safetensors"
         assert manifest.latency.runs == 3
         assert manifest.source.checkpoint == "cells.safetensors"
+        assert manifest.source.cut_sha256 is None  # what was cut here has its recipe
         scores, boxes = onnx_detector(folder.model_path)(np.zeros((2, SIZE, SIZE, 3), np.uint8))
         assert scores.shape == (2, manifest.candidates, 3)
         assert boxes.shape == (2, manifest.candidates, 4)
@@ -182,10 +183,19 @@ def test_a_network_that_was_cut_before_is_taken_as_it_is(
     recipe = SMALL_BOTH.model_copy(update={"prune": Prune(network="cut.safetensors")})
     [manifest] = Builder(replace(small, repository=tmp_path), TRAIN, VAL, lambda _: None).build([recipe])
     assert manifest.files == small_files
+    assert manifest.source.cut_sha256 == describe_file(cut).sha256
     other = small.checkpoint.with_name("other.safetensors")
     save_checkpoint(other, build_network(TINY, 3), Description("cells", TINY.name, LABELS, SIZE, 2 * SIZE))
     with pytest.raises(BuildError, match="is not of the model"):
         Builder(small, TRAIN, VAL).build([recipe.model_copy(update={"prune": Prune(network=other.name)})])
+
+
+def test_bundled_profiles_tell_which_cut_network_they_are_from() -> None:
+    for folder in Repository(BUNDLED).profiles("blood-cells", 1):
+        manifest = folder.read_manifest()
+        cut = manifest.recipe.prune and manifest.recipe.prune.network
+        expected = describe_file(BUNDLED.parent / "checkpoints" / cut).sha256 if cut else None
+        assert manifest.source.cut_sha256 == expected
 
 
 @pytest.mark.parametrize("target", ["gpu", "npu"])
