@@ -1,7 +1,8 @@
 """From a trained checkpoint and recipes to profiles in a repository: prune, export, quantise, measure, validate.
 
-BuildError   the data do not suit the checkpoint, a profile does not meet its recipe, or it would replace one of another
-             checkpoint; nothing is written
+BuildError            the data do not suit the checkpoint, what a recipe needs is missing, or a profile would replace
+│                     one of another checkpoint; nothing is written
+└── TooInaccurate     a profile loses more than its recipe allows; nothing is written
 """
 
 import shutil
@@ -21,7 +22,8 @@ from damoserve_compress.datasets.cache import CachedDataset
 from damoserve_compress.evaluate import Metrics, average_precision, torch_detector
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.checkpoint import load_checkpoint
-from damoserve_compress.session import ONNX_RUNTIME, Runtime, installed_engines
+from damoserve_compress.prune.stage import tuning_of
+from damoserve_compress.session import ONNX_RUNTIME, Runtime, check_runtime
 from damoserve_compress.source import BuildError, read_source
 from damoserve_compress.stages import Stages
 from damoserve_compress.steps import Steps
@@ -40,11 +42,15 @@ from damoserve_profiles.manifest import (
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import ProfileFolder, Repository, describe_file
-from damoserve_profiles.runtimes import OPENVINO_EXTRA, EngineName
+from damoserve_profiles.runtimes import EngineName
 
 THREADS = 1
 
-__all__ = ["BuildConfig", "BuildError", "Builder"]
+__all__ = ["BuildConfig", "BuildError", "Builder", "TooInaccurate"]
+
+
+class TooInaccurate(BuildError):
+    """A profile is made, but loses more than its recipe allows."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Builder:
         self._report = report
 
     def build(self, recipes: Sequence[Recipe]) -> list[Manifest]:
-        """Builds, measures and validates all recipes, then writes them. Raises BuildError.
+        """Builds, measures and validates all recipes, then writes them. Raises BuildError, and what the steps raise.
 
         All profiles are timed together, interleaved, so that their latencies can be compared.
         """
@@ -131,13 +137,19 @@ class Builder:
 
     def _check_prerequisites(self, recipe: Recipe) -> None:
         """What would else be missed only after hours of training."""
-        for runtime in self._runtimes(recipe):
-            if runtime.engine not in installed_engines():
-                raise BuildError(f"{recipe.name} needs OpenVINO: install {OPENVINO_EXTRA}")
-        if recipe.prune and recipe.prune.network:
-            path = self.config.checkpoint.parent / recipe.prune.network
-            if not path.exists():
-                raise BuildError(f"{recipe.name} needs the cut network {path}, which is not there")
+        runtimes = self._runtimes(recipe)
+        if recipe.quantise and recipe.quantise.operators == "measure":
+            runtimes.append(Runtime(recipe.quantise.engine))
+        try:
+            for runtime in runtimes:
+                check_runtime(runtime)
+        except ValueError as error:
+            raise BuildError(f"{recipe.name}: {error}") from error
+        prune = recipe.prune
+        if prune and prune.network:
+            self.steps.cut_before(self.config.checkpoint, prune.network)
+        elif prune:
+            tuning_of(self._source.description, prune, self.config.training)
 
     def _make(self, recipe: Recipe) -> _Made:
         self._report(f"{recipe.name}:")
@@ -192,7 +204,7 @@ class Builder:
         difference = compare(self.steps.truth, source, detections)
         self._report(f"{recipe.name}: AP {100 * metrics.ap:.2f}, {difference.ap} against the source network")
         if -difference.ap.value > recipe.max_ap_drop:
-            raise BuildError(
+            raise TooInaccurate(
                 f"{recipe.name} loses {-difference.ap.value:.4f} AP; its recipe allows {recipe.max_ap_drop}"
             )
         return metrics, difference

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import nn
 
 from damoserve_compress.benchmark import interleave, speed_up, summarise
 from damoserve_compress.build import BuildConfig, Builder
@@ -19,8 +21,9 @@ from damoserve_compress.complexity import complexity
 from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.evaluate import Detector
 from damoserve_compress.export import Tolerance
-from damoserve_compress.network import Network, build_network
+from damoserve_compress.network import Network, build_network, fuse
 from damoserve_compress.network.checkpoint import Description, save_checkpoint
+from damoserve_compress.prune import PruneError
 from damoserve_compress.quantise import Images, QuantisationReport, quantise_onnx
 from damoserve_compress.session import onnx_detector
 from damoserve_compress.source import BuildError
@@ -113,11 +116,24 @@ def test_pruning_and_quantising_make_it_smaller(repository: Repository) -> None:
     assert small.model_bytes < 0.25 * dense.model_bytes
 
 
-def test_operations_of_a_single_convolution_are_counted_as_on_paper() -> None:
+def test_operations_are_counted_as_on_paper() -> None:
+    """Every weight of a convolution multiplies once for every pixel that it gives."""
+    counted: list[int] = []
+
+    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        counted.append(module.weight.numel() * output.shape[2] * output.shape[3])
+
     network = build_network("P", 3)
-    _, macs = complexity(network, Size(64, 64))
-    _, four_times = complexity(network, Size(128, 128))
-    assert four_times == 4 * macs
+    deployed = fuse(network)
+    for module in deployed.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        deployed(torch.zeros(1, 3, 64, 96))
+    assert complexity(network, Size(96, 64))[1] == sum(counted)
+    # The stem alone: 16 channels of 3x3 over the 12 of Focus, on a map of half the size.
+    assert counted[0] == 16 * 12 * 9 * 32 * 48
 
 
 def test_a_second_build_makes_nothing_again(repository: Repository, config: BuildConfig, tmp_path: Path) -> None:
@@ -276,11 +292,42 @@ def test_data_with_other_labels_are_refused(config: BuildConfig, builder: Builde
 
 def test_what_is_missing_is_said_before_anything_is_done(small: BuildConfig, tmp_path: Path) -> None:
     builder = Builder(replace(small, work=tmp_path), TRAIN, VAL, lambda _: None)
-    with pytest.raises(BuildError, match=r"nowhere\.safetensors, which is not there"):
+    with pytest.raises(BuildError, match=r"nowhere\.safetensors is not there: copy it beside"):
         builder.build([FP32, SMALL_BOTH.model_copy(update={"prune": Prune(network="nowhere.safetensors")})])
     with pytest.raises(BuildError, match="the same name"):
         builder.build([FP32, FP32])
     assert not list(tmp_path.iterdir())
+
+
+def test_what_needs_openvino_is_said_before_anything_is_done(
+    small: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    measured = Quantise(calibration_images=2, operators="measure", engine="openvino")
+    one = replace(small, work=tmp_path)
+    for config, recipe in (
+        (replace(one, engines=("onnxruntime", "openvino")), SMALL_BOTH),
+        (one, SMALL_BOTH.model_copy(update={"quantise": None, "precision": "bf16"})),
+        (one, SMALL_BOTH.model_copy(update={"quantise": measured})),
+    ):
+        with pytest.raises(BuildError, match=r"int8\+pruned: OpenVINO is not installed: install damoserve\[openvino\]"):
+            Builder(config, TRAIN, VAL, lambda _: None).build([FP32, recipe] if config is one else [recipe])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_a_later_recipe_is_said_before_anything_is_done(small: BuildConfig, tmp_path: Path) -> None:
+    class Renamed(RenderedSmears):
+        labels = ("a", "b", "c")
+
+    checkpoint = tmp_path / "things.safetensors"
+    save_checkpoint(checkpoint, build_network(TINY, 3), Description("things", TINY.name, Renamed.labels, SIZE, SIZE))
+    config = replace(small, checkpoint=checkpoint, work=tmp_path / "work")
+    tune = FineTune(epochs=1, learning_rate=1e-4, rendered=2)
+    recipes = [FP32, Recipe(name="cut", prune=Prune(macs=0.5, fine_tune=tune))]
+    builder = Builder(config, Renamed(2, 1), Renamed(2, 2))
+    with pytest.raises(PruneError, match="rendered scenes show blood cells, for which things has no labels"):
+        builder.build(recipes)
+    assert not config.work.exists()
 
 
 def test_without_recipes_nothing_is_done(builder: Builder) -> None:

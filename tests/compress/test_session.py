@@ -70,6 +70,17 @@ def test_without_openvino_the_message_says_what_to_install(graph: Path, monkeypa
         open_detector(graph, OPENVINO)
 
 
+def test_an_openvino_that_does_not_load_is_not_called_missing(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").write_text("import a_library_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    with pytest.raises(RuntimeMissing, match="is installed, but does not load: No module named 'a_library_that_is_not"):
+        open_detector(graph, OPENVINO)
+
+
 def test_onnx_runtime_has_no_bfloat16(graph: Path) -> None:
     with pytest.raises(ValueError, match="OpenVINO does"):
         open_detector(graph, Runtime("onnxruntime", "bf16"))
