@@ -2,7 +2,7 @@
 
 BuildError            the data do not suit the checkpoint, what a recipe needs is missing, or a profile would replace
 │                     one of another checkpoint; nothing is written
-└── TooInaccurate     a profile loses more than its recipe allows; nothing is written
+└── RecipeFailed      one recipe gives no profile here; another may. Nothing is written
 """
 
 import shutil
@@ -23,7 +23,7 @@ from damoserve_compress.evaluate import Metrics, average_precision, torch_detect
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.checkpoint import load_checkpoint
 from damoserve_compress.prune.stage import tuning_of
-from damoserve_compress.session import ONNX_RUNTIME, Runtime, check_runtime
+from damoserve_compress.session import ONNX_RUNTIME, Runtime, RuntimeMissing, check_runtime
 from damoserve_compress.source import BuildError, read_source
 from damoserve_compress.stages import Stages
 from damoserve_compress.steps import Steps
@@ -46,11 +46,11 @@ from damoserve_profiles.runtimes import EngineName
 
 THREADS = 1
 
-__all__ = ["BuildConfig", "BuildError", "Builder", "TooInaccurate"]
+__all__ = ["BuildConfig", "BuildError", "Builder", "RecipeFailed"]
 
 
-class TooInaccurate(BuildError):
-    """A profile is made, but loses more than its recipe allows."""
+class RecipeFailed(BuildError):
+    """A profile loses more than its recipe allows, or this processor does not compute as the recipe says."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,10 @@ class Builder:
         try:
             for runtime in runtimes:
                 check_runtime(runtime)
-        except ValueError as error:
+        except RuntimeMissing as error:
             raise BuildError(f"{recipe.name}: {error}") from error
+        except ValueError as error:
+            raise RecipeFailed(f"{recipe.name}: {error}") from error
         prune = recipe.prune
         if prune and prune.network:
             self.steps.cut_before(self.config.checkpoint, prune.network)
@@ -204,7 +206,7 @@ class Builder:
         difference = compare(self.steps.truth, source, detections)
         self._report(f"{recipe.name}: AP {100 * metrics.ap:.2f}, {difference.ap} against the source network")
         if -difference.ap.value > recipe.max_ap_drop:
-            raise TooInaccurate(
+            raise RecipeFailed(
                 f"{recipe.name} loses {-difference.ap.value:.4f} AP; its recipe allows {recipe.max_ap_drop}"
             )
         return metrics, difference

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from damoserve_compress.benchmark import interleave, speed_up, summarise
-from damoserve_compress.build import BuildConfig, Builder
+from damoserve_compress.build import BuildConfig, Builder, RecipeFailed
 from damoserve_compress.complexity import complexity
 from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.evaluate import Detector
@@ -33,6 +33,7 @@ from damoserve_profiles.recipe import Export, FineTune, Prune, Quantise, Recipe
 from damoserve_profiles.repository import BUNDLED, Repository, describe_file
 from tests.compress.family import RES, fill
 from tests.compress.hits import all_found
+from tests.compress.processor import old_processor
 from tests.compress.toys import TINY
 
 SIZE = 96
@@ -313,6 +314,16 @@ def test_what_needs_openvino_is_said_before_anything_is_done(
         with pytest.raises(BuildError, match=r"int8\+pruned: OpenVINO is not installed: install damoserve\[openvino\]"):
             Builder(config, TRAIN, VAL, lambda _: None).build([FP32, recipe] if config is one else [recipe])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_precision_that_the_processor_has_not_is_said_before_anything_is_done(
+    small: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old_processor(monkeypatch)
+    builder = Builder(replace(small, work=tmp_path / "work"), TRAIN, VAL)
+    with pytest.raises(RecipeFailed, match="bf16: this processor does not compute in bf16"):
+        builder.build([FP32, Recipe(name="bf16", precision="bf16", prune=SMALL_BOTH.prune)])
+    assert not (tmp_path / "work").exists()
 
 
 def test_what_does_not_fit_a_later_recipe_is_said_before_anything_is_done(small: BuildConfig, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class _Shelf:
     target: Target
     openvino: bool
     refused: set[str] = field(default_factory=set)
-    """Recipes whose profile was too inaccurate for themselves."""
+    """Recipes that gave no profile."""
 
     def manifests(self) -> list[Manifest]:
         """Of every target. Raises RepositoryError."""
@@ -129,9 +129,9 @@ def _open(repository: Repository, model: str | None, target: Target, openvino: b
 def _maker(options: _Build, shelf: _Shelf) -> Callable[[Recipe], object]:
     """What builds one recipe; ends the command where that is not possible.
 
-    A profile that its own recipe finds too inaccurate is noted as refused: another recipe may do.
+    A recipe that gives no profile is noted as refused: another one may do.
     """
-    from damoserve_compress.build import BuildConfig, Builder, BuildError, TooInaccurate
+    from damoserve_compress.build import BuildConfig, Builder, BuildError, RecipeFailed
     from damoserve_compress.source import read_source
 
     with told_build():
@@ -160,7 +160,7 @@ def _maker(options: _Build, shelf: _Shelf) -> Callable[[Recipe], object]:
         with told_build():
             try:
                 builder.build([recipe])
-            except TooInaccurate as error:
+            except RecipeFailed as error:
                 typer.echo(error)
                 shelf.refused.add(recipe.name)
 

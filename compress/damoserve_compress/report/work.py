@@ -97,7 +97,7 @@ def _stages(folder: Path) -> Iterator[Stage]:
     for path in sorted(folder.glob(f"*/{RECORD}")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            yield Stage(path.parent, record["inputs"], record["files"], float(record["seconds"]))
+            yield Stage(path.parent, dict(record["inputs"]), dict(record["files"]), float(record["seconds"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ReportError(
                 f"{path} is not the record of a step ({error}); remove its folder, build again"
@@ -118,7 +118,7 @@ def _chain(manifest: Manifest, stages: Sequence[Stage]) -> dict[str, Stage]:
             # Other options may have led to the same file, but not to the same account of it.
             options = manifest.recipe.model_dump()[step]
             chain[step] = next((stage for stage in made if stage.inputs.get("options") == options), made[0])
-            wanted = chain[step].inputs[taken]
+            wanted = chain[step].inputs.get(taken, "")
     return chain
 
 
