@@ -6,7 +6,6 @@ others are the Pareto front. The recommended profile is always on it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from damoserve_profiles.manifest import Manifest
@@ -184,12 +183,11 @@ def candidate_of(manifest: Manifest) -> Candidate:
     )
 
 
-def bundled_recipes(model: str, target: Target) -> list[Recipe]:
+def bundled_recipes(model: str, target: Target, openvino: bool = False) -> list[Recipe]:
     """The recipes of `profiles/recipes` for a target, with the model's own in place of those of the same name.
 
-    Raises RecipeError.
+    With `openvino` those for OpenVINO are among them, in place of those for ONNX Runtime. Raises RecipeError.
     """
-    folders = (RECIPES, RECIPES / target, RECIPES / model)
-    paths: dict[str, Path] = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
-    recipes = [read_recipe(path) for path in paths.values()]
-    return [recipe for recipe in recipes if recipe.target == target]
+    folders = (RECIPES, RECIPES / target, *([RECIPES / "openvino"] if openvino else []), RECIPES / model)
+    recipes = [read_recipe(path) for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    return list({recipe.name: recipe for recipe in recipes if recipe.target == target}.values())

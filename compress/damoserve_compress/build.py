@@ -1,7 +1,8 @@
 """From a trained checkpoint and recipes to profiles in a repository: prune, export, quantise, measure, validate.
 
-BuildError   the data do not suit the checkpoint, a profile does not meet its recipe, or it would replace one of another
-             checkpoint; nothing is written
+BuildError            the data do not suit the checkpoint, what a recipe needs is missing, or a profile would replace
+│                     one of another checkpoint; nothing is written
+└── RecipeFailed      one recipe gives no profile here; another may. Nothing is written
 """
 
 import shutil
@@ -21,7 +22,8 @@ from damoserve_compress.datasets.cache import CachedDataset
 from damoserve_compress.evaluate import Metrics, average_precision, torch_detector
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.checkpoint import load_checkpoint
-from damoserve_compress.session import ONNX_RUNTIME, Runtime, installed_engines
+from damoserve_compress.prune.stage import tuning_of
+from damoserve_compress.session import ONNX_RUNTIME, Runtime, RuntimeMissing, check_runtime
 from damoserve_compress.source import BuildError, read_source
 from damoserve_compress.stages import Stages
 from damoserve_compress.steps import Steps
@@ -40,11 +42,15 @@ from damoserve_profiles.manifest import (
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import ProfileFolder, Repository, describe_file
-from damoserve_profiles.runtimes import OPENVINO_EXTRA, EngineName
+from damoserve_profiles.runtimes import EngineName
 
 THREADS = 1
 
-__all__ = ["BuildConfig", "BuildError", "Builder"]
+__all__ = ["BuildConfig", "BuildError", "Builder", "RecipeFailed"]
+
+
+class RecipeFailed(BuildError):
+    """A profile loses more than its recipe allows, or this processor does not compute as the recipe says."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class _Made:
 
     recipe: Recipe
     network: Network
+    cut_sha256: str | None
+    """Of a network that was cut before."""
     path: Path
 
 
@@ -100,7 +108,7 @@ class Builder:
         self._report = report
 
     def build(self, recipes: Sequence[Recipe]) -> list[Manifest]:
-        """Builds, measures and validates all recipes, then writes them. Raises BuildError.
+        """Builds, measures and validates all recipes, then writes them. Raises BuildError, and what the steps raise.
 
         All profiles are timed together, interleaved, so that their latencies can be compared.
         """
@@ -129,13 +137,21 @@ class Builder:
 
     def _check_prerequisites(self, recipe: Recipe) -> None:
         """What would else be missed only after hours of training."""
-        for runtime in self._runtimes(recipe):
-            if runtime.engine not in installed_engines():
-                raise BuildError(f"{recipe.name} needs OpenVINO: install {OPENVINO_EXTRA}")
-        if recipe.prune and recipe.prune.network:
-            path = self.config.checkpoint.parent / recipe.prune.network
-            if not path.exists():
-                raise BuildError(f"{recipe.name} needs the cut network {path}, which is not there")
+        runtimes = self._runtimes(recipe)
+        if recipe.quantise and recipe.quantise.operators == "measure":
+            runtimes.append(Runtime(recipe.quantise.engine))
+        try:
+            for runtime in runtimes:
+                check_runtime(runtime)
+        except RuntimeMissing as error:
+            raise BuildError(f"{recipe.name}: {error}") from error
+        except ValueError as error:
+            raise RecipeFailed(f"{recipe.name}: {error}") from error
+        prune = recipe.prune
+        if prune and prune.network:
+            self.steps.cut_before(self.config.checkpoint, prune.network)
+        elif prune:
+            tuning_of(self._source.description, prune, self.config.training)
 
     def _make(self, recipe: Recipe) -> _Made:
         self._report(f"{recipe.name}:")
@@ -146,7 +162,8 @@ class Builder:
         if recipe.quantise:
             path = self.steps.quantise(path, recipe, recipe.quantise)
         path = self.steps.finish(path, checkpoint, recipe)
-        return _Made(recipe, load_checkpoint(checkpoint)[0], path)
+        cut_sha256 = describe_file(checkpoint).sha256 if recipe.prune and recipe.prune.network else None
+        return _Made(recipe, load_checkpoint(checkpoint)[0], cut_sha256, path)
 
     def _time(self, made: Sequence[_Made]) -> list[_Timed]:
         runtimes = [self._runtimes(profile.recipe) for profile in made]
@@ -189,7 +206,7 @@ class Builder:
         difference = compare(self.steps.truth, source, detections)
         self._report(f"{recipe.name}: AP {100 * metrics.ap:.2f}, {difference.ap} against the source network")
         if -difference.ap.value > recipe.max_ap_drop:
-            raise BuildError(
+            raise RecipeFailed(
                 f"{recipe.name} loses {-difference.ap.value:.4f} AP; its recipe allows {recipe.max_ap_drop}"
             )
         return metrics, difference
@@ -229,7 +246,7 @@ class Builder:
             latency=timed.latencies[timed.runtime.engine],
             latencies=timed.latencies if len(timed.latencies) > 1 else {},
             recipe=recipe,
-            source=Source(checkpoint=self._source.name, sha256=self._source.sha256),
+            source=Source(checkpoint=self._source.name, sha256=self._source.sha256, cut_sha256=made.cut_sha256),
             files={MODEL_FILE: describe_file(made.path)},
         )
 

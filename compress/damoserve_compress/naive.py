@@ -26,9 +26,9 @@ from damoserve_compress.datasets import Dataset
 from damoserve_compress.evaluate import Metrics, average_precision, ground_truth, predict
 from damoserve_compress.export import export_onnx
 from damoserve_compress.network import Network
-from damoserve_compress.network.checkpoint import load_checkpoint
 from damoserve_compress.prune import cut, find_groups, uniform
 from damoserve_compress.session import ONNX_RUNTIME, Runtime, installed_engines, open_detector
+from damoserve_compress.source import SourceNetwork
 from damoserve_profiles.imaging import resize
 from damoserve_profiles.manifest import InputSpec
 from damoserve_profiles.recipe import Export
@@ -37,10 +37,6 @@ from damoserve_profiles.runtimes import EngineName, silence_openvino
 RATIO: Final = 0.2
 ROUND_TO: Final = 8
 """Widths that the kernels like, as the recipes have them: the cut is not made to look slower than it has to be."""
-
-
-class NaiveError(ValueError):
-    """A comparison cannot be made; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -59,31 +55,38 @@ class NaiveRow:
     bytes: int
 
 
-def naive_rows(
-    checkpoint: Path,
+@dataclass(frozen=True)
+class NaiveReport:
+    """All settings, and the checkpoint that they were tried on."""
+
+    checkpoint: str
+    """Its file's name."""
+    sha256: str
+    rows: tuple[NaiveRow, ...]
+
+
+def measure_naive(
+    source: SourceNetwork,
     data: tuple[Dataset, Dataset],
     work: Path,
     rounds: int = 100,
     report: Callable[[str], None] = print,
-) -> list[NaiveRow]:
-    """Makes, validates and times each setting for a checkpoint; `data` are the training and the validation images.
+) -> NaiveReport:
+    """Makes, validates and times each setting for a network; `data` are the training and the validation images.
 
-    The graphs are written to `work`, which must exist. NNCF's rows need the extra `nncf`. Raises CheckpointError,
-    NaiveError for data of other labels.
+    The graphs are written to `work`, which must exist. NNCF's rows need the extra `nncf`.
     """
-    network, description = load_checkpoint(checkpoint)
     train_set, val_set = data
-    if not train_set.labels == val_set.labels == description.labels:
-        raise NaiveError(f"{checkpoint} has labels {description.labels}, the data {train_set.labels}")
-    made = _graphs(network, description.input, train_set, work, report)
+    made = _graphs(source.network, source.input, train_set, work, report)
     truth = ground_truth(val_set)
     found = []
     for name, path, runtime in made:
         report(f"validating {name}, {runtime.engine}")
-        found.append(predict(open_detector(path, runtime), val_set, description.input, network.structure.evaluation))
+        detector = open_detector(path, runtime)
+        found.append(predict(detector, val_set, source.input, source.network.structure.evaluation))
     report(f"timing, {rounds} interleaved runs of each")
-    times = time_models([(path, runtime) for _, path, runtime in made], description.input.size, rounds)
-    return [
+    times = time_models([(path, runtime) for _, path, runtime in made], source.size, rounds)
+    rows = (
         NaiveRow(
             name=name,
             engine=runtime.engine,
@@ -94,7 +97,8 @@ def naive_rows(
             bytes=path.stat().st_size,
         )
         for index, ((name, path, runtime), detections) in enumerate(zip(made, found, strict=True))
-    ]
+    )
+    return NaiveReport(source.name, source.sha256, tuple(rows))
 
 
 def _graphs(

@@ -1,13 +1,13 @@
 """Exported graphs in the runtimes that serve them, as the tools measure them.
 
-RuntimeMissing   a graph is to run in a runtime that is not installed
+RuntimeMissing   a graph is to run in a runtime that is not installed, or does not load
 """
 
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime
@@ -18,7 +18,7 @@ from damoserve_profiles.runtimes import OPENVINO_EXTRA, EngineName, Precision, o
 
 
 class RuntimeMissing(ValueError):
-    """The runtime is not installed; the message says what to install."""
+    """The runtime cannot be had; the message says what to install, or why it does not load."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,28 @@ def installed_engines() -> tuple[EngineName, ...]:
     return ("onnxruntime", "openvino") if importlib.util.find_spec("openvino") else ("onnxruntime",)
 
 
+def check_runtime(runtime: Runtime) -> None:
+    """Raises RuntimeMissing, and ValueError where the runtime does not compute in the precision here."""
+    if runtime.engine == "openvino":
+        openvino, precision = _load_openvino(), runtime.precision
+        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") if precision else ()
+        if precision is not None and precision.upper() not in capabilities:
+            raise ValueError(f"this processor does not compute in {precision}")
+    elif runtime.precision is not None:
+        raise ValueError(f"ONNX Runtime does not compute a float32 graph in {runtime.precision}; OpenVINO does")
+
+
+def _load_openvino() -> Any:
+    if "openvino" not in installed_engines():
+        raise RuntimeMissing(f"OpenVINO is not installed: install {OPENVINO_EXTRA}")
+    silence_openvino()
+    try:
+        import openvino
+    except ImportError as error:
+        raise RuntimeMissing(f"OpenVINO is installed, but does not load: {error}") from error
+    return openvino
+
+
 def open_session(
     path: Path, threads: int = 1, optimised: Path | None = None, fuse_quantisers: bool = True
 ) -> onnxruntime.InferenceSession:
@@ -64,11 +86,10 @@ def open_session(
 
 
 def open_detector(path: Path, runtime: Runtime, threads: int = 1) -> Detector:
-    """The detector that a graph is in `runtime`. Raises RuntimeMissing, and ValueError for a precision it has not."""
+    """The detector that a graph is in `runtime`. Raises as `check_runtime`."""
     if runtime.engine == "openvino":
         return openvino_detector(path, threads, runtime.precision)
-    if runtime.precision is not None:
-        raise ValueError(f"ONNX Runtime does not compute a float32 graph in {runtime.precision}; OpenVINO does")
+    check_runtime(runtime)
     return onnx_detector(path, threads)
 
 
@@ -86,16 +107,11 @@ def onnx_detector(path: Path, threads: int = 1, fuse_quantisers: bool = True) ->
 def openvino_detector(path: Path, threads: int = 1, precision: Precision | None = None) -> Detector:
     """The detector that a graph, ONNX or OpenVINO's own, is in OpenVINO: compiled for one image, as it is served.
 
-    Raises RuntimeMissing, and ValueError where the processor does not compute in `precision`.
+    Raises as `check_runtime`.
     """
-    if "openvino" not in installed_engines():
-        raise RuntimeMissing(f"OpenVINO is not installed: install {OPENVINO_EXTRA}")
-    silence_openvino()
-    import openvino
-
+    check_runtime(Runtime("openvino", precision))
+    openvino = _load_openvino()
     core = openvino.Core()
-    if precision is not None and precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise ValueError(f"this processor does not compute in {precision}")
     network = core.read_model(path)
     network.reshape([1, *network.input("images").partial_shape[1:]])
     request = core.compile_model(network, "CPU", openvino_properties(threads, precision)).create_infer_request()

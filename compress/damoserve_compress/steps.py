@@ -20,7 +20,7 @@ from damoserve_compress.export import ROUNDING, Tolerance, check_batches, check_
 from damoserve_compress.network import Network
 from damoserve_compress.network.checkpoint import load_checkpoint
 from damoserve_compress.prune.stage import prune_stage
-from damoserve_compress.session import ONNX_RUNTIME, Runtime, onnx_detector, open_detector
+from damoserve_compress.session import ONNX_RUNTIME, Runtime, onnx_detector
 from damoserve_compress.source import BuildError, SourceNetwork, read_source
 from damoserve_compress.stages import Stages
 from damoserve_compress.targets import TARGETS
@@ -51,7 +51,13 @@ class Steps:
         """The checkpoint of the cut network: made here, or, where the recipe names it, found beside `checkpoint`."""
         if options.network is None:
             return prune_stage(self.source, options, training, (self.train_set, self.val_set), self.stages)
-        path = checkpoint.parent / options.network
+        return self.cut_before(checkpoint, options.network)
+
+    def cut_before(self, checkpoint: Path, name: str) -> Path:
+        """The checkpoint of a network that was cut elsewhere. Raises CheckpointError and BuildError."""
+        path = checkpoint.parent / name
+        if not path.exists():
+            raise BuildError(f"the cut network {path} is not there: copy it beside {checkpoint.name}")
         if read_source(path).description != self.source.description:
             raise BuildError(f"{path} is not of the model, variant, labels and input of {checkpoint.name}")
         return path
@@ -101,14 +107,15 @@ class Steps:
 
     def finish(self, graph: Path, checkpoint: Path, recipe: Recipe) -> Path:
         """What the target is given: of a float graph or of its 8-bit form."""
-        if recipe.target == "cpu":
-            return graph
         target = TARGETS[recipe.target]
+        finish = target.finish
+        if finish is None:
+            return graph
         inputs = {"graph": _sha256(graph), "target": recipe.target}
 
         def make(folder: Path) -> None:
             path = folder / MODEL_FILE
-            target.finish(graph, path)
+            finish(graph, path)
             if recipe.quantise is None:
                 network = target.adapt(load_checkpoint(checkpoint)[0], recipe.export)
                 self._check(path, recipe, network, target.tolerance)
@@ -117,9 +124,7 @@ class Steps:
 
     def detector(self, graph: Path, recipe: Recipe, runtime: Runtime) -> Detector:
         """A finished graph in `runtime`; on the processor, whatever it was made for."""
-        if recipe.target == "cpu":
-            return open_detector(graph, runtime)
-        return TARGETS[recipe.target].detector(graph, recipe.export)
+        return TARGETS[recipe.target].detector(graph, recipe.export, runtime)
 
     def detections(self, graph: Path, recipe: Recipe, runtime: Runtime) -> list[Detections]:
         """What a finished graph finds in the validation images."""

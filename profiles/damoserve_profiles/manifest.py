@@ -79,6 +79,8 @@ class Source(_Strict):
 
     checkpoint: str
     sha256: Sha256
+    cut_sha256: Sha256 | None = None
+    """Of the network that the recipe's step `prune` names, where it names one: cut before, from this checkpoint."""
 
 
 class FileRecord(_Strict):

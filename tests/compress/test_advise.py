@@ -152,6 +152,19 @@ def test_a_model_has_its_own_recipes_in_place_of_the_common_ones() -> None:
     assert common["pruned"].prune.network is None
 
 
+def test_recipes_for_openvino_take_the_place_of_the_common_ones_on_request() -> None:
+    found = {recipe.name: recipe for recipe in bundled_recipes("another", "cpu", openvino=True)}
+    assert found["bf16"].precision == "bf16"
+    assert found["int8"].quantise is not None
+    assert found["int8"].quantise.engine == "openvino"
+    assert "bf16" not in {recipe.name for recipe in bundled_recipes("another", "cpu")}
+    for target in ("gpu", "npu"):  # which have recipes of the same names
+        assert bundled_recipes("another", target, openvino=True) == bundled_recipes("another", target)  # type: ignore[arg-type]
+    [own] = [recipe for recipe in bundled_recipes("blood-cells", "cpu", openvino=True) if recipe.name == "int8"]
+    assert own.quantise is not None
+    assert own.quantise.engine == "onnxruntime"
+
+
 @pytest.mark.parametrize("target", ["cpu", "gpu", "npu"])
 def test_recipes_are_of_the_target(target: str) -> None:
     assert all(recipe.target == target for recipe in bundled_recipes("blood-cells", target))  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """`damoserve-compress advise`, on the bundled model and on one that is built on the way."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import damoserve_compress.advise
+from damoserve_compress.build import Builder
 from damoserve_compress.cli import app
 from damoserve_compress.datasets.coco import write_coco
 from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.network import build_network
 from damoserve_compress.network.checkpoint import Description, save_checkpoint
 from damoserve_profiles.repository import Repository
+from tests.compress.hits import all_found
 
 LABELS = ("RBC", "WBC", "Platelets")
 
@@ -103,6 +106,68 @@ def test_the_missing_profile_is_built_and_no_more_than_that(
     result = run("--repository", repository, "--model", "cells", "--max-bytes", "2", *build)
     assert result.exit_code == 1
     assert [folder.profile for folder in Repository(repository).profiles("cells", 1)] == ["int8"]
+
+
+def test_a_recipe_that_fails_itself_does_not_keep_the_next_from_being_tried(
+    checkpoint: Path, data: Path, recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Builder, "source_detections", all_found(RenderedSmears(3, seed=1, size=(160, 120))))
+    (recipes / "int8.yaml").write_text("{quantise: {calibration_images: 2}, max_ap_drop: 0.1}")
+    repository = tmp_path / "repository"
+    model = ("--repository", repository, "--model", "cells")
+    build = ("--build", checkpoint, "--data", data, "--work", tmp_path / "work")
+    result = run(*model, "--max-bytes", "90000000", *build)
+    assert result.exit_code == 0, result.output
+    assert "its recipe allows 0.1" in result.stdout
+    assert "recommended: fp32" in result.stdout
+    result = run(*model, "--max-bytes", "2", *build)
+    assert result.exit_code == 1
+    assert result.output.count("its recipe allows 0.1") == 1
+    assert [folder.profile for folder in Repository(repository).profiles("cells", 1)] == ["fp32"]
+
+
+def test_what_a_killed_build_left_is_built_again(checkpoint: Path, data: Path, recipes: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    folder = Repository(repository).folder("cells", 1, "int8")
+    folder.path.mkdir(parents=True)
+    folder.model_path.write_bytes(b"half")
+    limits = ("--repository", repository, "--model", "cells", "--max-bytes", "4000000")
+    result = run(*limits)
+    assert "not built yet: int8" in result.stderr
+    result = run(*limits, "--build", checkpoint, "--data", data, "--work", tmp_path / "work")
+    assert result.exit_code == 0, result.output
+    folder.verify()
+
+
+def test_recipes_for_openvino_are_named_on_request() -> None:
+    limits = ("--model", "nothing", "--max-latency-ms", "10")
+    assert "bf16" not in run(*limits).stderr
+    assert "not built yet: bf16, which computes in bfloat16" in run(*limits, "--openvino").stderr
+
+
+def test_building_for_openvino_needs_it(
+    checkpoint: Path, data: Path, recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    build = ("--build", checkpoint, "--data", data, "--work", tmp_path / "work", "--openvino")
+    result = run("--repository", tmp_path / "repository", "--model", "cells", *build)
+    assert result.exit_code == 1
+    assert "OpenVINO is not installed: install damoserve[openvino]" in result.stderr
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("setting", ["tail_epochs=3", "rendered=5", "epochs=9", "size=320", "distil.method=mimic"])
+@pytest.mark.parametrize("command", ["prune", "build"])
+def test_settings_that_cut_networks_do_not_follow_are_refused(
+    command: str, setting: str, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "pruned.yaml"
+    recipe.write_text("prune: {macs: 0.5, fine_tune: {epochs: 1, learning_rate: 0.001}}")
+    arguments = [command, checkpoint, "--data", data, "--work", tmp_path / "work", "--recipe", recipe, "--set", setting]
+    arguments += ["--repository", tmp_path / "repository"] if command == "build" else []
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 1
+    assert f"Error: --set {setting} cannot be had for cut networks: " in result.stderr
 
 
 def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,24 +13,27 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import nn
 
 from damoserve_compress.benchmark import interleave, speed_up, summarise
-from damoserve_compress.build import BuildConfig, Builder
+from damoserve_compress.build import BuildConfig, Builder, RecipeFailed
 from damoserve_compress.complexity import complexity
 from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.evaluate import Detector
 from damoserve_compress.export import Tolerance
-from damoserve_compress.network import Network, build_network
+from damoserve_compress.network import Network, build_network, fuse
 from damoserve_compress.network.checkpoint import Description, save_checkpoint
+from damoserve_compress.prune import PruneError
 from damoserve_compress.quantise import Images, QuantisationReport, quantise_onnx
 from damoserve_compress.session import onnx_detector
 from damoserve_compress.source import BuildError
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import FileRecord, Thresholds
 from damoserve_profiles.recipe import Export, FineTune, Prune, Quantise, Recipe
-from damoserve_profiles.repository import Repository
+from damoserve_profiles.repository import BUNDLED, Repository, describe_file
 from tests.compress.family import RES, fill
 from tests.compress.hits import all_found
+from tests.compress.processor import old_processor
 from tests.compress.toys import TINY
 
 SIZE = 96
@@ -85,6 +89,7 @@ def test_the_repository_holds_what_was_built(repository: Repository) -> None:
         assert manifest.accuracy.difference.reference == "cells.safetensors"
         assert manifest.latency.runs == 3
         assert manifest.source.checkpoint == "cells.safetensors"
+        assert manifest.source.cut_sha256 is None  # what was cut here has its recipe
         scores, boxes = onnx_detector(folder.model_path)(np.zeros((2, SIZE, SIZE, 3), np.uint8))
         assert scores.shape == (2, manifest.candidates, 3)
         assert boxes.shape == (2, manifest.candidates, 4)
@@ -112,11 +117,24 @@ def test_pruning_and_quantising_make_it_smaller(repository: Repository) -> None:
     assert small.model_bytes < 0.25 * dense.model_bytes
 
 
-def test_operations_of_a_single_convolution_are_counted_as_on_paper() -> None:
+def test_operations_are_counted_as_on_paper() -> None:
+    """Every weight of a convolution multiplies once for every pixel that it gives."""
+    counted: list[int] = []
+
+    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        counted.append(module.weight.numel() * output.shape[2] * output.shape[3])
+
     network = build_network("P", 3)
-    _, macs = complexity(network, Size(64, 64))
-    _, four_times = complexity(network, Size(128, 128))
-    assert four_times == 4 * macs
+    deployed = fuse(network)
+    for module in deployed.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        deployed(torch.zeros(1, 3, 64, 96))
+    assert complexity(network, Size(96, 64))[1] == sum(counted)
+    # The stem alone: 16 channels of 3x3 over the 12 of Focus, on a map of half the size.
+    assert counted[0] == 16 * 12 * 9 * 32 * 48
 
 
 def test_a_second_build_makes_nothing_again(repository: Repository, config: BuildConfig, tmp_path: Path) -> None:
@@ -182,10 +200,19 @@ def test_a_network_that_was_cut_before_is_taken_as_it_is(
     recipe = SMALL_BOTH.model_copy(update={"prune": Prune(network="cut.safetensors")})
     [manifest] = Builder(replace(small, repository=tmp_path), TRAIN, VAL, lambda _: None).build([recipe])
     assert manifest.files == small_files
+    assert manifest.source.cut_sha256 == describe_file(cut).sha256
     other = small.checkpoint.with_name("other.safetensors")
     save_checkpoint(other, build_network(TINY, 3), Description("cells", TINY.name, LABELS, SIZE, 2 * SIZE))
     with pytest.raises(BuildError, match="is not of the model"):
         Builder(small, TRAIN, VAL).build([recipe.model_copy(update={"prune": Prune(network=other.name)})])
+
+
+def test_bundled_profiles_tell_which_cut_network_they_are_from() -> None:
+    for folder in Repository(BUNDLED).profiles("blood-cells", 1):
+        manifest = folder.read_manifest()
+        cut = manifest.recipe.prune and manifest.recipe.prune.network
+        expected = describe_file(BUNDLED.parent / "checkpoints" / cut).sha256 if cut else None
+        assert manifest.source.cut_sha256 == expected
 
 
 @pytest.mark.parametrize("target", ["gpu", "npu"])
@@ -266,11 +293,52 @@ def test_data_with_other_labels_are_refused(config: BuildConfig, builder: Builde
 
 def test_what_is_missing_is_said_before_anything_is_done(small: BuildConfig, tmp_path: Path) -> None:
     builder = Builder(replace(small, work=tmp_path), TRAIN, VAL, lambda _: None)
-    with pytest.raises(BuildError, match=r"nowhere\.safetensors, which is not there"):
+    with pytest.raises(BuildError, match=r"nowhere\.safetensors is not there: copy it beside"):
         builder.build([FP32, SMALL_BOTH.model_copy(update={"prune": Prune(network="nowhere.safetensors")})])
     with pytest.raises(BuildError, match="the same name"):
         builder.build([FP32, FP32])
     assert not list(tmp_path.iterdir())
+
+
+def test_what_needs_openvino_is_said_before_anything_is_done(
+    small: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    measured = Quantise(calibration_images=2, operators="measure", engine="openvino")
+    one = replace(small, work=tmp_path)
+    for config, recipe in (
+        (replace(one, engines=("onnxruntime", "openvino")), SMALL_BOTH),
+        (one, SMALL_BOTH.model_copy(update={"quantise": None, "precision": "bf16"})),
+        (one, SMALL_BOTH.model_copy(update={"quantise": measured})),
+    ):
+        with pytest.raises(BuildError, match=r"int8\+pruned: OpenVINO is not installed: install damoserve\[openvino\]"):
+            Builder(config, TRAIN, VAL, lambda _: None).build([FP32, recipe] if config is one else [recipe])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_precision_that_the_processor_has_not_is_said_before_anything_is_done(
+    small: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old_processor(monkeypatch)
+    builder = Builder(replace(small, work=tmp_path / "work"), TRAIN, VAL)
+    with pytest.raises(RecipeFailed, match="bf16: this processor does not compute in bf16"):
+        builder.build([FP32, Recipe(name="bf16", precision="bf16", prune=SMALL_BOTH.prune)])
+    assert not (tmp_path / "work").exists()
+
+
+def test_what_does_not_fit_a_later_recipe_is_said_before_anything_is_done(small: BuildConfig, tmp_path: Path) -> None:
+    class Renamed(RenderedSmears):
+        labels = ("a", "b", "c")
+
+    checkpoint = tmp_path / "things.safetensors"
+    save_checkpoint(checkpoint, build_network(TINY, 3), Description("things", TINY.name, Renamed.labels, SIZE, SIZE))
+    config = replace(small, checkpoint=checkpoint, work=tmp_path / "work")
+    tune = FineTune(epochs=1, learning_rate=1e-4, rendered=2)
+    recipes = [FP32, Recipe(name="cut", prune=Prune(macs=0.5, fine_tune=tune))]
+    builder = Builder(config, Renamed(2, 1), Renamed(2, 2))
+    with pytest.raises(PruneError, match="rendered scenes show blood cells, for which things has no labels"):
+        builder.build(recipes)
+    assert not config.work.exists()
 
 
 def test_without_recipes_nothing_is_done(builder: Builder) -> None:

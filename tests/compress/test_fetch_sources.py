@@ -139,6 +139,18 @@ def test_without_the_client_the_error_says_what_to_install(
         fetch(f"{hub}:o/n/w.pth", tmp_path / "w")
 
 
+@pytest.mark.parametrize(("hub", "module"), [("hf", "huggingface_hub"), ("modelscope", "modelscope")])
+def test_a_client_that_does_not_load_is_not_called_missing(
+    hub: str, module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / f"{module}.py").write_text("import a_library_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ClientMissing, match="does not load: No module named 'a_library_that_is_not_there'"):
+        fetch(f"{hub}:o/n/w.pth", tmp_path / "w")
+
+
 def test_the_command_prints_the_hash_or_one_line_of_error(web: Web, tmp_path: Path) -> None:
     out = tmp_path / "w"
     done = CliRunner().invoke(app, ["fetch", web.address, "--out", str(out)])

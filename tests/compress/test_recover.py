@@ -3,19 +3,23 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from damoserve_compress.complexity import complexity
 from damoserve_compress.datasets.subset import split_selection
+from damoserve_compress.export import export_onnx
 from damoserve_compress.network import Network
 from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
 from damoserve_compress.prune import PruneError, find_groups
 from damoserve_compress.prune.amount import by_sensitivity, reach, share_of
-from damoserve_compress.prune.cut import Keep
+from damoserve_compress.prune.cut import Keep, cut, uniform
 from damoserve_compress.prune.recover import NETWORK, REPORT
 from damoserve_compress.prune.sensitivity import StageSensitivity, stage_sensitivity
 from damoserve_compress.prune.stage import prune_stage
@@ -72,11 +76,45 @@ def test_cuts_in_steps_end_where_one_cut_would(source: SourceNetwork, tmp_path: 
     assert all(report["sensitivity"] for report in reports)
 
 
-def test_latency_is_measured_against_the_whole_network(source: SourceNetwork) -> None:
-    options = Prune(latency=0.5, fine_tune=FINE_TUNE)
-    wanted, share = share_of(options, source.network, SIZE)
+def test_latency_is_measured_against_the_whole_network(source: SourceNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[list[int]] = []
+
+    def by_bytes(paths: list[Path], size: Size, rounds: int) -> NDArray[np.float64]:
+        """A machine whose time is the file's size."""
+        assert size == SIZE
+        timed.append([path.stat().st_size for path in paths])
+        return np.array([timed[-1]] * rounds, np.float64)
+
+    exported: list[Network] = []
+
+    def export(network: Network, *rest: Any) -> None:
+        exported.append(network)
+        export_onnx(network, *rest)
+
+    monkeypatch.setattr("damoserve_compress.prune.amount.time_models", by_bytes)
+    monkeypatch.setattr("damoserve_compress.prune.amount.export_onnx", export)
+    wanted, share = share_of(Prune(latency=0.5, fine_tune=FINE_TUNE), source.network, SIZE)
+    groups = find_groups(source.network, "l1")
+    smaller = cut(source.network, groups, uniform(groups, 0.5, 2))
+    shares = share(source.network), share(smaller)
+    whole, small = timed[1]
     assert wanted == 0.5
-    assert 0 < share(source.network) < 3  # one of the two may have been disturbed
+    assert timed[0] == [whole, whole]
+    assert shares == pytest.approx((1, small / whole))
+    assert small < whole
+    assert len(exported) == 3  # the whole network once, then what it is compared with
+
+
+def test_a_latency_is_timed_on_this_machine(source: SourceNetwork) -> None:
+    _, share = share_of(Prune(latency=0.5, fine_tune=FINE_TUNE), source.network, SIZE)
+    assert share(source.network) > 0
+
+
+def test_rendered_scenes_of_other_things_are_refused(source: SourceNetwork, tmp_path: Path) -> None:
+    options = Prune(macs=0.5, fine_tune=FINE_TUNE.model_copy(update={"rendered": 4}))
+    with pytest.raises(PruneError, match=r"squares has no labels \(light, red\): take fine_tune\.rendered out"):
+        pruned(source, options, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_reached_is_said(source: SourceNetwork, tmp_path: Path) -> None:

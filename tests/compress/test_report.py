@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from damoserve_compress.benchmark import Ratio
+from damoserve_compress.bootstrap import Difference, Interval
+from damoserve_compress.evaluate import Metrics
+from damoserve_compress.naive import NaiveReport, NaiveRow
 from damoserve_compress.prune.recover import Cut
 from damoserve_compress.prune.sensitivity import StageSensitivity
 from damoserve_compress.quantise import QuantisationReport
@@ -19,20 +22,31 @@ from damoserve_compress.quantise.observe import Calibration
 from damoserve_compress.quantise.report import OperatorTime, TensorRange
 from damoserve_compress.quantise.sensitivity import Sensitivity
 from damoserve_compress.report import article
-from damoserve_compress.report.document import Code, Document, Drawing, Gallery, Paragraph, Photograph, Section, Table
+from damoserve_compress.report.document import (
+    Code,
+    Document,
+    Drawing,
+    Gallery,
+    Paragraph,
+    Photograph,
+    Section,
+    Table,
+    slug,
+)
 from damoserve_compress.report.drawing import as_svg, on_white
 from damoserve_compress.report.errors import ReportError
 from damoserve_compress.report.html import write_html
-from damoserve_compress.report.making import pruning, quantisation
+from damoserve_compress.report.making import pruning, quantisation, repeat
 from damoserve_compress.report.markdown import write_markdown
-from damoserve_compress.report.measure import Measured, Timing, read_profiles
-from damoserve_compress.report.plots import Point, pareto_plot, speed_plot
+from damoserve_compress.report.measure import Measured, Profile, Timing, read_profiles
+from damoserve_compress.report.plots import Point, pareto_plot, points, speed_plot
 from damoserve_compress.report.samples import SAME_IOU, unmatched
-from damoserve_compress.report.sections import results
+from damoserve_compress.report.sections import naive_settings, results
 from damoserve_compress.report.work import Work, read_naive, read_work
 from damoserve_compress.stages import Stages
-from damoserve_profiles.manifest import Manifest
+from damoserve_profiles.manifest import AccuracyDifference, Manifest
 from damoserve_profiles.postprocess import Detections
+from damoserve_profiles.recipe import FineTune, Prune
 from damoserve_profiles.repository import BUNDLED, Repository
 
 QUANTISED = QuantisationReport(
@@ -136,8 +150,102 @@ def test_damaged_records_are_named(work: Path, tmp_path: Path) -> None:
     with pytest.raises(ReportError, match=r"stage\.json is not the record of a step"):
         read_work(work, list(manifests().values()))
     (tmp_path / "naive.json").write_text("[]")
-    with pytest.raises(ReportError, match="holds no settings"):
-        read_naive(tmp_path / "naive.json")
+    with pytest.raises(ReportError, match=r"naive\.json cannot be used"):
+        read_naive(tmp_path / "naive.json", manifests()["fp32"].source)
+
+
+def test_of_steps_that_made_the_same_file_the_one_with_the_recipes_options_is_told(tmp_path: Path) -> None:
+    stages, folder = Stages(tmp_path, lambda text: None), Repository(BUNDLED).folder("blood-cells", 1, "int8")
+    manifest = folder.read_manifest()
+    options = manifest.recipe.model_dump()["quantise"]
+    for sensitivity, ap in ((False, 0.1), (True, 0.2), (None, 0.3)):
+
+        def quantise(target: Path, ap: float = ap) -> None:
+            (target / "model.onnx").write_bytes(folder.model_path.read_bytes())
+            (target / "quantisation.json").write_text(json.dumps(asdict(QUANTISED) | {"ap": ap}))
+
+        stages.run("quantise", {"graph": "g", "options": options | {"sensitivity": sensitivity}}, quantise)
+    assert read_work(tmp_path, [manifest]).quantisations["int8"].ap == 0.2
+
+
+METRICS = Metrics(ap=0.6, ap50=0.9, ap75=0.7, per_class={}, per_size={}, images=3)
+
+
+def naive_row(name: str, ap: float, change: Interval | None) -> NaiveRow:
+    difference = None if change is None else Difference(change, change, 2000, 0)
+    return NaiveRow(name, "onnxruntime", replace(METRICS, ap=ap), difference, 12.5, Ratio(1.5, 1.4, 1.6), 8_000_000)
+
+
+NAIVE = (
+    naive_row("float", 0.62, None),
+    naive_row("defaults", 0.61, Interval(-0.01, -0.02, 0.005)),
+    naive_row("no recovery", 0.1, Interval(-0.52, -0.6, -0.4)),
+)
+
+
+def timed(manifest: Manifest, difference: AccuracyDifference | None) -> Measured:
+    timings = {"onnxruntime": Timing(manifest.latency, Ratio(1.0, 0.9, 1.1))}
+    return Measured(Profile(manifest, BUNDLED), timings, 0.62, difference)  # type: ignore[arg-type]
+
+
+def test_naive_settings_are_shown_beside_the_profiles() -> None:
+    shown, left_out = points([timed(manifests()["fp32"], None)], NAIVE)
+    assert [(point.name, point.ours) for point in shown] == [("fp32", True), ("defaults, onnxruntime", False)]
+    assert shown[1].ap == pytest.approx((61.0, 60.0, 62.5))
+    assert (shown[1].speed, shown[1].megabytes) == ((1.5, 1.4, 1.6), 8.0)
+    assert left_out == ["no recovery, onnxruntime (AP 10.0)"]
+    [table, _] = naive_settings(NAIVE).blocks
+    assert isinstance(table, Table)
+    assert table.rows[0][3] == "–"
+    assert table.rows[1] == [
+        "defaults",
+        "onnxruntime",
+        "61.00",
+        "-1.00 (-2.00 to +0.50)",
+        "12.50 ms",
+        "1.50x (1.40 to 1.60)",
+        "8.00 MB",
+    ]
+
+
+def test_an_interval_that_leaves_its_difference_out_is_drawn_up_to_it() -> None:
+    difference = AccuracyDifference(reference="fp32", ap=-0.01, lower=-0.008, upper=0.002, resamples=9)
+    alone = [naive_row("one image", 0.1 + 0.2, Interval(0.1, 0.1, 0.1))]  # rounding alone would put its ends apart
+    shown, _ = points([timed(manifests()["int8"], difference)], alone)
+    assert shown[0].ap == pytest.approx((62.0, 62.0, 63.2))
+    for point in shown:
+        assert point.ap[1] <= point.ap[0] <= point.ap[2]
+    assert len(pareto_plot([*shown, SHOWN[0]], "fp32").axes) == 2
+
+
+def test_naive_settings_of_another_network_are_refused(tmp_path: Path) -> None:
+    source, path = manifests()["fp32"].source, tmp_path / "naive.json"
+    path.write_text(json.dumps(asdict(NaiveReport(source.checkpoint, source.sha256, NAIVE))))
+    assert tuple(read_naive(path, source)) == NAIVE
+    with pytest.raises(ReportError, match=r"the profiles are of blood-cells\.safetensors \(SHA-256 0+\)"):
+        read_naive(path, source.model_copy(update={"sha256": 64 * "0"}))
+
+
+def test_what_no_recipe_holds_is_told_for_a_repetition() -> None:
+    built = manifests()
+    cut = built["pruned"]
+    texts = [
+        block.text
+        for block in repeat("report", list(built.values()), Work()).blocks
+        if not isinstance(block, Gallery | Table)
+    ]
+    assert (
+        f"The network blood-cells-pruned.safetensors (SHA-256 {cut.source.cut_sha256}), which was cut before"
+        in "".join(texts)
+    )
+    assert "--version 1 --score 0.5" in texts[3]
+    assert "--openvino" not in texts[3]
+    assert "--train-recipe" not in "".join(texts)
+    tuned = cut.recipe.model_copy(update={"prune": Prune(macs=0.4, fine_tune=FineTune(epochs=1, learning_rate=1e-3))})
+    both = cut.model_copy(update={"recipe": tuned, "latencies": {"onnxruntime": cut.latency}})
+    texts = [block.text for block in repeat("report", [both], Work()).blocks if not isinstance(block, Gallery | Table)]
+    assert texts[3].endswith("--openvino")
+    assert "--train-recipe" in texts[4]
 
 
 def test_profiles_come_with_the_reference_first() -> None:
@@ -159,8 +267,17 @@ def test_profiles_for_other_hardware_are_named_but_not_measured(tmp_path: Path) 
     measured = [Measured(profiles[0], {"onnxruntime": Timing(latency, Ratio(1.0, 1.0, 1.0))}, 0.6, None)]
     texts = [block.text for block in results(measured, elsewhere, None).blocks if isinstance(block, Paragraph)]
     assert "fp16 is for the target gpu and was not measured on this processor." in texts
-    with pytest.raises(ReportError, match="has no profile fp16 for processors"):
+    with pytest.raises(ReportError, match="has no profile fp16 for ONNX Runtime on processors"):
         read_profiles(tmp_path, None, "fp16")
+
+
+def test_what_speeds_are_against_runs_in_onnx_runtime(tmp_path: Path) -> None:
+    folder = Repository(tmp_path).folder("blood-cells", 1, "bf16")
+    shutil.copytree(BUNDLED / "blood-cells" / "1" / "fp32", folder.path)
+    changes = {"profile": "bf16", "engine": "openvino", "precision": "bf16"}
+    folder.write(manifests()["fp32"].model_copy(update=changes))
+    with pytest.raises(ReportError, match="has no profile bf16 for ONNX Runtime"):
+        read_profiles(tmp_path, None, "bf16")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +353,10 @@ def test_the_front_joins_what_nothing_dominates() -> None:
     speed, size = pareto_plot(SHOWN, "fp32").axes
     assert np.asarray(speed.lines[0].get_xydata()).tolist() == [[1.0, 62.5], [7.0, 62.4]]
     assert np.asarray(size.lines[0].get_xydata()).tolist() == [[1.3, 62.4], [32.0, 62.5]]
+
+
+def test_names_suit_files_and_links() -> None:
+    assert [slug(name) for name in ("int8+pruned", "int 8 (a)", "fp32")] == ["int8-pruned", "int-8-a-", "fp32"]
 
 
 DOCUMENT = Document(

@@ -168,7 +168,15 @@ def test_what_was_saved_of_another_search_is_refused(tmp_path: Path) -> None:
         new_search(path, seed=1)
     with pytest.raises(SearchError, match="other start, budget"):
         new_search(path, start=CSP)
-    path.write_text(path.read_text()[:-50])
+
+
+@pytest.mark.parametrize("damage", ["cut short", "[]", {"identity": 3}, {"population": []}, {"population": [{}]}])
+def test_what_was_damaged_is_told(damage: str | dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    new_search(path).run(10, 1e9)
+    saved = path.read_text()
+    texts = {"cut short": saved[:-50], "[]": "[]"}
+    path.write_text(texts[damage] if isinstance(damage, str) else json.dumps(json.loads(saved) | damage))
     with pytest.raises(SearchError, match="holds no search: delete it to begin anew"):
         new_search(path)
 

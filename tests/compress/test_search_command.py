@@ -86,6 +86,13 @@ def test_wishes_that_cannot_be_met_are_told(start: Path, arguments: list[str], c
     assert not start.with_name("found.yaml").exists()
 
 
+def test_a_reference_over_budget_is_told_before_anything_is_measured(start: Path) -> None:
+    result = CliRunner().invoke(app, command(start, "--macs", "1000"))
+    assert result.exit_code == 1
+    assert "tiny is over budget: macs 2241856 above 1000" in result.output
+    assert not start.with_name("latency.json").exists()
+
+
 def test_tables_of_other_machines_are_refused(start: Path, table: Path) -> None:
     table.write_text(table.read_text().replace(this_machine().cpu, "Another"))
     result = CliRunner().invoke(app, command(start, "--table", str(table)))

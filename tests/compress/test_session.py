@@ -17,6 +17,7 @@ from damoserve_compress.session import (
     ONNX_RUNTIME,
     Runtime,
     RuntimeMissing,
+    check_runtime,
     installed_engines,
     onnx_detector,
     open_detector,
@@ -25,6 +26,7 @@ from damoserve_compress.session import (
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export
 from damoserve_profiles.repository import BUNDLED, Repository
+from tests.compress.processor import old_processor
 
 OPENVINO = Runtime("openvino")
 needs_openvino = pytest.mark.skipif("openvino" not in installed_engines(), reason="needs the extra openvino")
@@ -68,6 +70,24 @@ def test_without_openvino_the_message_says_what_to_install(graph: Path, monkeypa
     assert installed_engines() == ("onnxruntime",)
     with pytest.raises(RuntimeMissing, match=r"install damoserve\[openvino\]"):
         open_detector(graph, OPENVINO)
+
+
+def test_an_openvino_that_does_not_load_is_not_called_missing(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").write_text("import a_library_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    with pytest.raises(RuntimeMissing, match="is installed, but does not load: No module named 'a_library_that_is_not"):
+        open_detector(graph, OPENVINO)
+
+
+def test_a_precision_that_the_processor_has_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    old_processor(monkeypatch)
+    check_runtime(OPENVINO)
+    with pytest.raises(ValueError, match="this processor does not compute in bf16"):
+        check_runtime(Runtime("openvino", "bf16"))
 
 
 def test_onnx_runtime_has_no_bfloat16(graph: Path) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from damoserve_compress.targets import INTEGER_NPU, TargetError, check_operators
+from damoserve_compress.targets import FLOAT_NPU, INTEGER_NPU, TargetError, check_operators
 from damoserve_compress.targets.replace import split_pooling, upsample_by_convolution
 from tests.compress.small_graph import small_model
 
@@ -94,6 +94,19 @@ def test_what_is_not_on_the_list_is_named_with_its_layer(model: ModelProto, faul
 )
 def test_what_is_on_the_list_passes(model: ModelProto) -> None:
     check_operators(model, INTEGER_NPU)
+
+
+@pytest.mark.parametrize(
+    ("axes", "fine"), [([-1], True), ([3], True), ([2], False), ([2, 3], False), ([-2, -1], False)]
+)
+def test_sums_are_taken_over_the_last_dimension_alone(axes: list[int], fine: bool) -> None:
+    constants: dict[str, NDArray[np.generic]] = {"axes": np.array(axes, np.int64)}
+    model = model_of([node("ReduceSum", "axes", keepdims=0)], [1, 3, 4, 4], constants)
+    if fine:
+        check_operators(model, FLOAT_NPU)
+        return
+    with pytest.raises(TargetError, match=r"ReduceSum in layer .*not the last alone"):
+        check_operators(model, FLOAT_NPU)
 
 
 def test_an_operator_of_another_domain_is_refused() -> None:

@@ -1,7 +1,7 @@
 """`damoserve-compress advise`: the profile for a target and its limits; where there is none, it can be built."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -16,8 +16,17 @@ from damoserve_compress.advise import (
     decide,
     suggest,
 )
-from damoserve_compress.commands.options import RepositoryFolder, Setting, read_data, told, training_config
-from damoserve_profiles.manifest import Manifest, Thresholds
+from damoserve_compress.commands.options import (
+    SERVED,
+    RepositoryFolder,
+    Setting,
+    read_data,
+    told,
+    told_build,
+    tuning_config,
+    validation_name,
+)
+from damoserve_profiles.manifest import MANIFEST_FILE, Manifest
 from damoserve_profiles.recipe import Recipe, RecipeError, Target
 from damoserve_profiles.repository import BUNDLED, Repository, RepositoryError
 
@@ -43,11 +52,14 @@ def advise(  # noqa: PLR0913, PLR0917
     ] = None,
     train_recipe: Annotated[str, typer.Option(help="Training recipe of the fine-tuning, for --build.")] = "default",
     setting: Setting = None,
+    openvino: Annotated[
+        bool, typer.Option("--openvino", help="Take recipes for OpenVINO into account; --build times it too.")
+    ] = False,
 ) -> None:
     """Say which profiles keep the limits, and recommend one; name or build the missing one. Exit code 1: none does."""
     limits = Limits(max_latency_ms, max_bytes, min_ap)
     with told(RepositoryError, RecipeError, ValueError):
-        shelf = _open(Repository(repository), model, target)
+        shelf = _open(Repository(repository), model, target, openvino)
     if build is None:
         _end(shelf, limits)
     if data is None or work is None:
@@ -68,10 +80,15 @@ class _Shelf:
     model: str
     version: int
     target: Target
+    openvino: bool
+    refused: set[str] = field(default_factory=set)
+    """Recipes that gave no profile."""
 
     def manifests(self) -> list[Manifest]:
         """Of every target. Raises RepositoryError."""
-        return [folder.read_manifest() for folder in self.repository.profiles(self.model, self.version)]
+        folders = self.repository.profiles(self.model, self.version)
+        # One without a manifest is what a killed build left behind, which is to be built again.
+        return [folder.read_manifest() for folder in folders if (folder.path / MANIFEST_FILE).exists()]
 
     def own(self) -> list[Manifest]:
         """Those of the target."""
@@ -82,8 +99,9 @@ class _Shelf:
 
     def missing(self) -> list[Recipe]:
         """Recipes of which there is no profile. A folder holds one of each name, whatever its target."""
-        taken = {manifest.profile for manifest in self.manifests()}
-        return [recipe for recipe in bundled_recipes(self.model, self.target) if recipe.name not in taken]
+        taken = {manifest.profile for manifest in self.manifests()} | self.refused
+        recipes = bundled_recipes(self.model, self.target, self.openvino)
+        return [recipe for recipe in recipes if recipe.name not in taken]
 
     def suggestions(self, limits: Limits) -> list[Suggestion]:
         return suggest([candidate_of(manifest) for manifest in self.own()], limits, self.missing())
@@ -98,29 +116,25 @@ class _Build:
     settings: Sequence[str]
 
 
-def _open(repository: Repository, model: str | None, target: Target) -> _Shelf:
+def _open(repository: Repository, model: str | None, target: Target, openvino: bool) -> _Shelf:
     """Raises ValueError where the repository does not tell which model is meant, or has nothing of it."""
     models = repository.models()
     if model is None and len(models) != 1:
         raise ValueError(f"{repository.root} holds {', '.join(models) or 'no model'}: say which with --model")
     name = model or models[0]
     versions = repository.versions(name)
-    return _Shelf(repository, name, versions[-1] if versions else 1, target)
+    return _Shelf(repository, name, versions[-1] if versions else 1, target, openvino)
 
 
 def _maker(options: _Build, shelf: _Shelf) -> Callable[[Recipe], object]:
-    """What builds one recipe; ends the command where that is not possible."""
-    from damoserve_compress.build import BuildConfig, Builder, BuildError
-    from damoserve_compress.export import ExportError
-    from damoserve_compress.network.checkpoint import CheckpointError
-    from damoserve_compress.prune import PruneError
-    from damoserve_compress.quantise import QuantisationError
-    from damoserve_compress.source import read_source
-    from damoserve_compress.targets import TargetError
-    from damoserve_compress.training.checkpoint import TrainingError
+    """What builds one recipe; ends the command where that is not possible.
 
-    kinds = (BuildError, CheckpointError, ExportError, PruneError, QuantisationError, RepositoryError, TargetError)
-    with told(*kinds, ValueError):
+    A recipe that gives no profile is noted as refused: another one may do.
+    """
+    from damoserve_compress.build import BuildConfig, Builder, BuildError, RecipeFailed
+    from damoserve_compress.source import read_source
+
+    with told_build():
         source, manifests = read_source(options.checkpoint), shelf.manifests()
         if source.description.model != shelf.model:
             raise BuildError(f"{options.checkpoint} is of the model {source.description.model}, not {shelf.model}")
@@ -128,21 +142,27 @@ def _maker(options: _Build, shelf: _Shelf) -> Callable[[Recipe], object]:
             raise BuildError(
                 f"version {shelf.version} of {shelf.model} was built from another checkpoint than {options.checkpoint}"
             )
+        training = tuning_config(options.train_recipe, options.settings)
         train_set, val_set = read_data(options.data)
         config = BuildConfig(
             checkpoint=options.checkpoint,
             repository=shelf.repository.root,
             work=options.work,
-            data_name=f"{options.data.resolve().name}/val",
-            thresholds=manifests[0].thresholds if manifests else Thresholds(score=0.5, nms_iou=0.7, max_detections=100),
+            data_name=validation_name(options.data),
+            thresholds=manifests[0].thresholds if manifests else SERVED,
             version=shelf.version,
-            training=training_config(options.train_recipe, {}, options.settings),
+            training=training,
+            engines=("onnxruntime", "openvino") if shelf.openvino else ("onnxruntime",),
         )
         builder = Builder(config, train_set, val_set, typer.echo)
 
     def make(recipe: Recipe) -> None:
-        with told(*kinds, TrainingError, ValueError):
-            builder.build([recipe])
+        with told_build():
+            try:
+                builder.build([recipe])
+            except RecipeFailed as error:
+                typer.echo(error)
+                shelf.refused.add(recipe.name)
 
     return make
 

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from damoserve_compress.commands.options import (
+    SERVED,
     DataFolder,
     Device,
     RepositoryFolder,
     Setting,
     read_data,
     told,
-    training_config,
+    told_build,
+    tuning_config,
+    validation_name,
 )
-from damoserve_profiles.manifest import Accuracy, Manifest, Thresholds
+from damoserve_profiles.manifest import Accuracy, Manifest
 from damoserve_profiles.recipe import RECIPES, read_recipe
 from damoserve_profiles.repository import BUNDLED, Repository, RepositoryError
 
@@ -35,7 +38,7 @@ def build(  # noqa: PLR0913, PLR0917
         list[Path] | None, typer.Option(help="Recipe file; may be repeated. Default: all bundled recipes.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs of every profile.")] = 100,
-    score: Annotated[float, typer.Option(min=0, max=1, help="Default score threshold of the profiles.")] = 0.5,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Default score threshold of the profiles.")] = SERVED.score,
     train_recipe: TrainRecipe = "default",
     setting: Setting = None,
     device: Device = None,
@@ -45,27 +48,19 @@ def build(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Build profiles from a trained network: prune, export, quantise, validate, measure."""
     from damoserve_compress.build import BuildConfig, Builder
-    from damoserve_compress.export import ExportError
-    from damoserve_compress.prune import PruneError
-    from damoserve_compress.quantise import QuantisationError
-    from damoserve_compress.source import BuildError
-    from damoserve_compress.targets import TargetError
-    from damoserve_compress.training.checkpoint import TrainingError
 
-    with told(
-        BuildError, ExportError, PruneError, QuantisationError, TargetError, RepositoryError, TrainingError, ValueError
-    ):
+    with told_build():
         recipes = [read_recipe(path) for path in recipe or sorted(RECIPES.glob("*.yaml"))]
+        training = tuning_config(train_recipe, setting, device)
         train_set, val_set = read_data(data)
-        thresholds = Thresholds(score=score, nms_iou=0.7, max_detections=100)
         config = BuildConfig(
             checkpoint=checkpoint,
             repository=repository,
             work=work,
-            data_name=f"{data.resolve().name}/val",
-            thresholds=thresholds,
+            data_name=validation_name(data),
+            thresholds=SERVED.model_copy(update={"score": score}),
             version=version,
-            training=training_config(train_recipe, {}, setting, device),
+            training=training,
             rounds=rounds,
             engines=("onnxruntime", "openvino") if openvino else ("onnxruntime",),
         )

@@ -72,15 +72,12 @@ def _detect(path: Path, dataset: "Dataset") -> "list[Detections]":
 
 def _open(path: Path) -> "tuple[Detector, InputSpec, tuple[str, ...], Thresholds]":
     if path.is_dir() or path.name == MODEL_FILE:
-        from damoserve_compress.evaluate import COCO_THRESHOLDS
-        from damoserve_compress.network import VARIANTS
+        from damoserve_compress.report.measure import evaluation_thresholds
         from damoserve_compress.session import onnx_detector
 
         folder = ProfileFolder(path if path.is_dir() else path.parent)
         manifest = folder.verify()
-        structure = VARIANTS.get(manifest.variant)
-        thresholds = structure.evaluation if structure else COCO_THRESHOLDS
-        return onnx_detector(folder.model_path), manifest.input, manifest.labels, thresholds
+        return onnx_detector(folder.model_path), manifest.input, manifest.labels, evaluation_thresholds(manifest)
     from damoserve_compress.evaluate import torch_detector
     from damoserve_compress.network import fuse
     from damoserve_compress.network.checkpoint import load_checkpoint

@@ -1,6 +1,7 @@
 """`damoserve-compress naive`: what the usual settings give."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,19 +29,22 @@ def naive(
     """Measure default quantisation and pruning without recovery, to compare profiles with."""
     from damoserve_compress.datasets.cache import CachedDataset
     from damoserve_compress.export import ExportError
-    from damoserve_compress.naive import naive_rows
-    from damoserve_compress.network.checkpoint import CheckpointError
+    from damoserve_compress.naive import measure_naive
     from damoserve_compress.prune import PruneError
+    from damoserve_compress.source import BuildError, read_source
 
-    with told(CheckpointError, ExportError, PruneError, ValueError), TemporaryDirectory() as work:
+    with told(BuildError, ExportError, PruneError, ValueError, OSError), TemporaryDirectory() as work:
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
         train_set, val_set = (CachedDataset(part) for part in read_data(data))
-        rows = naive_rows(checkpoint, (train_set, val_set), Path(work), rounds, lambda text: typer.echo(text, err=True))
-    Console().print(_table(rows))
-    if output is not None:
-        replace_text(output, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        source = read_source(checkpoint, train_set, val_set)
+        found = measure_naive(source, (train_set, val_set), Path(work), rounds, lambda text: typer.echo(text, err=True))
+        if output is not None:
+            replace_text(output, json.dumps(asdict(found), indent=2) + "\n")
+    Console().print(_table(found.rows))
 
 
-def _table(rows: "list[NaiveRow]") -> Table:
+def _table(rows: "Sequence[NaiveRow]") -> Table:
     table = Table("setting", "engine")
     for column in ("AP x 100", "against float", "speed", "MB"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -6,7 +6,7 @@ The modules of this package are read for every `--help`: torch comes only when t
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from pydantic import ValidationError
@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from damoserve_profiles.faults import describe_faults
+from damoserve_profiles.manifest import Thresholds
+from damoserve_profiles.repository import RepositoryError
 
 if TYPE_CHECKING:
     from damoserve_compress.datasets.check import CheckReport
@@ -34,6 +36,10 @@ Setting = Annotated[
 Device = Annotated[str | None, typer.Option(help="Torch's name of it. Default: a GPU where there is one.")]
 
 
+SERVED: Final = Thresholds(score=0.5, nms_iou=0.7, max_detections=100)
+"""What profiles are served with by default, unless their builder says otherwise."""
+
+
 @contextmanager
 def told(*kinds: type[Exception]) -> Iterator[None]:
     """Ends the command with one line for the errors that a user can cause."""
@@ -43,6 +49,26 @@ def told(*kinds: type[Exception]) -> Iterator[None]:
         fault = describe_faults(error) if isinstance(error, ValidationError) else error
         typer.echo(f"Error: {fault}", err=True)
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def told_build() -> Iterator[None]:
+    """The same for whatever can stop a build."""
+    from damoserve_compress.export import ExportError
+    from damoserve_compress.prune import PruneError
+    from damoserve_compress.quantise import QuantisationError
+    from damoserve_compress.source import BuildError
+    from damoserve_compress.targets import TargetError
+    from damoserve_compress.training.checkpoint import TrainingError
+
+    steps = BuildError, PruneError, TrainingError, ExportError, TargetError, QuantisationError
+    with told(*steps, RepositoryError, ValueError, OSError):
+        yield
+
+
+def validation_name(folder: Path) -> str:
+    """What manifests call the validation images of a data set."""
+    return f"{folder.resolve().name}/val"
 
 
 def read_data(folder: Path) -> "tuple[PictureDataset, PictureDataset]":
@@ -72,6 +98,20 @@ def check_data(folder: Path) -> "tuple[Scan, Scan, CheckReport]":
         task = bar.add_task("Checking pictures")
         report = check(train, val, lambda done, total: bar.update(task, completed=done, total=total))
     return train, val, report
+
+
+def tuning_config(recipe: str, settings: Sequence[str] | None, device: str | None = None) -> "TrainConfig":
+    """How cut networks are trained, as far as a training recipe says. Raises TrainConfigError.
+
+    What a recipe says in vain, for it is one of whole trainings, is left aside; whoever sets it wants it done.
+    """
+    from damoserve_compress.prune.stage import REPLACED
+    from damoserve_compress.training.config import TrainConfigError
+
+    for setting in settings or ():
+        if reason := REPLACED.get(setting.partition("=")[0].partition(".")[0]):
+            raise TrainConfigError(f"--set {setting} cannot be had for cut networks: {reason}")
+    return training_config(recipe, {}, settings, device)
 
 
 def training_config(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from damoserve_compress.commands.build import TrainRecipe, Work
-from damoserve_compress.commands.options import DataFolder, Device, Setting, read_data, told, training_config
+from damoserve_compress.commands.options import DataFolder, Device, Setting, read_data, told_build, tuning_config
 from damoserve_profiles.recipe import RecipeError, read_recipe
 
 
@@ -21,17 +21,15 @@ def prune(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Cut a network and train what is left, as `build` does, which takes the result from the same work folder."""
     from damoserve_compress.datasets.cache import CachedDataset
-    from damoserve_compress.prune import PruneError
     from damoserve_compress.prune.stage import prune_stage
-    from damoserve_compress.source import BuildError, read_source
+    from damoserve_compress.source import read_source
     from damoserve_compress.stages import Stages
-    from damoserve_compress.training.checkpoint import TrainingError
 
-    with told(BuildError, PruneError, RecipeError, TrainingError, ValueError):
+    with told_build():
         options = read_recipe(recipe).prune
         if options is None:
             raise RecipeError(f"{recipe} has no step prune")
-        training = training_config(train_recipe, {}, setting, device)
+        training = tuning_config(train_recipe, setting, device)
         train_set, val_set = (CachedDataset(dataset) for dataset in read_data(data))
         source = read_source(checkpoint, train_set, val_set)
         path = prune_stage(source, options, training, (train_set, val_set), Stages(work, typer.echo))

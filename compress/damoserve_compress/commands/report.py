@@ -46,7 +46,7 @@ def report(  # noqa: PLR0913, PLR0917
     given = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
     command = ["damoserve-compress report", shlex.quote(str(repository)), *given]
     command += [f"--reference {shlex.quote(reference)}", f"--rounds {rounds}", f"--images {images}"]
-    with told(RepositoryError, ValueError):
+    with told(RepositoryError, ValueError, OSError):
         dataset = CachedDataset(read_data(data)[1]) if data else None
         config = ReportConfig(
             repository=repository,

@@ -58,7 +58,7 @@ def search(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Search for the structure with the highest entropy score within a budget; goes on where it was stopped."""
     from damoserve_compress.network.structures import VARIANTS, find_structure, write_structure
-    from damoserve_compress.search import CostModel, Search, SearchConfig, Space
+    from damoserve_compress.search import CostModel, Search, SearchConfig, Space, check_start
 
     if out.suffix != ".yaml" or out.stem in VARIANTS:
         raise typer.BadParameter(f"{out.name} must end in .yaml and not be a variant's name", param_hint="--out")
@@ -72,9 +72,11 @@ def search(  # noqa: PLR0913, PLR0917
         space = Space(start, multiple=multiple, neck=neck.value)
         out.parent.mkdir(parents=True, exist_ok=True)
         side = Size(start.input_size, start.input_size)
-        model = _latency_model(table or out.with_name("latency.json"), start, side, classes) if latency else None
-        costs = CostModel(side, classes, model)
         limits = {"macs": macs, "parameters": parameters, "depth": depth, "latency_ms": latency_ms}
+        counted = CostModel(side, classes)
+        check_start(start, _budget(counted(start), limits), counted)  # before minutes of measuring
+        model = _latency_model(table or out.with_name("latency.json"), start, side, classes) if latency else None
+        costs = replace(counted, latency=model)
         config = SearchConfig(space, _budget(costs(start), limits), population, seed)
         job = Search(config, costs, out.with_name(f"{out.stem}.state.json"))
         _run(job, evaluations, minutes)

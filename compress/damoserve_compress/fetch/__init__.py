@@ -6,7 +6,7 @@ FetchError
 ├── TransferFailed     it did not arrive whole; asking again goes on where it stopped
 ├── WrongContent       it arrived, but it is not what was asked for
 ├── TargetUnusable     this machine cannot keep it where it is wanted
-└── ClientMissing      the client library of the hub is not installed
+└── ClientMissing      the client library of the hub is not installed, or does not load
 """
 
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ class TargetUnusable(FetchError):
 
 
 class ClientMissing(FetchError):
-    """The hub's library is not installed."""
+    """The hub's library is not installed, or does not load."""
 
 
 @contextmanager

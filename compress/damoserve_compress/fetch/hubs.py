@@ -36,7 +36,7 @@ def from_hugging_face(file: HubFile) -> Path:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
-        raise _client_missing(file) from error
+        raise _client_missing(file, error) from error
     return _ask(hf_hub_download, file)
 
 
@@ -45,11 +45,14 @@ def from_modelscope(file: HubFile) -> Path:
     try:
         from modelscope.hub.file_download import model_file_download
     except ImportError as error:
-        raise _client_missing(file) from error
+        raise _client_missing(file, error) from error
     return _ask(model_file_download, file)
 
 
-def _client_missing(file: HubFile) -> ClientMissing:
+def _client_missing(file: HubFile, error: ImportError) -> ClientMissing:
+    package = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or package not in ("huggingface_hub", "modelscope"):
+        return ClientMissing(f"{file.source}: the client of its hub is installed, but does not load: {error}")
     return ClientMissing(f"{file.source} needs the client of its hub: pip install 'damoserve[fetch]'")
 
 

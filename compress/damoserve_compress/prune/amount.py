@@ -24,7 +24,7 @@ _FREE = 1e-8  # of the loss
 def share_of(options: Prune, whole: Network, size: Size) -> tuple[float, Callable[[Network], float]]:
     """The wanted share, and what tells the share that a smaller network has of the whole one."""
     if options.latency is not None:
-        return options.latency, partial(_latency_share, whole, size)
+        return options.latency, partial(_latency_share, _graph(whole, size), size)
     parameters, macs = complexity(whole, size)
     if options.macs is not None:
         return options.macs, lambda network: complexity(network, size)[1] / macs
@@ -32,12 +32,19 @@ def share_of(options: Prune, whole: Network, size: Size) -> tuple[float, Callabl
     return options.parameters, lambda network: complexity(network, size)[0] / parameters
 
 
-def _latency_share(whole: Network, size: Size, network: Network) -> float:
+def _latency_share(whole: bytes, size: Size, network: Network) -> float:
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("whole.onnx", "smaller.onnx")]
-        for path, exported in zip(paths, (whole, network), strict=True):
-            export_onnx(copy.deepcopy(exported).cpu(), size, Export(), path)
+        for path, graph in zip(paths, (whole, _graph(network, size)), strict=True):
+            path.write_bytes(graph)
         return 1 / speed_up(time_models(paths, size, _ROUNDS), 1).median
+
+
+def _graph(network: Network, size: Size) -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(copy.deepcopy(network).cpu(), size, Export(), path)
+        return path.read_bytes()
 
 
 def by_sensitivity(groups: Sequence[Group], rows: Sequence[StageSensitivity], level: float, round_to: int) -> Keep:

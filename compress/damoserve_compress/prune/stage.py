@@ -1,13 +1,17 @@
 """Pruning as a stage of a build, kept in its work folder."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 import torch
 
 from damoserve_compress.benchmark import instruction_set
 from damoserve_compress.datasets import Dataset, fingerprint
 from damoserve_compress.datasets.subset import split_selection
+from damoserve_compress.network.checkpoint import Description
 from damoserve_compress.prune.cut import PruneError
 from damoserve_compress.prune.recover import NETWORK, Pruning
 from damoserve_compress.session import ONNX_RUNTIME
@@ -17,19 +21,25 @@ from damoserve_compress.training.config import TrainConfig
 from damoserve_compress.training.rendered import rendered_fits
 from damoserve_profiles.recipe import Prune
 
+REPLACED: Final[Mapping[str, str]] = MappingProxyType(
+    dict.fromkeys(("epochs", "learning_rate", "rendered", "distil"), "the profile's recipe says it (prune.fine_tune)")
+    | dict.fromkeys(("tail_epochs", "tail_affine"), "their training has no tail")
+    | dict.fromkeys(("model", "variant", "size", "resize"), "it is the checkpoint's")
+)
+"""What a training recipe says in vain of cut networks, and why."""
 
-def prune_stage(
-    source: SourceNetwork, options: Prune, training: TrainConfig, data: tuple[Dataset, Dataset], stages: Stages
-) -> Path:
-    """The checkpoint of the cut and trained network.
 
-    `data` are the images to train on and those that training is watched on; cuts are judged on a part of the former.
-    `training` says how to train, but for what the recipe says itself. Raises PruneError or TrainingError.
-    """
-    description, (train_set, val_set), fine_tune = source.description, data, options.fine_tune
+def tuning_of(description: Description, options: Prune, training: TrainConfig) -> TrainConfig:
+    """How the cut network is trained: as `training` says, but for `REPLACED`. Raises PruneError."""
+    fine_tune = options.fine_tune
     if fine_tune is None:
         raise PruneError(f"there is nothing to cut: the recipe takes {options.network} as it is")
-    tuning = replace(
+    if fine_tune.rendered and not rendered_fits(description.labels):
+        raise PruneError(
+            f"rendered scenes show blood cells, for which {description.model} has no labels "
+            f"({', '.join(description.labels)}): take fine_tune.rendered out of the recipe"
+        )
+    return replace(
         training,
         model=description.model,
         variant=description.variant,
@@ -37,8 +47,20 @@ def prune_stage(
         resize=description.resize,
         tail_epochs=0,  # meant for a whole training, it would be most of a short one
         learning_rate=fine_tune.learning_rate,
-        rendered=fine_tune.rendered if rendered_fits(description.labels) else 0,
+        rendered=fine_tune.rendered,
+        distil=None,
     )
+
+
+def prune_stage(
+    source: SourceNetwork, options: Prune, training: TrainConfig, data: tuple[Dataset, Dataset], stages: Stages
+) -> Path:
+    """The checkpoint of the cut and trained network.
+
+    `data` are the images to train on and those that training is watched on; cuts are judged on a part of the former.
+    Trains as `tuning_of` says. Raises PruneError or TrainingError.
+    """
+    (train_set, val_set), tuning = data, tuning_of(source.description, options, training)
     # The precision follows the machine: what was trained on another is not to be trained again here.
     curve = {name: value for name, value in tuning.curve().items() if name not in ("distil", "epochs", "precision")}
     inputs = {
@@ -52,7 +74,7 @@ def prune_stage(
     def make(folder: Path) -> None:
         torch.manual_seed(tuning.seed)
         _, selection = split_selection(train_set)
-        Pruning(source.network, description, options, tuning, (train_set, selection, val_set)).run(
+        Pruning(source.network, source.description, options, tuning, (train_set, selection, val_set)).run(
             folder, stages.report
         )
 

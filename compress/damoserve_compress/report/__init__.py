@@ -1,10 +1,12 @@
 """The report on a model's profiles: measured anew, explained, and drawn, as Markdown and as one HTML page."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from damoserve_compress.advise import steps_of
 from damoserve_compress.datasets import Dataset
+from damoserve_compress.naive import NaiveRow
 from damoserve_compress.report import making, sections
 from damoserve_compress.report.document import Document, Paragraph, Section
 from damoserve_compress.report.drawing import save
@@ -15,6 +17,7 @@ from damoserve_compress.report.measure import from_manifests, read_profiles, val
 from damoserve_compress.report.plots import pareto_plot, points
 from damoserve_compress.report.samples import sample_images
 from damoserve_compress.report.work import Work, read_naive, read_work
+from damoserve_profiles.manifest import Manifest
 
 __all__ = ["PLOTS", "ReportConfig", "ReportError", "make_report"]
 
@@ -50,21 +53,23 @@ def make_report(config: ReportConfig, dataset: Dataset | None, report: Callable[
 
     `dataset` are the validation images: without them accuracy is that of the manifests, and no picture is shown. Raises
     ReportError, RepositoryError for files that are not those of their manifest, RuntimeMissing for a profile whose
-    engine is not installed.
+    engine is not installed, OSError where the files cannot be written.
     """
     if config.plot is not None and config.plot.suffix not in PLOTS:
         raise ReportError(f"{config.plot}: a plot is written as {' or '.join(PLOTS)}")
     profiles, elsewhere = read_profiles(config.repository, config.model, config.reference)
-    naive = read_naive(config.naive) if config.naive else []
     manifests = [profile.manifest for profile in profiles]
+    naive = _naive(config.naive, manifests[0]) if config.naive else []
     work = read_work(config.work, manifests) if config.work else Work()
+    for folder in (config.out, config.plot and config.plot.parent):
+        if folder is not None:  # now, for an unusable one would waste what is measured
+            folder.mkdir(parents=True, exist_ok=True)
     report(f"timing {len(profiles)} profiles, {config.rounds} interleaved runs of each")
     measured = from_manifests(profiles, config.rounds)
     if dataset is not None:
         measured = validate(measured, dataset, report)
     if config.plot is not None:
         shown, _ = points(measured, naive)
-        config.plot.parent.mkdir(parents=True, exist_ok=True)
         save(pareto_plot(shown, config.reference), config.plot)
     if config.out is None:
         return
@@ -87,9 +92,17 @@ def make_report(config: ReportConfig, dataset: Dataset | None, report: Callable[
     parts += [making.left_out(missing)] if missing else []
     first = manifests[0]
     document = Document(f"{first.model}, version {first.version}: profiles measured", parts)
-    config.out.mkdir(parents=True, exist_ok=True)
     write_markdown(document, config.out / "report.md")
     write_html(document, config.out / "report.html")
+
+
+def _naive(path: Path, reference: Manifest) -> Sequence[NaiveRow]:
+    if steps_of(reference.recipe):
+        raise ReportError(
+            f"naive settings have their speed against the float network: they cannot be shown beside speeds against "
+            f"{reference.profile}; with --naive, --reference takes a profile that is neither cut nor in 8 bits"
+        )
+    return read_naive(path, reference.source)
 
 
 def _missing(config: ReportConfig, dataset: Dataset | None, work: Work) -> list[str]:

@@ -1,7 +1,13 @@
 """What a report is made of, before it is written as Markdown or HTML: plain text, nothing of it is markup."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's name, of a link and of an id."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from damoserve_profiles.files import replace_file, replace_text
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -59,6 +61,6 @@ def on_white(svg: str) -> str:
 def save(figure: "Figure", path: Path) -> None:
     """Writes an SVG or PNG file, by the path's suffix, black on white."""
     if path.suffix == ".svg":
-        path.write_text(on_white(as_svg(figure)), encoding="utf-8")
+        replace_text(path, on_white(as_svg(figure)))
     else:
-        figure.savefig(path, dpi=160, facecolor="white")
+        replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=160, facecolor="white"))

@@ -11,7 +11,7 @@ from itertools import chain
 import yaml
 
 from damoserve_compress.quantise import QuantisationReport
-from damoserve_compress.report.document import Block, Code, Drawing, Gallery, Paragraph, Section, Table
+from damoserve_compress.report.document import Block, Code, Drawing, Gallery, Paragraph, Section, Table, slug
 from damoserve_compress.report.drawing import as_svg
 from damoserve_compress.report.measure import Measured
 from damoserve_compress.report.plots import SHOWN_GROUPS, group_plot, stage_plot
@@ -67,10 +67,13 @@ def _pruned(pruned: Pruned) -> Iterator[Block]:
 
 def quantisation(work: Work) -> Section:
     """How the 8-bit graphs came to be."""
-    return Section("Quantisation", list(chain.from_iterable(_quantised(*item) for item in work.quantisations.items())))
+    blocks: list[Block] = []
+    for number, (profile, report) in enumerate(work.quantisations.items(), 1):
+        blocks += _quantised(f"quantise-{number}-{slug(profile)}", profile, report)
+    return Section("Quantisation", blocks)
 
 
-def _quantised(profile: str, report: QuantisationReport) -> Iterator[Block]:
+def _quantised(name: str, profile: str, report: QuantisationReport) -> Iterator[Block]:
     methods = ", ".join(
         f"{count} by {method}" for method, count in Counter(row.method for row in report.tensors).most_common()
     )
@@ -98,7 +101,7 @@ def _quantised(profile: str, report: QuantisationReport) -> Iterator[Block]:
     if report.sensitivity:
         shown = min(SHOWN_GROUPS, len(report.sensitivity))
         caption = f"{profile}: the {shown} most harmful of {len(report.sensitivity)} convolutions, each alone in 8 bits"
-        yield Gallery([Drawing(f"quantise-{_file_name(profile)}", caption, as_svg(group_plot(report)))])
+        yield Gallery([Drawing(name, caption, as_svg(group_plot(report)))])
         if any(row.ap is not None for row in report.sensitivity):
             rows = [
                 [row.group, f"{row.sqnr_db:.1f}", f"{100 * row.ap:.2f}"]
@@ -157,25 +160,18 @@ def environment(measured: Sequence[Measured]) -> Section:
 
 def repeat(command: str, manifests: Sequence[Manifest], work: Work) -> Section:
     """The commands and recipes that lead here again."""
-    source = manifests[0].source
-    recipes = [f"{name}.yaml" for name in (manifest.profile for manifest in manifests)]
-    build = [
-        "damoserve-compress",
-        "build",
-        source.checkpoint,
-        "--data",
-        "DATA",
-        "--work",
-        "WORK",
-        "--repository",
-        "REPOSITORY",
-    ]
+    first, recipes = manifests[0], [f"{manifest.profile}.yaml" for manifest in manifests]
+    source = first.source
+    build = ["damoserve-compress", "build", source.checkpoint, "--data", "DATA", "--work", "WORK"]
+    build += ["--repository", "REPOSITORY", "--version", str(first.version), "--score", f"{first.thresholds.score:g}"]
     build += chain.from_iterable(("--recipe", recipe) for recipe in recipes)
+    build += ["--openvino"] if any(manifest.latencies for manifest in manifests) else []
     blocks: list[Block] = [
         Paragraph("This report:"),
         Code(command),
         Paragraph(f"The profiles, from {source.checkpoint} (SHA-256 {source.sha256}):"),
         Code(shlex.join(build)),
+        *map(Paragraph, _beyond_recipes(manifests)),
     ]
     for manifest, recipe in zip(manifests, recipes, strict=True):
         steps = manifest.recipe.model_dump(exclude={"name"}, exclude_defaults=True)
@@ -192,6 +188,16 @@ def repeat(command: str, manifests: Sequence[Manifest], work: Work) -> Section:
     return Section("How to repeat it", blocks)
 
 
+def _beyond_recipes(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """What the profiles depend on that no recipe holds."""
+    prunings = [(manifest.recipe.prune, manifest.source.cut_sha256) for manifest in manifests if manifest.recipe.prune]
+    for name, digest in dict.fromkeys((prune.network, digest) for prune, digest in prunings if prune.network):
+        known = f"SHA-256 {digest}" if digest else "its manifest is older than the record of its SHA-256"
+        yield f"The network {name} ({known}), which was cut before, lies beside it."
+    if any(prune.fine_tune for prune, _ in prunings):
+        yield "Cut networks are trained by a training recipe too: give the --train-recipe and --set of the build."
+
+
 def left_out(missing: Sequence[str]) -> Section:
     """What the report does not have, and what it would take."""
     return Section("Left out", [Paragraph(text) for text in missing])
@@ -206,7 +212,3 @@ def _version(name: str) -> str | None:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
-
-
-def _file_name(profile: str) -> str:
-    return profile.replace("+", "-")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from damoserve_compress.report.document import Block, Code, Document, Drawing, Gallery, Paragraph, Photograph, Table
 from damoserve_compress.report.drawing import on_white
-from damoserve_profiles.files import replace_text
+from damoserve_profiles.files import replace_file, replace_text
 
 IMAGES = "images"
 
@@ -44,7 +44,8 @@ def _picture(picture: Drawing | Photograph, images: Path) -> str:
         replace_text(path, on_white(picture.svg))
     else:
         path = images / f"{picture.name}.jpg"
-        path.write_bytes(picture.jpeg)
+        jpeg = picture.jpeg
+        replace_file(path, lambda temporary: temporary.write_bytes(jpeg))
     caption = _escape(picture.caption)
     return f"![{caption}]({IMAGES}/{path.name})\n\n{caption}"
 

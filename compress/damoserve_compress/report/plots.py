@@ -6,6 +6,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING
 
 from damoserve_compress.advise import on_front
+from damoserve_compress.bootstrap import Interval
 from damoserve_compress.naive import NaiveRow
 from damoserve_compress.prune.sensitivity import StageSensitivity
 from damoserve_compress.quantise import QuantisationReport
@@ -50,10 +51,9 @@ def points(measured: Sequence[Measured], naive: Sequence[NaiveRow]) -> tuple[lis
 
 def _profile_point(item: Measured) -> Point:
     change, speed = item.difference, item.timing.speed
-    bounds = (change.lower - change.ap, change.upper - change.ap) if change else (0.0, 0.0)
     return Point(
         item.name,
-        (100 * item.ap, 100 * (item.ap + bounds[0]), 100 * (item.ap + bounds[1])),
+        _in_points(item.ap, Interval(change.ap, change.lower, change.upper) if change else Interval(0, 0, 0)),
         (speed.median, speed.lower, speed.upper),
         item.manifest.model_bytes / 1e6,
     )
@@ -61,15 +61,19 @@ def _profile_point(item: Measured) -> Point:
 
 def _naive_point(row: NaiveRow) -> Point:
     assert row.difference is not None
-    change, ap = row.difference.ap, row.metrics.ap
-    bounds = [100 * (ap + end - change.value) for end in (change.lower, change.upper)]
     return Point(
         f"{row.name}, {row.engine}",
-        (100 * ap, bounds[0], bounds[1]),
+        _in_points(row.metrics.ap, row.difference.ap),
         (row.speed.median, row.speed.lower, row.speed.upper),
         row.bytes / 1e6,
         ours=False,
     )
+
+
+def _in_points(ap: float, change: Interval) -> tuple[float, float, float]:
+    """An AP, and the interval of its difference around it: that of a bootstrap may leave the difference itself out."""
+    below, above = min(change.lower - change.value, 0.0), max(change.upper - change.value, 0.0)
+    return 100 * ap, 100 * (ap + below), 100 * (ap + above)
 
 
 @styled()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from damoserve_compress.datasets import Dataset
 from damoserve_compress.datasets.subset import Subset
-from damoserve_compress.report.document import Gallery, Photograph
+from damoserve_compress.report.document import Gallery, Photograph, slug
 from damoserve_compress.report.measure import Measured, detections
 from damoserve_profiles.postprocess import Detections
 
@@ -32,8 +32,13 @@ def sample_images(measured: Sequence[Measured], dataset: Dataset, count: int) ->
     return [
         Gallery(
             [
-                _photograph(f"sample-{row + 1}-{item.name}", item, images[row].image, (found[0][row], of_item[row]))
-                for item, of_item in zip(measured, found, strict=True)
+                _photograph(
+                    f"sample-{row + 1}-{column}-{slug(item.name)}",
+                    item,
+                    images[row].image,
+                    (found[0][row], of_item[row]),
+                )
+                for column, (item, of_item) in enumerate(zip(measured, found, strict=True), 1)
             ]
         )
         for row in range(len(images))
@@ -81,7 +86,7 @@ def _photograph(
     caption = f"{item.name}: {_count(own, item.manifest.labels)}"
     if more.any() or lost.any():
         caption += f"; {more.sum()} more, {lost.sum()} fewer"
-    return Photograph(name.replace("+", "-"), caption, jpeg.tobytes())
+    return Photograph(name, caption, jpeg.tobytes())
 
 
 def _count(found: Detections, labels: Sequence[str]) -> str:

@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from damoserve_compress.naive import NaiveRow
+from damoserve_compress.naive import NaiveReport, NaiveRow
 from damoserve_compress.prune.recover import NETWORK, REPORT, Cut
 from damoserve_compress.quantise import QuantisationReport
 from damoserve_compress.report.errors import ReportError
 from damoserve_compress.stages import RECORD
 from damoserve_compress.steps import QUANTISATION
 from damoserve_profiles.faults import describe_faults
-from damoserve_profiles.manifest import MODEL_FILE, Manifest
+from damoserve_profiles.manifest import MODEL_FILE, Manifest, Source
 
 T = TypeVar("T")
 
@@ -29,6 +29,10 @@ class Stage:
     files: Mapping[str, str]
     """SHA-256 of each."""
     seconds: float
+
+    @property
+    def step(self) -> str:
+        return self.folder.name.partition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,15 @@ def read_work(folder: Path, manifests: Sequence[Manifest]) -> Work:
     return Work(tuple(prunings), quantisations, seconds)
 
 
-def read_naive(path: Path) -> list[NaiveRow]:
-    """What `damoserve-compress naive --json` wrote. Raises ReportError."""
-    rows = _read(path, list[NaiveRow])
-    if not rows:
-        raise ReportError(f"{path} holds no settings; write it with damoserve-compress naive --json")
-    return rows
+def read_naive(path: Path, source: Source) -> Sequence[NaiveRow]:
+    """What `damoserve-compress naive --json` wrote of the network that the profiles are from. Raises ReportError."""
+    found = _read(path, NaiveReport)
+    if found.sha256 != source.sha256:
+        raise ReportError(
+            f"{path} is of {found.checkpoint} (SHA-256 {found.sha256}), the profiles are of {source.checkpoint} "
+            f"(SHA-256 {source.sha256}): measure that with damoserve-compress naive --json"
+        )
+    return found.rows
 
 
 def _stages(folder: Path) -> Iterator[Stage]:
@@ -90,7 +97,7 @@ def _stages(folder: Path) -> Iterator[Stage]:
     for path in sorted(folder.glob(f"*/{RECORD}")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            yield Stage(path.parent, record["inputs"], record["files"], float(record["seconds"]))
+            yield Stage(path.parent, dict(record["inputs"]), dict(record["files"]), float(record["seconds"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ReportError(
                 f"{path} is not the record of a step ({error}); remove its folder, build again"
@@ -106,10 +113,12 @@ def _chain(manifest: Manifest, stages: Sequence[Stage]) -> dict[str, Stage]:
         ("export", MODEL_FILE, "checkpoint"),
         ("prune", NETWORK, "checkpoint"),
     ):
-        for stage in stages:
-            if stage.folder.name.startswith(f"{step}-") and stage.files.get(result) == wanted:
-                chain[step], wanted = stage, stage.inputs[taken]
-                break
+        made = [stage for stage in stages if stage.step == step and stage.files.get(result) == wanted]
+        if made:
+            # Other options may have led to the same file, but not to the same account of it.
+            options = manifest.recipe.model_dump()[step]
+            chain[step] = next((stage for stage in made if stage.inputs.get("options") == options), made[0])
+            wanted = chain[step].inputs.get(taken, "")
     return chain
 
 

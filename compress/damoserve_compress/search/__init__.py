@@ -6,7 +6,7 @@ ValueError
 """
 
 from damoserve_compress.search.costs import Budget, CostModel, Costs
-from damoserve_compress.search.evolve import Candidate, Search, SearchConfig, SearchError
+from damoserve_compress.search.evolve import Candidate, Search, SearchConfig, SearchError, check_start
 from damoserve_compress.search.mutate import Space
 from damoserve_compress.search.predict import LatencyModel
 from damoserve_compress.search.score import WEIGHTS, entropy_score
@@ -25,5 +25,6 @@ __all__ = [
     "SearchError",
     "Space",
     "TableError",
+    "check_start",
     "entropy_score",
 ]

@@ -55,6 +55,12 @@ class Candidate:
     structure: Structure
 
 
+def check_start(start: Structure, budget: Budget, costs: CostModel) -> None:
+    """Raises SearchError where a structure is over budget."""
+    if excess := budget.excess(costs(start)):
+        raise SearchError(f"{start.name} is over budget: {excess}; start from a smaller reference, or allow more")
+
+
 class Search:
     """A search, as far as it has come. `path` is where it is saved, and taken up again if it was saved before."""
 
@@ -67,8 +73,7 @@ class Search:
         self.seconds = 0.0
         self._path = path
         start = config.space.start
-        if excess := config.budget.excess(costs(start)):
-            raise SearchError(f"{start.name} is over budget: {excess}; start from a smaller reference, or allow more")
+        check_start(start, config.budget, costs)
         self.population: list[Candidate] = []
         """Unique, best first."""
         self._members: set[Structure] = set()
@@ -142,7 +147,8 @@ class Search:
     def _restore(self) -> None:
         try:
             state = json.loads(self._path.read_text(encoding="utf-8"))
-            identity, structures = state["identity"], [structure_from_dict(fields) for fields in state["population"]]
+            identity = dict(state["identity"])
+            best, *others = map(structure_from_dict, state["population"])
             evaluations, seconds = int(state["evaluations"]), float(state["seconds"])
         except (OSError, ValueError, KeyError, TypeError, StructureError) as error:
             raise SearchError(f"{self._path} holds no search: delete it to begin anew ({error})") from error
@@ -153,5 +159,5 @@ class Search:
             )
         self.population, self.evaluations, self.seconds = [], evaluations, seconds
         self._members.clear()
-        for structure in structures:
+        for structure in (best, *others):
             self._add(self._candidate(structure))

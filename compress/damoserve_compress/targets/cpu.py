@@ -1,6 +1,5 @@
 """Processors: what ONNX Runtime and OpenVINO fuse into vector instructions for 8 bits."""
 
-import shutil
 from pathlib import Path
 from typing import Final
 
@@ -9,7 +8,7 @@ from damoserve_compress.export import ROUNDING, Tolerance, export_onnx
 from damoserve_compress.network import Network
 from damoserve_compress.quantise import Images, QuantisationReport, quantise_onnx
 from damoserve_compress.quantise.quantise import Evaluate
-from damoserve_compress.session import onnx_detector
+from damoserve_compress.session import ONNX_RUNTIME, Runtime, open_detector
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export, Quantise
 
@@ -22,6 +21,7 @@ class Cpu:
     """
 
     tolerance: Final[Tolerance] = ROUNDING
+    finish: Final = None
 
     def adapt(self, network: Network, options: Export) -> Network:
         return network
@@ -34,9 +34,5 @@ class Cpu:
     ) -> QuantisationReport:
         return quantise_onnx(source, target, images, options, evaluate)
 
-    def finish(self, source: Path, target: Path) -> None:
-        if source != target:
-            shutil.copyfile(source, target)
-
-    def detector(self, path: Path, options: Export, threads: int = 1) -> Detector:
-        return onnx_detector(path, threads)
+    def detector(self, path: Path, options: Export, runtime: Runtime = ONNX_RUNTIME) -> Detector:
+        return open_detector(path, runtime)

@@ -10,7 +10,7 @@ from damoserve_compress.export import Tolerance, export_onnx
 from damoserve_compress.network import Network
 from damoserve_compress.quantise import Images, QuantisationReport
 from damoserve_compress.quantise.quantise import Evaluate
-from damoserve_compress.session import onnx_detector
+from damoserve_compress.session import ONNX_RUNTIME, Runtime, onnx_detector
 from damoserve_compress.targets.half import to_half
 from damoserve_compress.targets.symmetric import Layout, quantise_symmetric
 from damoserve_profiles.imaging import Size
@@ -45,6 +45,6 @@ class Gpu:
     def finish(self, source: Path, target: Path) -> None:
         onnx.save(to_half(onnx.load(source)), target)
 
-    def detector(self, path: Path, options: Export, threads: int = 1) -> Detector:
+    def detector(self, path: Path, options: Export, runtime: Runtime = ONNX_RUNTIME) -> Detector:
         # The kernels that ONNX Runtime would fuse quantisers to take no float16 scales.
-        return onnx_detector(path, threads, fuse_quantisers=False)
+        return onnx_detector(path, fuse_quantisers=False)

@@ -1,5 +1,6 @@
 """What a target is to the build."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -8,6 +9,7 @@ from damoserve_compress.export import Tolerance
 from damoserve_compress.network import Network
 from damoserve_compress.quantise import Images, QuantisationReport
 from damoserve_compress.quantise.quantise import Evaluate
+from damoserve_compress.session import ONNX_RUNTIME, Runtime
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export, Quantise
 
@@ -30,9 +32,10 @@ class TargetSteps(Protocol):
     ) -> QuantisationReport:
         """Writes the 8-bit form of an exported graph. Raises QuantisationError."""
 
-    def finish(self, source: Path, target: Path) -> None:
-        """Writes what is handed to the target's compiler: of an exported graph or of its 8-bit form. Raises
-        TargetError where the target would not take it."""
+    @property
+    def finish(self) -> Callable[[Path, Path], None] | None:
+        """Writes what is handed to the target's compiler, to the second path: of an exported graph or of its 8-bit
+        form, at the first. Raises TargetError where the target would not take it. None: these are it already."""
 
-    def detector(self, path: Path, options: Export, threads: int = 1) -> Detector:
-        """What a graph of any of these steps finds, computed by ONNX Runtime on the processor."""
+    def detector(self, path: Path, options: Export, runtime: Runtime = ONNX_RUNTIME) -> Detector:
+        """What a graph of any of these steps finds, on the processor; `runtime` is a choice for the target cpu only."""

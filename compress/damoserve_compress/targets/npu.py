@@ -20,7 +20,7 @@ from damoserve_compress.network.head import make_priors
 from damoserve_compress.network.reparameterise import fold_scales, stem_over_pixels
 from damoserve_compress.quantise import Images, QuantisationReport
 from damoserve_compress.quantise.quantise import Evaluate
-from damoserve_compress.session import open_session
+from damoserve_compress.session import ONNX_RUNTIME, Runtime, open_session
 from damoserve_compress.targets.operators import (
     AllowList,
     Rule,
@@ -134,8 +134,8 @@ class Npu:
         if source != target:
             shutil.copyfile(source, target)
 
-    def detector(self, path: Path, options: Export, threads: int = 1) -> Detector:
-        session = open_session(path, threads)
+    def detector(self, path: Path, options: Export, runtime: Runtime = ONNX_RUNTIME) -> Detector:
+        session = open_session(path)
         names = [output.name for output in session.get_outputs()]
         levels = len(STRIDES)
 

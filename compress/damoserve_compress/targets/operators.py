@@ -135,9 +135,9 @@ def resize_factors(node: NodeProto, constants: Mapping[str, onnx.TensorProto]) -
 def last_axis(node: NodeProto, tensors: Tensors) -> str | None:
     """Only over the last dimension."""
     rank = len(tensors.shapes.get(node.input[0], ()))
-    axes = tensors.constants.get(node.input[1]) if len(node.input) > 1 else None
-    along = attributes(node).get("axis", -1) if axes is None else int(numpy_helper.to_array(axes).max())
-    return None if along in (-1, rank - 1) else f"along dimension {along} of {rank}, not the last"
+    given = tensors.constants.get(node.input[1]) if len(node.input) > 1 else None
+    along = [attributes(node).get("axis", -1)] if given is None else numpy_helper.to_array(given).ravel().tolist()
+    return None if along in ([-1], [rank - 1]) else f"along dimensions {along} of {rank}, not the last alone"
 
 
 def _span(versions: range) -> str:
