@@ -27,6 +27,7 @@ DamoserveError
 `interceptors` turns them into `google.rpc.Status`; nothing else needs to know about gRPC.
 """
 
+import math
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -162,7 +163,7 @@ class RateLimited(DamoserveError):
     reason = "RATE_LIMITED"
 
     def __init__(self, token: str, retry_after: float) -> None:
-        wait_ms = f"{1000 * retry_after:.0f}"
+        wait_ms = math.ceil(1000 * retry_after)
         message = f"the token {token!r} has used up its rate of calls; the next may come in {wait_ms} ms"
         super().__init__(message, token=token, wait_ms=wait_ms)
         self.retry_after = retry_after
