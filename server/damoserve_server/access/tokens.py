@@ -72,10 +72,12 @@ class TokenFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    tokens: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    tokens: tuple[Entry, ...]
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
+        if not self.tokens:
+            raise ValueError("the list of tokens is empty")
         if twice := _repeated(entry.name for entry in self.tokens):
             raise ValueError(f"two tokens have the name {twice}")
         if same := _repeated(entry.digest for entry in self.tokens):
