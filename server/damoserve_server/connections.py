@@ -33,7 +33,7 @@ class ConnectionSettings(BaseModel):
         seconds = {
             "grpc.keepalive_time_ms": self.keepalive_seconds,
             "grpc.keepalive_timeout_ms": self.keepalive_timeout_seconds,
-            "grpc.http2.min_recv_ping_interval_without_data_ms": self.min_ping_interval_seconds,
+            "grpc.http2.min_ping_interval_without_data_ms": self.min_ping_interval_seconds,
             "grpc.max_connection_age_ms": self.max_age_seconds,
             "grpc.max_connection_age_grace_ms": self.max_age_grace_seconds,
             "grpc.max_connection_idle_ms": self.max_idle_seconds,
