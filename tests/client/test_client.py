@@ -208,6 +208,12 @@ def test_a_token_never_leaves_this_machine_in_plain_text(call: Call, host: str) 
     assert "s3cret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("token", ["s3cret\n", "s3crét"])
+def test_a_token_that_no_header_can_hold_is_refused(call: Call, server: FakeServer, token: str) -> None:
+    with pytest.raises(ValueError, match="one line of ASCII"):
+        call(server.address, "profiles", client={"token": token})
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "[::1]"])
 def test_a_token_may_go_to_this_machine_in_plain_text(host: str) -> None:
     Client(f"{host}:50051", token="abc").close()

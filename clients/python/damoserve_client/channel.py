@@ -45,9 +45,11 @@ def channel_options(address: str) -> tuple[tuple[str, str | int], ...]:
 def call_metadata(
     address: str, credentials: grpc.ChannelCredentials | None, token: str | None
 ) -> tuple[tuple[str, str], ...]:
-    """What every call carries. Raises ValueError where the token could be read on its way."""
+    """What every call carries. Raises ValueError where the token is none, or could be read on its way."""
     if token is None:
         return ()
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError("the token has characters that cannot be sent: it must be one line of ASCII")
     if credentials is None and not is_this_machine(address):
         raise ValueError(f"a token would go to {address} in plain text: give credentials too (TLS)")
     return (("authorization", f"Bearer {token}"),)

@@ -44,7 +44,7 @@ class Security:
         try:
             return Client(address, credentials=self._credentials(), token=self._token())
         except ValueError as error:
-            raise typer.BadParameter(f"{error}; see --tls and --ca") from None
+            raise typer.BadParameter(f"{error} (--tls, --token-file)") from None
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
         if not (self.tls or self.ca or self.cert):
