@@ -33,8 +33,8 @@ class TlsSettings(BaseModel):
 
     def read(self) -> grpc.ServerCertificateConfiguration:
         """The files as gRPC wants them. Raises ValueError if they are unreadable or do not belong together."""
-        for path in self.files:
-            _readable(path)
+        certificate, key = _content(self.certificate), _content(self.key)
+        client_ca = _content(self.client_ca) if self.client_ca else None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             # The password keeps a locked key from asking on the terminal.
@@ -46,15 +46,12 @@ class TlsSettings(BaseModel):
                 context.load_verify_locations(self.client_ca)
             except OSError as error:
                 raise ValueError(f"{self.client_ca} has no certificates of authorities: {error}") from None
-        return grpc.ssl_server_certificate_configuration(
-            [(self.key.read_bytes(), self.certificate.read_bytes())],
-            self.client_ca.read_bytes() if self.client_ca else None,
-        )
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
 
 
-def _readable(path: Path) -> None:
+def _content(path: Path) -> bytes:
     try:
-        path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
