@@ -19,6 +19,8 @@ from prometheus_client import CollectorRegistry
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import Repository
+from damoserve_server.access.interceptor import AccessInterceptor
+from damoserve_server.access.tokens import Tokens
 from damoserve_server.catalogue import Catalogue, Loading, load_catalogue
 from damoserve_server.detector import Detector
 from damoserve_server.engines import EngineLoader, EngineOptions, GpuOptions, close_engine
@@ -33,6 +35,7 @@ from damoserve_server.metrics import Endpoint, Metrics
 from damoserve_server.policies.deadline import DeadlinePolicy
 from damoserve_server.service import DetectionService, ProfileService, Startup
 from damoserve_server.settings import Settings, usable_cores
+from damoserve_server.tls import server_credentials
 from damoserve_server.workers import WorkerLimits, Workers
 
 LAST_ANSWERS_SECONDS = 1.0
@@ -81,11 +84,7 @@ class Application:
         await self._health.starting()
         self._endpoint = Endpoint(self._registry, settings.metrics_host, settings.metrics_port)
         self.metrics_port = self._endpoint.port
-        address = f"{settings.host}:{settings.port}"
-        try:
-            self.port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}") from error
+        self.port = self._bind(self._server, f"{settings.host}:{settings.port}")
         await self._server.start()
 
     async def load(self) -> None:
@@ -131,9 +130,10 @@ class Application:
         options = [
             ("grpc.max_receive_message_length", self._settings.max_message_bytes),
             ("grpc.so_reuseport", 0),  # a second server on the same port is to fail, not to share its calls
+            *self._settings.connections.options(),
         ]
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._metrics)],
+            interceptors=self._interceptors(),
             options=options,
             maximum_concurrent_rpcs=self._settings.max_concurrent_calls,
         )
@@ -155,6 +155,27 @@ class Application:
 
     def _is_ready(self) -> bool:
         return self._detector.done() and not self._stopping.is_set()
+
+    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
+        """The outer first."""
+        access = self._settings.access
+        calls = CallInterceptor(self._metrics)
+        if access.tokens is None:
+            return [calls]
+        tokens = Tokens(access.tokens, partial(self._metrics.count_reload, "tokens"))
+        return [calls, AccessInterceptor(tokens, access.open_health)]
+
+    def _bind(self, server: grpc.aio.Server, address: str) -> int:
+        """Opens the address, with TLS if that is set, and returns the port. Raises OSError."""
+        tls = self._settings.tls
+        try:
+            if tls is None:
+                return server.add_insecure_port(address)
+            return server.add_secure_port(
+                address, server_credentials(tls, partial(self._metrics.count_reload, "certificate"))
+            )
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}") from error
 
     def _build_detector(self, catalogue: Catalogue) -> Detector:
         settings = self._settings

@@ -18,6 +18,12 @@ DamoserveError
 ├── DeadlineExpired              DEADLINE_EXCEEDED
 ├── QueueFull                    RESOURCE_EXHAUSTED, says when to try again
 ├── WorkersLost                  UNAVAILABLE, says when to try again
+├── Unauthenticated              UNAUTHENTICATED
+│   ├── TokenMissing
+│   └── TokenInvalid
+├── PermissionDenied             PERMISSION_DENIED
+├── RateLimited                  RESOURCE_EXHAUSTED, says when to try again
+├── ConcurrencyLimited           RESOURCE_EXHAUSTED
 ├── ShuttingDown                 UNAVAILABLE
 ├── NotOffered                   UNIMPLEMENTED
 └── InternalError                INTERNAL
@@ -25,6 +31,7 @@ DamoserveError
 `interceptors` turns them into `google.rpc.Status`; nothing else needs to know about gRPC.
 """
 
+import math
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -37,6 +44,8 @@ class DamoserveError(Exception):
     code: grpc.StatusCode
     """Of the class, but for QueueFull where Triton's clients expect another."""
     reason: ClassVar[str]
+    retry_after: float | None = None
+    """In seconds, where the server can tell."""
 
     def __init__(self, message: str, **details: object) -> None:
         super().__init__(message)
@@ -128,8 +137,6 @@ class DeadlineExpired(DamoserveError):
 
 
 class QueueFull(DamoserveError):
-    """`retry_after` is in seconds."""
-
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "QUEUE_FULL"
 
@@ -147,6 +154,52 @@ class WorkersLost(DamoserveError):
 
     def __init__(self) -> None:
         super().__init__("a worker of the server failed and is being replaced; try again")
+
+
+class Unauthenticated(DamoserveError):
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class TokenMissing(Unauthenticated):
+    reason = "TOKEN_MISSING"
+
+    def __init__(self) -> None:
+        super().__init__("this server wants a token; send it as `authorization: Bearer TOKEN` in the call's metadata")
+
+
+class TokenInvalid(Unauthenticated):
+    reason = "TOKEN_INVALID"
+
+    def __init__(self) -> None:
+        super().__init__("the server does not know this token")
+
+
+class PermissionDenied(DamoserveError):
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+    def __init__(self, token: str, right: str) -> None:
+        super().__init__(f"the token {token!r} does not have the right {right!r}", token=token, right=right)
+
+
+class RateLimited(DamoserveError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "RATE_LIMITED"
+
+    def __init__(self, token: str, retry_after: float) -> None:
+        wait_ms = math.ceil(1000 * retry_after)
+        message = f"the token {token!r} has used up its rate of calls; the next may come in {wait_ms} ms"
+        super().__init__(message, token=token, wait_ms=wait_ms)
+        self.retry_after = retry_after
+
+
+class ConcurrencyLimited(DamoserveError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "CONCURRENCY_LIMITED"
+
+    def __init__(self, token: str, limit: int) -> None:
+        message = f"the token {token!r} has {limit} calls open, as many as it may; wait until one has ended"
+        super().__init__(message, token=token, limit=limit)
 
 
 class ShuttingDown(DamoserveError):

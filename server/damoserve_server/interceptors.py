@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from damoserve_server.convert import to_duration
-from damoserve_server.errors import DamoserveError, InternalError, InvalidRequest, NotFound, QueueFull
+from damoserve_server.errors import DamoserveError, InternalError, InvalidRequest, NotFound
 from damoserve_server.metrics import Metrics
 
 DOMAIN = "damoserve"
@@ -101,7 +101,7 @@ def _request_id(context: Context) -> str:
 
 
 def to_status(error: DamoserveError) -> status_pb2.Status:
-    """The error as the contract promises it: ErrorInfo, and one detail that fits its kind."""
+    """The error as the contract promises it: ErrorInfo, and what fits its kind."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.details)]
     match error:
         case InvalidRequest():
@@ -113,8 +113,8 @@ def to_status(error: DamoserveError) -> status_pb2.Status:
                     resource_type=error.resource_type, resource_name=error.name, description=str(error)
                 )
             )
-        case QueueFull():
-            details.append(error_details_pb2.RetryInfo(retry_delay=to_duration(error.retry_after)))
+    if error.retry_after is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=to_duration(error.retry_after)))
     packed = []
     for detail in details:
         packed.append(AnyMessage())

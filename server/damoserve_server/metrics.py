@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from itertools import product
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -17,6 +18,8 @@ SECONDS = (
 )
 # fmt: on
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+RELOADED_FILES = ("certificate", "tokens")
+RELOAD_RESULTS = {True: "taken", False: "refused"}
 STAGES = ("decode", "queue", "inference", "postprocess")
 NO_TIER = "none"
 """The tier label of a request that names its profile."""
@@ -72,8 +75,13 @@ class Metrics:
             "damoserve_profile_info", "1; what the profile is.", [*profile, "version", "variant"], registry=registry
         )
         self.pool_slots = Gauge("damoserve_pool_slots", "Buffers for network inputs.", ["state"], registry=registry)
+        self.reloads = Counter(
+            "damoserve_credential_reloads", "Changed files that were read again.", ["file", "result"], registry=registry
+        )
         for reason in errors.reasons():
             self.refused.labels(reason)
+        for file, result in product(RELOADED_FILES, RELOAD_RESULTS.values()):
+            self.reloads.labels(file, result)
 
     def add_methods(self, service: str, methods: Iterable[str]) -> None:
         """Creates the series of a gRPC service's unary methods."""
@@ -105,6 +113,9 @@ class Metrics:
     def watch_queue(self, decoding: Callable[[], int], ready: Callable[[], int]) -> None:
         self.queued.labels("decoding").set_function(decoding)
         self.queued.labels("ready").set_function(ready)
+
+    def count_reload(self, file: str, taken: bool) -> None:
+        self.reloads.labels(file, RELOAD_RESULTS[taken]).inc()
 
     def watch_pools(self, free: Callable[[], int], leased: Callable[[], int]) -> None:
         self.pool_slots.labels("free").set_function(free)

@@ -18,8 +18,11 @@ from damoserve_profiles.imaging import DEFAULT_MAX_PIXELS
 from damoserve_profiles.recipe import Fraction
 from damoserve_profiles.repository import BUNDLED
 from damoserve_profiles.runtimes import EngineName
+from damoserve_server.access.settings import AccessSettings
+from damoserve_server.connections import ConnectionSettings
 from damoserve_server.engines import CPU_PROVIDER
 from damoserve_server.router import Tier
+from damoserve_server.tls import TlsSettings
 
 Positive = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -121,6 +124,11 @@ class Settings(BaseSettings):
     max_pixels: Positive = DEFAULT_MAX_PIXELS
     max_message_bytes: Positive = 16 * 2**20 + 64 * 2**10
     """gRPC refuses larger messages unread. Above `max_image_bytes`, so that a large image gets our own error."""
+
+    tls: TlsSettings | None = None
+    """Unset: plain text."""
+    access: AccessSettings = AccessSettings()
+    connections: ConnectionSettings = ConnectionSettings()
 
     @model_validator(mode="after")
     def _image_fits_into_message(self) -> Self:

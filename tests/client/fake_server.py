@@ -93,6 +93,7 @@ class FakeService(services.DetectionServiceServicer, services.ProfileServiceServ
     refusals: list[Refusal] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
     # Calls wait here.
     gate: threading.Event = field(default_factory=threading.Event)
     arrived: threading.Event = field(default_factory=threading.Event)
@@ -141,6 +142,7 @@ class FakeService(services.DetectionServiceServicer, services.ProfileServiceServ
     def _receive(self, request: Message, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
         self.deadlines.append(context.time_remaining())
+        self.tokens.append(dict(context.invocation_metadata()).get("authorization"))
         self.arrived.set()
         self.gate.wait()
         if self.refusals:

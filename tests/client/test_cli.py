@@ -1,5 +1,6 @@
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -11,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from damoserve_client.cli import add_commands, app
 from damoserve_client.draw import colour_of
+from tests.authority import Authority, replace
 
 
 def run(*arguments: object) -> Result:
@@ -106,6 +108,48 @@ def test_no_server(unused_address: str) -> None:
     assert result.exit_code == 1
     assert "UNAVAILABLE" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+class TestSecurity:
+    @pytest.fixture
+    def files(self, tmp_path: Path) -> dict[str, Path]:
+        authority = Authority()
+        replace(tmp_path / "ca.crt", authority.certificate)
+        return {"ca": tmp_path / "ca.crt", **authority.issue().write(tmp_path)}
+
+    @pytest.fixture
+    def secure(self, files: dict[str, Path]) -> Iterator[FakeServer]:
+        """Wants a certificate of the authority."""
+        pair = (files["key"].read_bytes(), files["certificate"].read_bytes())
+        credentials = grpc.ssl_server_credentials([pair], files["ca"].read_bytes(), require_client_auth=True)
+        with FakeServer(credentials=credentials) as running:
+            yield running
+
+    def test_mutual_tls(self, secure: FakeServer, files: dict[str, Path], smear_file: Path) -> None:
+        address = ["--address", f"localhost:{secure.port}", "--ca", files["ca"]]
+        mine = ["--cert", files["certificate"], "--key", files["key"]]
+        for command in (["profiles"], ["detect", smear_file]):
+            assert run(*command, *address, *mine).exit_code == 0
+        assert run("profiles", *address).exit_code == 1
+        assert run("profiles", "--address", f"localhost:{secure.port}", "--tls").exit_code == 1
+        assert run("profiles", *address, "--cert", files["certificate"]).exit_code == 2
+
+    def test_the_token_is_read_from_a_file_or_the_environment(
+        self, server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DAMOSERVE_TOKEN", "abc")
+        assert run("profiles", "--address", server.address).exit_code == 0
+        file = tmp_path / "token"
+        file.write_text("def\n")
+        assert run("profiles", "--address", server.address, "--token-file", file).exit_code == 0
+        assert server.service.tokens == ["Bearer abc", "Bearer def"]
+
+    def test_a_token_is_not_sent_in_plain_text(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DAMOSERVE_TOKEN", "s3cret")
+        result = run("profiles", "--address", "gpu.example:50051")
+        assert result.exit_code == 2
+        assert "--tls" in result.stderr
+        assert "s3cret" not in result.output
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,38 @@ def test_credentials_are_used(call: Call, smear: bytes) -> None:
         assert len(call(server.address, "detect", smear, client=secure).detections) == len(DETECTIONS)
 
 
+@pytest.mark.parametrize(("method", "argument"), [("detect", b""), ("profiles", None), ("profile", "int8")])
+def test_every_call_carries_the_token(call: Call, server: FakeServer, method: str, argument: Any, smear: bytes) -> None:
+    argument = smear if method == "detect" else argument
+    call(server.address, method, argument)
+    call(server.address, method, argument, client={"token": "abc"})
+    assert server.service.tokens == [None, "Bearer abc"]
+
+
+def test_a_token_goes_over_tls(call: Call) -> None:
+    with FakeServer(credentials=grpc.local_server_credentials()) as server:
+        call(server.address, "profiles", client={"credentials": grpc.local_channel_credentials(), "token": "abc"})
+        assert server.service.tokens == ["Bearer abc"]
+
+
+@pytest.mark.parametrize("host", ["gpu.example", "192.0.2.1", "127.0.0.1.evil.example", "[2001:db8::1]", "dns:///gpu"])
+def test_a_token_never_leaves_this_machine_in_plain_text(call: Call, host: str) -> None:
+    with pytest.raises(ValueError, match="plain text") as raised:
+        call(f"{host}:50051", "profiles", client={"token": "s3cret"})
+    assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("token", ["s3cret\n", "s3crét"])
+def test_a_token_that_no_header_can_hold_is_refused(call: Call, server: FakeServer, token: str) -> None:
+    with pytest.raises(ValueError, match="one line of ASCII"):
+        call(server.address, "profiles", client={"token": token})
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "[::1]"])
+def test_a_token_may_go_to_this_machine_in_plain_text(host: str) -> None:
+    Client(f"{host}:50051", token="abc").close()
+
+
 def test_closing_the_client_cancels_its_calls(server: FakeServer) -> None:
     server.service.gate.clear()
     with ThreadPoolExecutor(1) as pool:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.manifest import Manifest
+from damoserve_server.access.tokens import read_tokens
 from damoserve_server.app import LAST_ANSWERS_SECONDS
 from damoserve_server.metrics import Metrics
 from damoserve_server.settings import Settings
@@ -233,9 +234,12 @@ def defaults(model: BaseModel | type[BaseModel], prefix: str = "DAMOSERVE_") -> 
     """The variable and the default of each setting."""
     for name, field in (model if isinstance(model, type) else type(model)).model_fields.items():
         variable = prefix + name.upper()
-        value = field.default if isinstance(model, type) else getattr(model, name)
-        if isinstance(value, BaseModel):
-            yield from defaults(value, f"{variable}__")
+        value = getattr(model, name) if not isinstance(model, type) else None if field.is_required() else field.default
+        optional = [
+            kind for kind in get_args(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if isinstance(value, BaseModel) or optional:
+            yield from defaults(value or optional[0], f"{variable}__")
         else:
             yield variable, value
 
@@ -261,6 +265,14 @@ def test_example_file_of_the_page_is_valid(tmp_path: Path) -> None:
     settings = Settings(config=path)
     assert settings.tiers.accurate.accuracy_floor == 0.5
     assert settings.tiers.accurate.objective_ms == default("tiers").accurate.objective_ms
+
+
+def test_example_tokens_of_the_page_are_valid(tmp_path: Path) -> None:
+    example = re.search(r"names a YAML file:\n\n```yaml\n(.+?)```", OPERATIONS, re.DOTALL)
+    assert example is not None
+    path = tmp_path / "tokens.yaml"
+    path.write_text(example[1])
+    assert [entry.name for entry in read_tokens(path)] == ["camera-7", "operator"]
 
 
 def test_page_has_every_metric_with_type_and_labels(registry: CollectorRegistry) -> None:

@@ -292,6 +292,9 @@ class Samples:
     def __init__(self, text: str) -> None:
         self._samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
+    def series(self) -> set[tuple[str, str]]:
+        return {(sample.name, str(sample.labels)) for sample in self._samples}
+
     def sum(self, name: str, **labels: str) -> float:
         """Over all series with these labels. There must be one."""
         found = [s.value for s in self._samples if s.name == name and labels.items() <= s.labels.items()]

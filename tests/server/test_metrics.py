@@ -64,3 +64,22 @@ def test_sums_after_calls(serve, pictures):
     assert now.sum("damoserve_stage_seconds_sum") <= now.sum("damoserve_request_seconds_sum")
     assert now.sum("damoserve_request_seconds_sum") <= now.sum("grpc_server_handling_seconds_sum")
     assert now.sum("damoserve_batch_size_sum") == 4
+
+
+def test_no_caller_can_make_a_series(serve, pictures):
+    """Otherwise names that a caller makes up would fill the memory, here and in Prometheus."""
+
+    async def scenario():
+        async with serve() as client:
+            await client.detect(pictures.red)
+            before = (await client.metrics()).series()
+            for method in ("/evil.Service/Evil", "/damoserve.v1.DetectionService/Evil"):
+                metadata = (("x-request-id", "evil"), ("authorization", "Bearer evil"))
+                await client.failure(client.channel.unary_unary(method)(b"", metadata=metadata))
+            await client.failure(client.detect(pictures.red, model="evil"))
+            await client.failure(client.detect(pictures.red, profile="evil"))
+            await client.failure(client.health("evil"))
+            return before, (await client.metrics()).series()
+
+    before, after = asyncio.run(scenario())
+    assert before == after

@@ -9,7 +9,7 @@ import grpc.aio
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1.detection_pb2_grpc import DetectionServiceStub, ProfileServiceStub
-from damoserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, channel_options
+from damoserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, call_metadata, channel_options
 from damoserve_client.convert import detect_request, read_image, to_profile, to_profiles, to_result
 from damoserve_client.errors import from_rpc_error
 from damoserve_client.types import DetectionResult, DetectOptions, ImageSource, ProfileInfo
@@ -20,8 +20,9 @@ Response = TypeVar("Response")
 class AsyncClient:
     """One connection to a server; make it inside the event loop that uses it, where tasks may share it.
 
-    `credentials` (`grpc.ssl_channel_credentials()`) turn TLS on. `timeout` is the deadline of every call in seconds;
-    each call can set its own. Every call raises a `DamoserveError` when it fails.
+    `credentials` (`grpc.ssl_channel_credentials()`) turn TLS on. `token` is sent with every call; without TLS only to
+    this machine, else ValueError is raised. `timeout` is the deadline of every call in seconds; each call can set its
+    own. Every call raises a `DamoserveError` when it fails.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class AsyncClient:
         address: str = DEFAULT_ADDRESS,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
+        self._metadata = call_metadata(address, credentials, token)
         options = channel_options(address)
         self._channel = (
             grpc.aio.secure_channel(address, credentials, options)
@@ -80,7 +83,10 @@ class AsyncClient:
     ) -> Response:
         try:
             return await method(
-                request, timeout=self._timeout if timeout is None else timeout, wait_for_ready=wait_for_ready
+                request,
+                timeout=self._timeout if timeout is None else timeout,
+                metadata=self._metadata,
+                wait_for_ready=wait_for_ready,
             )
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error

@@ -1,6 +1,9 @@
-"""How both clients reach the server: retries, limits and reconnection."""
+"""How both clients reach the server: retries, limits, reconnection, and what goes with every call."""
 
+import ipaddress
 import json
+
+import grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 10.0
@@ -33,7 +36,28 @@ _OPTIONS: tuple[tuple[str, str | int], ...] = (
 
 def channel_options(address: str) -> tuple[tuple[str, str | int], ...]:
     """Options for `grpc.insecure_channel` and its siblings."""
-    if address.startswith(("127.", "localhost:", "[::1]:")):
+    if is_this_machine(address):
         # gRPC obeys `http_proxy` even for this machine, where no proxy can reach.
         return (*_OPTIONS, ("grpc.enable_http_proxy", 0))
     return _OPTIONS
+
+
+def call_metadata(
+    address: str, credentials: grpc.ChannelCredentials | None, token: str | None
+) -> tuple[tuple[str, str], ...]:
+    """What every call carries. Raises ValueError where the token is none, or could be read on its way."""
+    if token is None:
+        return ()
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError("the token has characters that cannot be sent: it must be one line of ASCII")
+    if credentials is None and not is_this_machine(address):
+        raise ValueError(f"a token would go to {address} in plain text: give credentials too (TLS)")
+    return (("authorization", f"Bearer {token}"),)
+
+
+def is_this_machine(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False

@@ -21,6 +21,7 @@ from damoserve_client.channel import DEFAULT_ADDRESS
 from damoserve_client.client import Client
 from damoserve_client.draw import annotate
 from damoserve_client.errors import DamoserveError, InvalidImage
+from damoserve_client.security import Ca, Cert, Key, Security, Tls, TokenFile
 from damoserve_client.types import DetectionResult, DetectOptions, Tier
 
 # Which extra brings the commands that other packages add.
@@ -50,6 +51,11 @@ def detect(  # noqa: PLR0913, PLR0917 - typer reads one parameter per option
     score: Annotated[float | None, typer.Option(help="Leave out detections with a lower score, 0 to 1.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image, times in seconds.")] = False,
     save: Annotated[Path | None, typer.Option(help="Save annotated pictures: OUT.png, or a folder.")] = None,
+    tls: Tls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Detect the objects in images."""
     options = DetectOptions(
@@ -62,7 +68,7 @@ def detect(  # noqa: PLR0913, PLR0917 - typer reads one parameter per option
     )
     targets = _targets(images, save)
     refused = False
-    with _connect(address) as client:
+    with _connect(address, Security(tls, ca, cert, key, token_file)) as client:
         for image in images:
             content = image.read_bytes()
             try:
@@ -82,12 +88,17 @@ def detect(  # noqa: PLR0913, PLR0917 - typer reads one parameter per option
 
 
 @app.command()
-def profiles(
+def profiles(  # noqa: PLR0913, PLR0917 - as above
     address: Address = DEFAULT_ADDRESS,
     model: Annotated[str | None, typer.Option(help="Default: all models.")] = None,
+    tls: Tls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
 ) -> None:
     """List the server's profiles, the most accurate first."""
-    with _connect(address) as client:
+    with _connect(address, Security(tls, ca, cert, key, token_file)) as client:
         infos = client.profiles(model)
     Console().print(tables.profiles(infos))
     for line in tables.failures(infos):
@@ -138,9 +149,9 @@ def _print_result(image: Path, result: DetectionResult) -> None:
 
 
 @contextmanager
-def _connect(address: str) -> Iterator[Client]:
+def _connect(address: str, security: Security) -> Iterator[Client]:
     try:
-        with Client(address) as client:
+        with security.connect(address) as client:
             yield client
     except DamoserveError as error:
         _fail(error)

@@ -11,6 +11,9 @@ DamoserveError
 │   └── AccuracyUnavailable  no loaded profile reaches `min_accuracy`
 ├── DeadlineExceeded         DEADLINE_EXCEEDED: refused at once, expired while waiting, or no answer came in time
 ├── Overloaded               RESOURCE_EXHAUSTED: too much work waits; `retry_after` says for how long
+│   └── LimitExceeded        the token has used up its rate, or has as many calls open as it may
+├── Unauthenticated          UNAUTHENTICATED: the server wants a token, or does not know this one
+├── PermissionDenied         PERMISSION_DENIED: the token does not have the right that the call needs
 ├── Unavailable              UNAVAILABLE: not reachable or shutting down, and still so after the retries
 ├── Cancelled                CANCELLED: the client was closed during the call
 └── ServerFault              INTERNAL and every other code
@@ -133,10 +136,28 @@ class Overloaded(DamoserveError):
         return self.failure.retry_after
 
 
+class LimitExceeded(Overloaded):
+    """The token has used up its rate of calls, or has as many open as it may. Other callers are not affected."""
+
+    advice = "Send fewer requests, or ask for higher limits of the token."
+
+
+class Unauthenticated(DamoserveError):
+    """The server wants a token, or does not know the one that was sent."""
+
+    advice = "Give a token of this server: `token=`, --token-file or DAMOSERVE_TOKEN."
+
+
+class PermissionDenied(DamoserveError):
+    """The token does not have the right that the call needs."""
+
+    advice = "Use a token with this right."
+
+
 class Unavailable(DamoserveError):
     """The server cannot be reached or is shutting down; the client has retried already."""
 
-    advice = "Check that the server runs and that the address is right."
+    advice = "Check that the server runs, that the address is right, and whether both sides use TLS."
 
 
 class Cancelled(DamoserveError):
@@ -157,6 +178,8 @@ _BY_REASON: Mapping[str, type[DamoserveError]] = {
     "PROFILE_NOT_FOUND": ProfileNotFound,
     "PROFILE_UNAVAILABLE": ProfileUnavailable,
     "ACCURACY_UNAVAILABLE": AccuracyUnavailable,
+    "RATE_LIMITED": LimitExceeded,
+    "CONCURRENCY_LIMITED": LimitExceeded,
 }
 
 _BY_CODE: Mapping[grpc.StatusCode, type[DamoserveError]] = {
@@ -165,6 +188,8 @@ _BY_CODE: Mapping[grpc.StatusCode, type[DamoserveError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.CANCELLED: Cancelled,
 }

@@ -47,6 +47,11 @@ class DetectionServiceStub:
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | WORKERS_LOST              | what computed it hung or died; carries a RetryInfo          |
+    | UNAUTHENTICATED     | TOKEN_MISSING             | the server wants a bearer token and the call brings none    |
+    | UNAUTHENTICATED     | TOKEN_INVALID             | the server does not know the token                          |
+    | PERMISSION_DENIED   | PERMISSION_DENIED         | the token does not have the right that the method needs     |
+    | RESOURCE_EXHAUSTED  | RATE_LIMITED              | more calls a second than the token may; carries a RetryInfo |
+    | RESOURCE_EXHAUSTED  | CONCURRENCY_LIMITED       | the token has as many calls open as it may                  |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
@@ -90,6 +95,11 @@ class DetectionServiceServicer:
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | WORKERS_LOST              | what computed it hung or died; carries a RetryInfo          |
+    | UNAUTHENTICATED     | TOKEN_MISSING             | the server wants a bearer token and the call brings none    |
+    | UNAUTHENTICATED     | TOKEN_INVALID             | the server does not know the token                          |
+    | PERMISSION_DENIED   | PERMISSION_DENIED         | the token does not have the right that the method needs     |
+    | RESOURCE_EXHAUSTED  | RATE_LIMITED              | more calls a second than the token may; carries a RetryInfo |
+    | RESOURCE_EXHAUSTED  | CONCURRENCY_LIMITED       | the token has as many calls open as it may                  |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
@@ -143,6 +153,11 @@ class DetectionService:
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | WORKERS_LOST              | what computed it hung or died; carries a RetryInfo          |
+    | UNAUTHENTICATED     | TOKEN_MISSING             | the server wants a bearer token and the call brings none    |
+    | UNAUTHENTICATED     | TOKEN_INVALID             | the server does not know the token                          |
+    | PERMISSION_DENIED   | PERMISSION_DENIED         | the token does not have the right that the method needs     |
+    | RESOURCE_EXHAUSTED  | RATE_LIMITED              | more calls a second than the token may; carries a RetryInfo |
+    | RESOURCE_EXHAUSTED  | CONCURRENCY_LIMITED       | the token has as many calls open as it may                  |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
