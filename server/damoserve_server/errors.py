@@ -6,7 +6,9 @@ DamoserveError
 │   ├── ImageUndecodable
 │   ├── ImageTooLarge
 │   ├── ArgumentOutOfRange
-│   └── ProfileAndTier
+│   ├── ProfileAndTier
+│   ├── MessageUndecodable
+│   └── StreamOutOfOrder
 ├── NotFound                     NOT_FOUND, names the resource
 │   ├── ModelNotFound
 │   └── ProfileNotFound
@@ -14,11 +16,13 @@ DamoserveError
 ├── AccuracyUnavailable          FAILED_PRECONDITION
 ├── DeadlineUnreachable          DEADLINE_EXCEEDED
 ├── DeadlineExpired              DEADLINE_EXCEEDED
+├── StreamIdle                   DEADLINE_EXCEEDED
 ├── QueueFull                    RESOURCE_EXHAUSTED, says when to try again
+├── TooManyStreams               RESOURCE_EXHAUSTED, says when to try again
 ├── ShuttingDown                 UNAVAILABLE
 └── InternalError                INTERNAL
 
-`interceptors` turns them into `google.rpc.Status`; nothing else needs to know about gRPC.
+`status` turns them into `google.rpc.Status`; nothing else needs to know about gRPC.
 """
 
 from collections.abc import Iterator
@@ -32,6 +36,13 @@ class DamoserveError(Exception):
 
     code: ClassVar[grpc.StatusCode]
     reason: ClassVar[str]
+    retry_after: float | None = None
+    """Seconds after which the same request may succeed."""
+    field: str | None = None
+    """The path of the offending field in the request."""
+    name: str | None = None
+    """The resource that is not there, of the type `resource_type`."""
+    resource_type: ClassVar[str] = ""
 
     def __init__(self, message: str, **details: object) -> None:
         super().__init__(message)
@@ -39,8 +50,6 @@ class DamoserveError(Exception):
 
 
 class InvalidRequest(DamoserveError):
-    """`field` is the path of the offending field in the request."""
-
     code = grpc.StatusCode.INVALID_ARGUMENT
 
     def __init__(self, field: str, message: str, **details: object) -> None:
@@ -68,9 +77,16 @@ class ProfileAndTier(InvalidRequest):
     reason = "PROFILE_AND_TIER"
 
 
+class MessageUndecodable(InvalidRequest):
+    reason = "MESSAGE_UNDECODABLE"
+
+
+class StreamOutOfOrder(InvalidRequest):
+    reason = "STREAM_OUT_OF_ORDER"
+
+
 class NotFound(DamoserveError):
     code = grpc.StatusCode.NOT_FOUND
-    resource_type: ClassVar[str]
 
     def __init__(self, name: str, message: str, **details: object) -> None:
         super().__init__(message, **details)
@@ -114,15 +130,27 @@ class DeadlineExpired(DamoserveError):
     reason = "DEADLINE_EXPIRED"
 
 
-class QueueFull(DamoserveError):
-    """`retry_after` is in seconds."""
+class StreamIdle(DamoserveError):
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "STREAM_IDLE"
 
+
+class QueueFull(DamoserveError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "QUEUE_FULL"
 
     def __init__(self, message: str, retry_after: float, **details: object) -> None:
         super().__init__(message, **details)
         self.retry_after = retry_after
+
+
+class TooManyStreams(DamoserveError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "TOO_MANY_STREAMS"
+    retry_after = 1.0
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the server holds {limit} streams already; try again later", limit=limit)
 
 
 class ShuttingDown(DamoserveError):

@@ -18,6 +18,7 @@ SECONDS = (
 # fmt: on
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 STAGES = ("decode", "queue", "inference", "postprocess")
+FRAME_OUTCOMES = ("answered", "refused", "dropped_server_behind", "dropped_client_behind")
 NO_TIER = "none"
 """The tier label of a request that names its profile."""
 
@@ -33,7 +34,11 @@ class Metrics:
         self.handling = Histogram(
             "grpc_server_handling_seconds", "Time from start to end of a call.", rpc, registry=registry, buckets=SECONDS
         )
-        self.refused = Counter("damoserve_refused", "Calls that failed, by reason.", ["reason"], registry=registry)
+        self.received = Counter("grpc_server_msg_received", "Messages from callers.", rpc, registry=registry)
+        self.sent = Counter("grpc_server_msg_sent", "Messages to callers.", rpc, registry=registry)
+        self.refused = Counter(
+            "damoserve_refused", "Calls and frames that failed, by reason.", ["reason"], registry=registry
+        )
         self.routed = Counter(
             "damoserve_routed", "Choices of a profile.", [*profile, "tier", "reason"], registry=registry
         )
@@ -66,16 +71,19 @@ class Metrics:
             "damoserve_profile_info", "1; what the profile is.", [*profile, "version", "variant"], registry=registry
         )
         self.pool_slots = Gauge("damoserve_pool_slots", "Buffers for network inputs.", ["state"], registry=registry)
+        self.frames = Counter("damoserve_stream_frames", "Frames of streams, by end.", ["outcome"], registry=registry)
         for reason in errors.reasons():
             self.refused.labels(reason)
+        for outcome in FRAME_OUTCOMES:
+            self.frames.labels(outcome)
 
-    def add_methods(self, service: str, methods: Iterable[str]) -> None:
-        """Creates the series of a gRPC service's unary methods."""
+    def add_methods(self, service: str, methods: Iterable[str], kind: str = "unary") -> None:
+        """Creates the series of those methods of a gRPC service that are of this type."""
         for method in methods:
-            self.started.labels("unary", service, method)
-            self.handling.labels("unary", service, method)
+            for metric in (self.started, self.handling, self.received, self.sent):
+                metric.labels(kind, service, method)
             for code in grpc.StatusCode:
-                self.handled.labels("unary", service, method, code.name)
+                self.handled.labels(kind, service, method, code.name)
 
     def add_profile(self, manifest: Manifest, queued: Callable[[], int]) -> None:
         """Creates the series of a profile that serves."""
