@@ -21,6 +21,8 @@ from damoserve_server.status import request_id, to_known, to_status
 REQUEST_ID = "x-request-id"
 MAX_REQUEST_ID_LENGTH = 128
 STATUS_DETAILS = "grpc-status-details-bin"
+FAREWELL_SECONDS = 0.005
+"""At the end of a stream a client that is gone looks like one that is done, until gRPC cancels the call."""
 TYPES = {(False, False): "unary", (False, True): "server_stream", (True, True): "bidi_stream"}
 """By whether requests and answers are streams; the names are go-grpc-middleware's."""
 
@@ -95,7 +97,7 @@ class _Call:
                 await counting.write(answer)
         else:
             await answers
-        await asyncio.sleep(0)  # a client that is gone looks like one that is done: the cancellation comes right after
+        await asyncio.sleep(FAREWELL_SECONDS)
 
     async def _received(self, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         async for request in requests:

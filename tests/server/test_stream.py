@@ -25,10 +25,9 @@ METHOD = {"grpc_type": "bidi_stream", "grpc_method": "DetectStream"}
 class Stream:
     """One call, by hand."""
 
-    def __init__(self, client, **metadata):
-        pairs = tuple(metadata.get("metadata", {}).items())
+    def __init__(self, client, timeout=None):
         self.client = client
-        self.call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(metadata=pairs)
+        self.call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=timeout)
 
     async def options(self, **fields):
         await self.call.write(pb.DetectStreamRequest(options=pb.StreamOptions(**fields)))
@@ -42,17 +41,19 @@ class Stream:
         assert answer is not grpc.aio.EOF, await self.call.code()
         return answer
 
+    async def left(self):
+        answers = []
+        while (answer := await asyncio.wait_for(self.call.read(), PATIENCE)) is not grpc.aio.EOF:
+            answers.append(answer)
+        return answers
+
     async def rest(self):
         """Sends no more; the answers that are left, and how the stream ends."""
         await self.call.done_writing()
-        return [answer async for answer in self.call], await self.call.code()
+        return await self.left(), await self.call.code()
 
     async def failure(self):
-        async def end():
-            async for _ in self.call:
-                pass
-
-        return await self.client.failure(asyncio.wait_for(end(), PATIENCE))
+        return await self.client.failure(self.left())
 
 
 @asynccontextmanager
@@ -420,20 +421,19 @@ def test_the_deadline_of_the_stream_is_that_of_its_frames_too(serve, pictures, v
             valve.shut()
             first = asyncio.ensure_future(client.detect(pictures.red))
             await valve.entered()
-            stream = Stream(client)
-            stream.call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=0.3)
+            stream = Stream(client, timeout=0.3)
             await stream.options(latency_budget=Duration(seconds=1000))
             await stream.frame(1, pictures.red)
             failure = await stream.failure()
             await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 1)
             valve.open()
             await first
-            await client.until(
-                lambda now: now.sum("grpc_server_handled_total", **METHOD, grpc_code="DEADLINE_EXCEEDED") == 1
-            )
-            return failure
+            await client.until(lambda now: now.sum("grpc_server_handled_total", **METHOD) == 1)
+            return failure, await client.metrics()
 
-    assert asyncio.run(scenario()).code == grpc.StatusCode.DEADLINE_EXCEEDED
+    failure, now = asyncio.run(scenario())
+    assert failure.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert now.sum("grpc_server_handled_total", **METHOD, grpc_code="DEADLINE_EXCEEDED") == 1
     assert valve.sizes == [1]
 
 
