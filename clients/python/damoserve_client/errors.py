@@ -174,6 +174,9 @@ _BY_CODE: Mapping[grpc.StatusCode, type[DamoserveError]] = {
 _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _TOO_LARGE = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
 
+# What grpc.aio makes of a status that comes during a write, whatever it was: https://github.com/grpc/grpc/issues/36066
+_LOST = "Internal error from Core"
+
 
 class _FailedCall(Protocol):
     """What every `grpc.RpcError` that a call raises offers, sync and async; gRPC has no public type for it."""
@@ -201,6 +204,8 @@ def _typed(failure: Failure) -> DamoserveError:
     if not failure.reason and (sizes := _TOO_LARGE.search(failure.message)):
         message = f"the request has {sizes[1]} bytes; the server accepts at most {sizes[2]}"
         return InvalidImage(replace(failure, message=message))
+    if failure.message == _LOST:
+        return Unavailable(replace(failure, message="the server ended the stream while a frame was being sent"))
     kind = _BY_REASON.get(failure.reason) or _BY_CODE.get(failure.code, ServerFault)
     return kind(failure)
 
