@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
-
 LOADING_RETRY_SECONDS = 1.0
+"""When to try again, for calls whose time ran out while the models were loaded."""
 
 
 class Startup:
@@ -58,7 +58,8 @@ class DetectionService(pb_grpc.DetectionServiceServicer):
         detector = await self._startup.finished(wanted.deadline)
         return convert.to_response(await detector.detect(wanted))
 
-    async def DetectStream(  # type: ignore[override]  # the stubs know only generators, and those are not closed when a call ends
+    # Not a generator, which the stubs expect: nothing closes one at once when its call ends.
+    async def DetectStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.DetectStreamRequest], context: Context
     ) -> None:
         startup = self._startup

@@ -398,6 +398,32 @@ def test_an_idle_stream_is_ended_but_not_while_a_frame_is_computed(serve, pictur
     assert [(failure.code.name, failure.reason) for failure in failures] == [("DEADLINE_EXCEEDED", "STREAM_IDLE")] * 2
 
 
+def test_a_client_that_takes_no_answers_frees_the_stream(serve, pictures):
+    async def scenario():
+        async with serve(stream_idle_seconds=0.2, max_streams=1, stream_window=2) as client:
+            options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]  # little is held unread
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{client.application.port}", options) as channel:
+                other = type(client)(client.application, channel)
+                async with opened(other) as stream:
+
+                    async def send():
+                        for number in range(1000):
+                            await stream.frame(number, pictures.red)
+
+                    sending = asyncio.ensure_future(send())
+                    await client.until(lambda now: now.sum("damoserve_refused_total", reason="STREAM_IDLE") == 1)
+                    sent = (await client.metrics()).sum("damoserve_stream_frames_total")
+                    sending.cancel()
+                    async with opened(client) as next_one:
+                        await next_one.frame(1, pictures.red)
+                        answer = await next_one.answer()
+            return sent, answer
+
+    sent, answer = asyncio.run(scenario())
+    assert sent < 100
+    assert len(answer.result.detections) == 4
+
+
 def test_streams_are_bounded(serve, pictures):
     async def scenario():
         async with serve(max_streams=1) as client:
