@@ -136,9 +136,9 @@ class FakeService(services.DetectionServiceServicer, services.ProfileServiceServ
     def DetectStream(
         self, request_iterator: Iterator[pb.DetectStreamRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.DetectStreamResponse]:
-        """Frames without an image are dropped; those that are no image fail."""
+        """Frames without an image are dropped; those that are no image fail. A refusal comes after the last frame."""
         context.add_callback(self.stream_ended.set)
-        self._receive(next(request_iterator), context)
+        self.requests.append(next(request_iterator))
         for request in request_iterator:
             self.requests.append(request)
             frame = request.frame

@@ -122,11 +122,8 @@ def test_what_the_frames_raise_comes_after_the_answers_before_it(
 
 
 def test_a_stream_that_fails_raises_after_its_answers(stream: Stream, server: FakeServer, smear: bytes) -> None:
-    def frames() -> Iterator[bytes]:
-        yield smear
-        server.service.refusals.append(refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", retry_ms=250))
-
-    answers, error = stream(server.address, frames())
+    server.service.refusals.append(refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", retry_ms=250))
+    answers, error = stream(server.address, [smear])
     assert len(answers) == 1
     assert isinstance(error, Overloaded)
     assert (error.retry_after, error.request_id) == (0.25, REQUEST_ID)
