@@ -6,7 +6,7 @@ RECIPES := profiles/recipes/blood-cells
 PACKAGES := proto profiles server compress clients tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format type proto check-proto train prune profiles benchmark image clean
+.PHONY: help install demo test lint format type proto check-proto train prune profiles benchmark fuzz image clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -53,6 +53,9 @@ profiles: .venv/dev ## Builds the bundled profiles: make profiles DAMOSERVE_DATA
 
 benchmark: .venv/dev ## Times the bundled profiles against each other.
 	$(BIN)/damoserve-compress benchmark
+
+fuzz: .venv/server ## Sends a server 20 000 broken requests: make fuzz [ARGS='--requests 1000 --seed 2'].
+	$(BIN)/python benchmarks/fuzz.py $(ARGS)
 
 image: ## Builds the server's container image.
 	docker build --target server --tag damoserve:latest .

@@ -6,6 +6,7 @@ ImageError
 """
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,8 @@ and leaves zeros at the right and at the bottom, as for its legacy checkpoints."
 # Our limit is checked once a file is open, but some of Pillow's readers allocate the canvas while they open it. Its
 # own, process-wide limit is checked before that: it warns above this number and raises above twice as many.
 Image.MAX_IMAGE_PIXELS = 2 * DEFAULT_MAX_PIXELS
+# Python remembers every text that it warned with, and here each size makes another.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {

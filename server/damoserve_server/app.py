@@ -28,13 +28,14 @@ from damoserve_server.engines.choice import load_engine
 from damoserve_server.errors import ShuttingDown
 from damoserve_server.health import Health
 from damoserve_server.images import ImageLimits, ImageReader
-from damoserve_server.interceptors import CallInterceptor
+from damoserve_server.interceptors import TYPES, CallInterceptor
 from damoserve_server.kserve import methods as kserve
 from damoserve_server.kserve.service import InferenceService
 from damoserve_server.metrics import Endpoint, Metrics
 from damoserve_server.policies.deadline import DeadlinePolicy
 from damoserve_server.service import DetectionService, ProfileService, Startup
 from damoserve_server.settings import Settings, usable_cores
+from damoserve_server.stream import Streams
 from damoserve_server.tls import server_credentials
 from damoserve_server.workers import WorkerLimits, Workers
 
@@ -58,6 +59,7 @@ class Application:
         self._health = Health()
         self._detector: asyncio.Future[Detector] = asyncio.get_running_loop().create_future()
         self._stopping = threading.Event()
+        self._streams = Streams(settings.max_streams, settings.stream_window, settings.stream_idle_seconds)
         self._server = self._build_server()
         self._endpoint: Endpoint | None = None
         self.port = 0
@@ -109,6 +111,7 @@ class Application:
         if not self._detector.done():
             self._detector.set_exception(ShuttingDown())  # for the calls that wait for the models
         loaded = None if self._detector.exception() else self._detector.result()
+        self._streams.close()
         if loaded is not None:
             await loaded.drain(self._settings.drain_seconds)
         await self._server.stop(LAST_ANSWERS_SECONDS)
@@ -138,19 +141,21 @@ class Application:
             maximum_concurrent_rpcs=self._settings.max_concurrent_calls,
         )
         startup = Startup(self._detector, self._settings.default_deadline_seconds)
-        pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup), server)
+        pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup, self._streams, self._metrics), server)
         pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
         if self._settings.kserve:
             inference = InferenceService(startup, self._settings, self._metrics, self._is_ready)
             kserve.add_to_server(inference, server)
             self._metrics.add_methods(kserve.SERVICE, kserve.UNARY)
+            self._metrics.add_methods(kserve.SERVICE, kserve.STREAMING, TYPES[True, True])
         if self._settings.reflection:
             names = [service.full_name for service in SERVICES]
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
         for service in SERVICES:
-            unary = [method.name for method in service.methods if not method.server_streaming]
-            self._metrics.add_methods(service.full_name, unary)
+            for method in service.methods:
+                kind = TYPES[method.client_streaming, method.server_streaming]
+                self._metrics.add_methods(service.full_name, [method.name], kind)
         return server
 
     def _is_ready(self) -> bool:
@@ -162,7 +167,7 @@ class Application:
         calls = CallInterceptor(self._metrics)
         if access.tokens is None:
             return [calls]
-        tokens = Tokens(access.tokens, partial(self._metrics.count_reload, "tokens"))
+        tokens = Tokens(access.tokens, partial(self._metrics.count_credential_reload, "tokens"))
         return [calls, AccessInterceptor(tokens, access.open_health)]
 
     def _bind(self, server: grpc.aio.Server, address: str) -> int:
@@ -172,7 +177,7 @@ class Application:
             if tls is None:
                 return server.add_insecure_port(address)
             return server.add_secure_port(
-                address, server_credentials(tls, partial(self._metrics.count_reload, "certificate"))
+                address, server_credentials(tls, partial(self._metrics.count_credential_reload, "certificate"))
             )
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error

@@ -1,5 +1,7 @@
 """Between protobuf and plain types; checks arguments. Pure functions."""
 
+from dataclasses import replace
+from math import inf
 from typing import Literal
 
 from google.protobuf.duration_pb2 import Duration
@@ -11,6 +13,7 @@ from damoserve_server.detector import DetectionRequest, DetectionResult, Timings
 from damoserve_server.errors import ArgumentOutOfRange, ProfileAndTier
 from damoserve_server.policies import LOWEST_PRIORITY
 from damoserve_server.router import Reason, Tier
+from damoserve_server.window import Drop
 
 TIERS = {
     pb.LATENCY_TIER_REALTIME: Tier.REALTIME,
@@ -22,7 +25,19 @@ REASONS = {
     Reason.MOST_ACCURATE_IN_TIME: pb.SELECTION_REASON_MOST_ACCURATE_IN_TIME,
     Reason.QUICKEST: pb.SELECTION_REASON_QUICKEST,
 }
+DROPS = {
+    Drop.SERVER: pb.DetectStreamResponse.DROP_REASON_SERVER_BEHIND,
+    Drop.CLIENT: pb.DetectStreamResponse.DROP_REASON_CLIENT_BEHIND,
+}
+OVERLOADS = {
+    pb.StreamOptions.OVERLOAD_UNSPECIFIED: False,
+    pb.StreamOptions.OVERLOAD_WAIT: False,
+    pb.StreamOptions.OVERLOAD_DROP_OLDEST: True,
+}
+"""Whether frames are dropped."""
 MAX_DETECTIONS = 1000
+
+Wishes = pb.DetectRequest | pb.StreamOptions
 
 
 def to_request(
@@ -33,31 +48,62 @@ def to_request(
     `default_budget`, in seconds, is for a call with neither a deadline nor a budget. The image is checked later, where
     it is read. Raises ArgumentOutOfRange or ProfileAndTier.
     """
+    budgets = [] if time_remaining is None else [time_remaining]
+    budget = _latency_budget(request)
+    deadline = arrival + min(budgets if budget is None else [*budgets, budget], default=default_budget)
+    return _to_request(request, request.image.content, arrival, deadline)
+
+
+def to_template(options: pb.StreamOptions, arrival: float, time_remaining: float | None) -> DetectionRequest:
+    """What all frames of a stream have in common; its deadline is the stream's.
+
+    Raises ArgumentOutOfRange or ProfileAndTier.
+    """
+    _latency_budget(options)
+    if options.on_overload not in OVERLOADS:
+        raise _out_of_range("on_overload", str(options.on_overload), "a known policy")
+    deadline = inf if time_remaining is None else arrival + time_remaining
+    return _to_request(options, b"", arrival, deadline)
+
+
+def to_frame(frame: pb.Frame, template: DetectionRequest, arrival: float, budget: float) -> DetectionRequest:
+    """`budget`, in seconds, is for frames that have none. Raises ArgumentOutOfRange."""
+    own = _latency_budget(frame)
+    deadline = min(template.deadline, arrival + (budget if own is None else own))
+    return replace(template, image=frame.image.content, arrival=arrival, deadline=deadline)
+
+
+def frame_budget(options: pb.StreamOptions, default: float) -> float:
+    """In seconds, for frames that have none."""
+    budget = _latency_budget(options)
+    return default if budget is None else budget
+
+
+def _to_request(wishes: Wishes, image: bytes, arrival: float, deadline: float) -> DetectionRequest:
     return DetectionRequest(
-        image=request.image.content,
+        image=image,
         arrival=arrival,
-        deadline=arrival + _budget(request, time_remaining, default_budget),
-        model=request.model,
-        profile=request.profile or None,
-        tier=_tier(request),
-        min_accuracy=_fraction(request, "min_accuracy") or 0.0,
-        score_threshold=_fraction(request, "score_threshold"),
-        max_detections=_max_detections(request),
-        priority=_priority(request),
+        deadline=deadline,
+        model=wishes.model,
+        profile=wishes.profile or None,
+        tier=_tier(wishes),
+        min_accuracy=_fraction(wishes, "min_accuracy") or 0.0,
+        score_threshold=_fraction(wishes, "score_threshold"),
+        max_detections=_max_detections(wishes),
+        priority=_priority(wishes),
     )
 
 
-def _budget(request: pb.DetectRequest, time_remaining: float | None, default: float) -> float:
-    budgets = [] if time_remaining is None else [time_remaining]
-    if request.HasField("latency_budget"):
-        budget = request.latency_budget.seconds + request.latency_budget.nanos / 1e9
-        if budget <= 0:
-            raise _out_of_range("latency_budget", f"{budget:g} s", "positive")
-        budgets.append(budget)
-    return min(budgets, default=default)
+def _latency_budget(message: Wishes | pb.Frame) -> float | None:
+    if not message.HasField("latency_budget"):
+        return None
+    budget = message.latency_budget.seconds + message.latency_budget.nanos / 1e9
+    if budget <= 0:
+        raise _out_of_range("latency_budget", f"{budget:g} s", "positive")
+    return budget
 
 
-def _tier(request: pb.DetectRequest) -> Tier | None:
+def _tier(request: Wishes) -> Tier | None:
     if request.latency_tier == pb.LATENCY_TIER_UNSPECIFIED:
         return None
     if request.latency_tier not in TIERS:
@@ -67,7 +113,7 @@ def _tier(request: pb.DetectRequest) -> Tier | None:
     return TIERS[request.latency_tier]
 
 
-def _fraction(request: pb.DetectRequest, field: Literal["min_accuracy", "score_threshold"]) -> float | None:
+def _fraction(request: Wishes, field: Literal["min_accuracy", "score_threshold"]) -> float | None:
     if not request.HasField(field):
         return None
     value: float = getattr(request, field)
@@ -76,7 +122,7 @@ def _fraction(request: pb.DetectRequest, field: Literal["min_accuracy", "score_t
     return value
 
 
-def _max_detections(request: pb.DetectRequest) -> int | None:
+def _max_detections(request: Wishes) -> int | None:
     if not request.HasField("max_detections"):
         return None
     if not 1 <= request.max_detections <= MAX_DETECTIONS:
@@ -84,7 +130,7 @@ def _max_detections(request: pb.DetectRequest) -> int | None:
     return request.max_detections
 
 
-def _priority(request: pb.DetectRequest) -> int:
+def _priority(request: Wishes) -> int:
     if not request.HasField("priority"):
         return LOWEST_PRIORITY
     if not 1 <= request.priority <= LOWEST_PRIORITY:

@@ -8,7 +8,9 @@ DamoserveError
 │   ├── ArgumentOutOfRange
 │   ├── ProfileAndTier
 │   ├── TensorInvalid
-│   └── ParameterInvalid
+│   ├── ParameterInvalid
+│   ├── MessageUndecodable
+│   └── StreamOutOfOrder
 ├── NotFound                     NOT_FOUND, names the resource
 │   ├── ModelNotFound
 │   └── ProfileNotFound
@@ -16,7 +18,9 @@ DamoserveError
 ├── AccuracyUnavailable          FAILED_PRECONDITION
 ├── DeadlineUnreachable          DEADLINE_EXCEEDED
 ├── DeadlineExpired              DEADLINE_EXCEEDED
+├── StreamIdle                   DEADLINE_EXCEEDED
 ├── QueueFull                    RESOURCE_EXHAUSTED, says when to try again
+├── TooManyStreams               RESOURCE_EXHAUSTED, says when to try again
 ├── WorkersLost                  UNAVAILABLE, says when to try again
 ├── Unauthenticated              UNAUTHENTICATED
 │   ├── TokenMissing
@@ -28,7 +32,7 @@ DamoserveError
 ├── NotOffered                   UNIMPLEMENTED
 └── InternalError                INTERNAL
 
-`interceptors` turns them into `google.rpc.Status`; nothing else needs to know about gRPC.
+`status` turns them into `google.rpc.Status`; nothing else needs to know about gRPC.
 """
 
 import math
@@ -45,7 +49,12 @@ class DamoserveError(Exception):
     """Of the class, but for QueueFull where Triton's clients expect another."""
     reason: ClassVar[str]
     retry_after: float | None = None
-    """In seconds, where the server can tell."""
+    """Seconds after which the same request may succeed."""
+    field: str | None = None
+    """The path of the offending field in the request."""
+    name: str | None = None
+    """The resource that is not there, of the type `resource_type`."""
+    resource_type: ClassVar[str] = ""
 
     def __init__(self, message: str, **details: object) -> None:
         super().__init__(message)
@@ -53,8 +62,6 @@ class DamoserveError(Exception):
 
 
 class InvalidRequest(DamoserveError):
-    """`field` is the path of the offending field in the request."""
-
     code = grpc.StatusCode.INVALID_ARGUMENT
 
     def __init__(self, field: str, message: str, **details: object) -> None:
@@ -82,6 +89,14 @@ class ProfileAndTier(InvalidRequest):
     reason = "PROFILE_AND_TIER"
 
 
+class MessageUndecodable(InvalidRequest):
+    reason = "MESSAGE_UNDECODABLE"
+
+
+class StreamOutOfOrder(InvalidRequest):
+    reason = "STREAM_OUT_OF_ORDER"
+
+
 class TensorInvalid(InvalidRequest):
     reason = "TENSOR_INVALID"
 
@@ -92,7 +107,6 @@ class ParameterInvalid(InvalidRequest):
 
 class NotFound(DamoserveError):
     code = grpc.StatusCode.NOT_FOUND
-    resource_type: ClassVar[str]
 
     def __init__(self, name: str, message: str, **details: object) -> None:
         super().__init__(message, **details)
@@ -136,6 +150,11 @@ class DeadlineExpired(DamoserveError):
     reason = "DEADLINE_EXPIRED"
 
 
+class StreamIdle(DamoserveError):
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "STREAM_IDLE"
+
+
 class QueueFull(DamoserveError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "QUEUE_FULL"
@@ -143,6 +162,15 @@ class QueueFull(DamoserveError):
     def __init__(self, message: str, retry_after: float, **details: object) -> None:
         super().__init__(message, **details)
         self.retry_after = retry_after
+
+
+class TooManyStreams(DamoserveError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "TOO_MANY_STREAMS"
+    retry_after = 1.0
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the server holds {limit} streams already; try again later", limit=limit)
 
 
 class WorkersLost(DamoserveError):

@@ -1,30 +1,30 @@
-"""Around every unary call: a request id, the metrics, and errors as `google.rpc.Status`."""
+"""Around every call: a request id, the metrics, and errors as `google.rpc.Status`."""
 
 from __future__ import annotations  # gRPC's classes are generic for type checkers only
 
 import asyncio
-import logging
+import inspect
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.protobuf.message import DecodeError
 
-from damoserve_server.convert import to_duration
-from damoserve_server.errors import DamoserveError, InternalError, InvalidRequest, NotFound
+from damoserve_server.errors import DamoserveError, MessageUndecodable
 from damoserve_server.metrics import Metrics
+from damoserve_server.status import request_id, to_known, to_status
 
-DOMAIN = "damoserve"
 REQUEST_ID = "x-request-id"
 MAX_REQUEST_ID_LENGTH = 128
 STATUS_DETAILS = "grpc-status-details-bin"
-
-log = logging.getLogger(__name__)
+FAREWELL_SECONDS = 0.005
+"""At the end of a stream a client that is gone looks like one that is done, until gRPC cancels the call."""
+TYPES = {(False, False): "unary", (False, True): "server_stream", (True, True): "bidi_stream"}
+"""By whether requests and answers are streams; the names are go-grpc-middleware's."""
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Streams (health watches, reflection) pass untouched: they stay open as long as the client likes."""
+    """Streams are counted as long as they are open: health watches and reflection stay so while the client likes."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -43,34 +43,79 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None:
+        kind = None if handler is None else TYPES.get((handler.request_streaming, handler.response_streaming))
+        if handler is None or kind is None:
             return handler
-        behaviour: Callable[[Any, Context], Awaitable[Any]] = handler.unary_unary  # type: ignore[assignment]
-        labels = ("unary", *handler_call_details.method.lstrip("/").split("/"))
+        labels = (kind, *handler_call_details.method.lstrip("/").split("/"))
+        call = _Call(handler, labels, self._metrics)
+        method = {
+            "unary": grpc.unary_unary_rpc_method_handler,
+            "server_stream": grpc.unary_stream_rpc_method_handler,
+            "bidi_stream": grpc.stream_stream_rpc_method_handler,
+        }[kind]
+        # Without a deserializer: gRPC answers bytes that it cannot read with UNKNOWN and a traceback in the log.
+        return method(call.answer, response_serializer=handler.response_serializer)
 
-        async def answer(request: Any, context: Context) -> Any:
-            request_id = _request_id(context)
-            context.set_trailing_metadata(((REQUEST_ID, request_id),))
-            with self._observed(labels, context):
-                try:
-                    return await behaviour(request, context)
-                except DamoserveError as error:
-                    await self._fail(error, request_id, context)
-                except grpc.aio.AbortError:
-                    raise
-                except Exception:
-                    log.exception("request %s to %s failed", request_id, handler_call_details.method)
-                    await self._fail(InternalError("internal error"), request_id, context)
 
-        return grpc.unary_unary_rpc_method_handler(
-            answer,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+@dataclass(frozen=True)
+class _Call:
+    """One call to a method; `labels` are its type, service and method."""
+
+    handler: Handler
+    labels: tuple[str, ...]
+    metrics: Metrics
+
+    async def answer(self, request: Any, context: Context) -> Any:
+        identifier = _request_id(context)
+        request_id.set(identifier)
+        context.set_trailing_metadata(((REQUEST_ID, identifier),))
+        with self._observed(context):
+            try:
+                if not self.handler.response_streaming:
+                    return await self._single(request, context)
+                await context.send_initial_metadata(((REQUEST_ID, identifier),))
+                await self._stream(request, context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await self._fail(to_known(error, "/".join(self.labels[1:])), identifier, context)
+
+    async def _single(self, request: bytes, context: Context) -> Any:
+        behaviour: Any = self.handler.unary_unary
+        answer = await behaviour(self._parse(request), context)
+        self.metrics.sent.labels(*self.labels).inc()
+        return answer
+
+    async def _stream(self, request: Any, context: Context) -> None:
+        streaming = self.handler.request_streaming
+        behaviour: Any = self.handler.stream_stream if streaming else self.handler.unary_stream
+        received = self._received(request) if streaming else self._parse(request)
+        counting = _CountingContext(context, self.metrics, self.labels)
+        answers = behaviour(received, counting)
+        if inspect.isasyncgen(answers):
+            async for answer in answers:
+                await counting.write(answer)
+        else:
+            await answers
+        await asyncio.sleep(FAREWELL_SECONDS)
+
+    async def _received(self, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield self._parse(request)
+
+    def _parse(self, request: bytes) -> Any:
+        self.metrics.received.labels(*self.labels).inc()
+        parse = self.handler.request_deserializer
+        if parse is None:
+            return request
+        try:
+            return parse(request)
+        except DecodeError:
+            raise MessageUndecodable("", "the request is not the message that the method takes") from None
 
     @contextmanager
-    def _observed(self, labels: tuple[str, ...], context: Context) -> Iterator[None]:
-        self._metrics.started.labels(*labels).inc()
+    def _observed(self, context: Context) -> Iterator[None]:
+        self.metrics.started.labels(*self.labels).inc()
         started = time.monotonic()
         code = grpc.StatusCode.UNKNOWN
         try:
@@ -85,38 +130,34 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = context.code()
             raise
         finally:
-            self._metrics.handled.labels(*labels, code.name).inc()
-            self._metrics.handling.labels(*labels).observe(time.monotonic() - started)
+            self.metrics.handled.labels(*self.labels, code.name).inc()
+            self.metrics.handling.labels(*self.labels).observe(time.monotonic() - started)
 
-    async def _fail(self, error: DamoserveError, request_id: str, context: Context) -> None:
-        self._metrics.refused.labels(error.reason).inc()
-        metadata = ((STATUS_DETAILS, to_status(error).SerializeToString()), (REQUEST_ID, request_id))
+    async def _fail(self, error: DamoserveError, identifier: str, context: Context) -> None:
+        self.metrics.refused.labels(error.reason).inc()
+        metadata = ((STATUS_DETAILS, to_status(error).SerializeToString()), (REQUEST_ID, identifier))
         await context.abort(error.code, str(error), metadata)
+
+
+class _CountingContext:
+    """The context of a stream; counts the answers, and knows a client that is gone."""
+
+    def __init__(self, context: Context, metrics: Metrics, labels: tuple[str, ...]) -> None:
+        self._context = context
+        self._sent = metrics.sent.labels(*labels)
+
+    async def write(self, message: Any) -> None:
+        try:
+            await self._context.write(message)
+        except grpc.aio.InternalError as error:  # gRPC's word for it, shortly before it cancels the call
+            raise asyncio.CancelledError from error
+        self._sent.inc()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
 
 
 def _request_id(context: Context) -> str:
     """The caller's id if it is usable, else a new one."""
     given = dict(context.invocation_metadata() or ()).get(REQUEST_ID)
     return given if isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_LENGTH else uuid.uuid4().hex
-
-
-def to_status(error: DamoserveError) -> status_pb2.Status:
-    """The error as the contract promises it: ErrorInfo, and what fits its kind."""
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.details)]
-    match error:
-        case InvalidRequest():
-            violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=str(error))
-            details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-        case NotFound():
-            details.append(
-                error_details_pb2.ResourceInfo(
-                    resource_type=error.resource_type, resource_name=error.name, description=str(error)
-                )
-            )
-    if error.retry_after is not None:
-        details.append(error_details_pb2.RetryInfo(retry_delay=to_duration(error.retry_after)))
-    packed = []
-    for detail in details:
-        packed.append(AnyMessage())
-        packed[-1].Pack(detail)
-    return status_pb2.Status(code=error.code.value[0], message=str(error), details=packed)

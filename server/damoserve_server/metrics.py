@@ -21,6 +21,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 RELOADED_FILES = ("certificate", "tokens")
 RELOAD_RESULTS = {True: "taken", False: "refused"}
 STAGES = ("decode", "queue", "inference", "postprocess")
+FRAME_OUTCOMES = ("answered", "refused", "dropped_server_behind", "dropped_client_behind")
 NO_TIER = "none"
 """The tier label of a request that names its profile."""
 
@@ -36,7 +37,11 @@ class Metrics:
         self.handling = Histogram(
             "grpc_server_handling_seconds", "Time from start to end of a call.", rpc, registry=registry, buckets=SECONDS
         )
-        self.refused = Counter("damoserve_refused", "Calls that failed, by reason.", ["reason"], registry=registry)
+        self.received = Counter("grpc_server_msg_received", "Messages from callers.", rpc, registry=registry)
+        self.sent = Counter("grpc_server_msg_sent", "Messages to callers.", rpc, registry=registry)
+        self.refused = Counter(
+            "damoserve_refused", "Calls and frames that failed, by reason.", ["reason"], registry=registry
+        )
         self.routed = Counter(
             "damoserve_routed", "Choices of a profile.", [*profile, "tier", "reason"], registry=registry
         )
@@ -75,21 +80,24 @@ class Metrics:
             "damoserve_profile_info", "1; what the profile is.", [*profile, "version", "variant"], registry=registry
         )
         self.pool_slots = Gauge("damoserve_pool_slots", "Buffers for network inputs.", ["state"], registry=registry)
-        self.reloads = Counter(
+        self.credential_reloads = Counter(
             "damoserve_credential_reloads", "Changed files that were read again.", ["file", "result"], registry=registry
         )
+        self.frames = Counter("damoserve_stream_frames", "Frames of streams, by end.", ["outcome"], registry=registry)
         for reason in errors.reasons():
             self.refused.labels(reason)
         for file, result in product(RELOADED_FILES, RELOAD_RESULTS.values()):
-            self.reloads.labels(file, result)
+            self.credential_reloads.labels(file, result)
+        for outcome in FRAME_OUTCOMES:
+            self.frames.labels(outcome)
 
-    def add_methods(self, service: str, methods: Iterable[str]) -> None:
-        """Creates the series of a gRPC service's unary methods."""
+    def add_methods(self, service: str, methods: Iterable[str], kind: str = "unary") -> None:
+        """Creates the series of those methods of a gRPC service that are of this type."""
         for method in methods:
-            self.started.labels("unary", service, method)
-            self.handling.labels("unary", service, method)
+            for metric in (self.started, self.handling, self.received, self.sent):
+                metric.labels(kind, service, method)
             for code in grpc.StatusCode:
-                self.handled.labels("unary", service, method, code.name)
+                self.handled.labels(kind, service, method, code.name)
 
     def add_profile(self, manifest: Manifest) -> None:
         """Creates the series of a profile that serves."""
@@ -114,8 +122,8 @@ class Metrics:
         self.queued.labels("decoding").set_function(decoding)
         self.queued.labels("ready").set_function(ready)
 
-    def count_reload(self, file: str, taken: bool) -> None:
-        self.reloads.labels(file, RELOAD_RESULTS[taken]).inc()
+    def count_credential_reload(self, file: str, taken: bool) -> None:
+        self.credential_reloads.labels(file, RELOAD_RESULTS[taken]).inc()
 
     def watch_pools(self, free: Callable[[], int], leased: Callable[[], int]) -> None:
         self.pool_slots.labels("free").set_function(free)

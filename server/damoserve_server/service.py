@@ -4,6 +4,7 @@ from __future__ import annotations  # gRPC's context is generic for type checker
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from damoserve.v1 import detection_pb2 as pb
@@ -11,11 +12,17 @@ from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server import convert
 from damoserve_server.detector import Detector
 from damoserve_server.errors import DeadlineExpired
+from damoserve_server.frames import StreamCaller
+from damoserve_server.metrics import Metrics
+from damoserve_server.stream import Streams
 
 if TYPE_CHECKING:
     import grpc
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+LOADING_RETRY_SECONDS = 1.0
+"""When to try again, for calls whose time ran out while the models were loaded."""
 
 
 class Startup:
@@ -32,20 +39,32 @@ class Startup:
             async with asyncio.timeout_at(time.monotonic() + self.default_budget if deadline is None else deadline):
                 return await asyncio.shield(self._detector)
         except TimeoutError:
-            raise DeadlineExpired("the time ran out while the models were loaded") from None
+            expired = DeadlineExpired("the time ran out while the models were loaded")
+            expired.retry_after = LOADING_RETRY_SECONDS
+            raise expired from None
 
 
 class DetectionService(pb_grpc.DetectionServiceServicer):
     """Finds objects."""
 
-    def __init__(self, startup: Startup) -> None:
+    def __init__(self, startup: Startup, streams: Streams, metrics: Metrics) -> None:
         self._startup = startup
+        self._streams = streams
+        self._metrics = metrics
 
     async def Detect(self, request: pb.DetectRequest, context: Context) -> pb.DetectResponse:
         default = self._startup.default_budget
         wanted = convert.to_request(request, time.monotonic(), context.time_remaining(), default)
         detector = await self._startup.finished(wanted.deadline)
         return convert.to_response(await detector.detect(wanted))
+
+    # Not a generator, which the stubs expect: nothing closes one at once when its call ends.
+    async def DetectStream(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[pb.DetectStreamRequest], context: Context
+    ) -> None:
+        startup = self._startup
+        caller = StreamCaller(request_iterator, context, startup.finished, startup.default_budget, self._metrics)
+        await self._streams.run(caller)
 
 
 class ProfileService(pb_grpc.ProfileServiceServicer):

@@ -113,8 +113,14 @@ class Settings(BaseSettings):
     """Requests that wait, of all profiles. For each input size, so many and a batch for each worker fit into memory."""
     max_concurrent_calls: Positive = 256
     """gRPC refuses more, unread. Above what can wait or run, so that a busy server can give its own reasons."""
+    max_streams: Positive = 32
+    """Detection streams that are open at the same time; they count as calls, too."""
+    stream_window: Positive = 8
+    """Frames of one stream that are computed, or whose answers wait to be taken."""
+    stream_idle_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How long a stream may bring no frame, or leave an answer untaken."""
     default_deadline_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """For a call with neither a deadline nor a latency budget."""
+    """For a call or a frame with neither a deadline nor a latency budget."""
     worker_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How long one batch may take before its worker is given up and replaced."""
     drain_seconds: Annotated[float, Field(ge=0)] = 10.0

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,10 +69,14 @@ class Refusal:
     message: str = "no"
     details: tuple[Message, ...] = ()
 
-    def abort(self, context: grpc.ServicerContext) -> None:
+    def status(self) -> status_pb2.Status:
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         for detail in self.details:
             status.details.add().Pack(detail)
+        return status
+
+    def abort(self, context: grpc.ServicerContext) -> None:
+        status = self.status()
         # Not `abort_with_status`, which replaces all other trailing metadata.
         context.set_trailing_metadata(
             (("x-request-id", REQUEST_ID), ("grpc-status-details-bin", status.SerializeToString()))
@@ -97,6 +102,7 @@ class FakeService(services.DetectionServiceServicer, services.ProfileServiceServ
     # Calls wait here.
     gate: threading.Event = field(default_factory=threading.Event)
     arrived: threading.Event = field(default_factory=threading.Event)
+    stream_ended: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -127,6 +133,29 @@ class FakeService(services.DetectionServiceServicer, services.ProfileServiceServ
                 total=milliseconds(38),
             ),
         )
+
+    def DetectStream(
+        self, request_iterator: Iterator[pb.DetectStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.DetectStreamResponse]:
+        """Frames without an image are dropped; those that are no image fail. A refusal comes after the last frame."""
+        context.add_callback(self.stream_ended.set)
+        self.requests.append(next(request_iterator))
+        for request in request_iterator:
+            self.requests.append(request)
+            frame = request.frame
+            if not frame.image.content:
+                drop = pb.DetectStreamResponse.DROP_REASON_CLIENT_BEHIND
+                yield pb.DetectStreamResponse(frame_id=frame.id, dropped=drop)
+            elif frame.image.content.startswith(b"\x89PNG"):
+                yield pb.DetectStreamResponse(
+                    frame_id=frame.id, result=pb.DetectResponse(profile="int8", detections=DETECTIONS)
+                )
+            else:
+                status = refusal(grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_UNDECODABLE").status()
+                status.details.add().Pack(error_details_pb2.RequestInfo(request_id=REQUEST_ID))
+                yield pb.DetectStreamResponse(frame_id=frame.id, error=status)
+        if self.refusals:
+            self.refusals.pop(0).abort(context)
 
     def ListProfiles(self, request: pb.ListProfilesRequest, context: grpc.ServicerContext) -> pb.ListProfilesResponse:
         self._receive(request, context)

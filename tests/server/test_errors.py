@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_server import errors
-from damoserve_server.interceptors import to_status
+from damoserve_server.status import to_status
 
 NAN = float("nan")
 
@@ -126,7 +126,9 @@ def test_what_does_not_exist(serve, pictures):
         "PROFILE_NOT_FOUND",
     ]
     assert failures[2].message == "the model colours has no profile 'fast'"
-    assert failures[2].detail(error_details_pb2.ErrorInfo).metadata == {"profile": "fast"}
+    request_id = failures[2].metadata["x-request-id"]
+    assert failures[2].detail(error_details_pb2.RequestInfo).request_id == request_id
+    assert failures[2].detail(error_details_pb2.ErrorInfo).metadata == {"profile": "fast", "request_id": request_id}
 
 
 def test_accuracy_that_no_profile_reaches(serve, pictures):
@@ -267,6 +269,18 @@ def test_a_fault_is_logged_under_the_request_id_and_not_shown(serve, pictures, v
     assert str(failure.metadata["x-request-id"]) in caplog.text
     assert "secret" in caplog.text
     assert "secret" not in str(failure)
+
+
+def test_bytes_that_are_no_message(serve, pictures):
+    async def scenario():
+        async with serve() as client:
+            method = client.channel.unary_unary("/damoserve.v1.DetectionService/Detect")
+            failure = await client.failure(method(b"\xff\xff\xff"))
+            assert len((await client.detect(pictures.red)).detections) == 4
+            return failure
+
+    failure = asyncio.run(scenario())
+    assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_UNDECODABLE")
 
 
 @pytest.mark.parametrize("given", ["", "a" * 129])

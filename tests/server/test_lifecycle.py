@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import typer
 from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from typer.testing import CliRunner
 
@@ -90,6 +91,7 @@ def test_an_early_call_waits_no_longer_than_its_budget(application, client_of, p
 
     for failure in asyncio.run(scenario()):
         assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXPIRED")
+        assert failure.detail(error_details_pb2.RetryInfo).retry_delay.ToNanoseconds() > 0
 
 
 def test_a_server_that_stops_while_it_loads_loads_no_further_profile(application, client_of, pictures, valve):

@@ -1,7 +1,7 @@
 """The client for asyncio; `client` has the same for ordinary code."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Self, TypeVar, Unpack
 
 import grpc
@@ -12,7 +12,15 @@ from damoserve.v1.detection_pb2_grpc import DetectionServiceStub, ProfileService
 from damoserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, call_metadata, channel_options
 from damoserve_client.convert import detect_request, read_image, to_profile, to_profiles, to_result
 from damoserve_client.errors import from_rpc_error
-from damoserve_client.types import DetectionResult, DetectOptions, ImageSource, ProfileInfo
+from damoserve_client.stream import AsyncFrames, Conversation, Frames
+from damoserve_client.types import (
+    DetectionResult,
+    DetectOptions,
+    FrameAnswer,
+    ImageSource,
+    ProfileInfo,
+    StreamOptions,
+)
 
 Response = TypeVar("Response")
 
@@ -59,6 +67,32 @@ class AsyncClient:
         """Finds the objects in one image, given as the content or the path of a file."""
         request = detect_request(await asyncio.to_thread(read_image, image), options)
         return to_result(await self._call(self._detection.Detect, request, timeout))
+
+    def stream(
+        self, frames: Frames | AsyncFrames, *, timeout: float | None = None, **options: Unpack[StreamOptions]
+    ) -> AsyncGenerator[FrameAnswer, None]:
+        """Finds the objects in the frames of a video; the answers come in the order of the frames.
+
+        `frames` is read ahead of the answers. What it raises is raised here, after the answers to the frames before. A
+        frame that fails is an answer; only a stream that fails raises a DamoserveError. Closing the iterator cancels
+        the stream. `timeout` is for the whole stream; None: it may last.
+        """
+        return self._stream(frames, Conversation(options), timeout)
+
+    async def _stream(
+        self, frames: Frames | AsyncFrames, conversation: Conversation, timeout: float | None
+    ) -> AsyncGenerator[FrameAnswer, None]:
+        call = self._detection.DetectStream(
+            conversation.requests_async(frames), timeout=timeout, metadata=self._metadata
+        )
+        try:
+            async for response in call:
+                yield conversation.answer(response)
+        except grpc.RpcError as error:
+            raise conversation.failed(error) from error
+        finally:
+            call.cancel()
+        conversation.finish()
 
     async def profiles(self, model: str | None = None, *, timeout: float | None = None) -> tuple[ProfileInfo, ...]:
         """The profiles of one model or of all, by model, then the most accurate first."""

@@ -1,6 +1,6 @@
 """The client for ordinary code; `aio` has the same for asyncio."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Self, TypeVar, Unpack
 
 import grpc
@@ -10,7 +10,15 @@ from damoserve.v1.detection_pb2_grpc import DetectionServiceStub, ProfileService
 from damoserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, call_metadata, channel_options
 from damoserve_client.convert import detect_request, read_image, to_profile, to_profiles, to_result
 from damoserve_client.errors import from_rpc_error
-from damoserve_client.types import DetectionResult, DetectOptions, ImageSource, ProfileInfo
+from damoserve_client.stream import Conversation, Frames
+from damoserve_client.types import (
+    DetectionResult,
+    DetectOptions,
+    FrameAnswer,
+    ImageSource,
+    ProfileInfo,
+    StreamOptions,
+)
 
 Response = TypeVar("Response")
 
@@ -57,6 +65,30 @@ class Client:
         """Finds the objects in one image, given as the content or the path of a file."""
         request = detect_request(read_image(image), options)
         return to_result(self._call(self._detection.Detect, request, timeout))
+
+    def stream(
+        self, frames: Frames, *, timeout: float | None = None, **options: Unpack[StreamOptions]
+    ) -> Generator[FrameAnswer, None, None]:
+        """Finds the objects in the frames of a video; the answers come in the order of the frames.
+
+        `frames` is read by another thread, ahead of the answers. What it raises is raised here, after the answers to
+        the frames before. A frame that fails is an answer; only a stream that fails raises a DamoserveError. Closing
+        the iterator cancels the stream. `timeout` is for the whole stream; None: it may last.
+        """
+        return self._stream(frames, Conversation(options), timeout)
+
+    def _stream(
+        self, frames: Frames, conversation: Conversation, timeout: float | None
+    ) -> Generator[FrameAnswer, None, None]:
+        call = self._detection.DetectStream(conversation.requests(frames), timeout=timeout, metadata=self._metadata)
+        try:
+            for response in call:
+                yield conversation.answer(response)
+        except grpc.RpcError as error:
+            raise conversation.failed(error) from error
+        finally:
+            call.cancel()
+        conversation.finish()
 
     def profiles(self, model: str | None = None, *, timeout: float | None = None) -> tuple[ProfileInfo, ...]:
         """The profiles of one model or of all, by model, then the most accurate first."""

@@ -5,7 +5,16 @@ from pathlib import Path
 from google.protobuf.duration_pb2 import Duration
 
 from damoserve.v1 import detection_pb2 as pb
-from damoserve_client.types import Box, Detection, DetectionResult, DetectOptions, ImageSource, ProfileInfo, Timings
+from damoserve_client.types import (
+    Box,
+    Detection,
+    DetectionResult,
+    DetectOptions,
+    ImageSource,
+    ProfileInfo,
+    StreamOptions,
+    Timings,
+)
 
 
 def read_image(source: ImageSource) -> bytes:
@@ -17,17 +26,32 @@ def detect_request(content: bytes, options: DetectOptions) -> pb.DetectRequest:
     """Raises TypeError on an unknown option, ValueError on an unknown tier; values are judged by the server."""
     if unknown := options.keys() - DetectOptions.__annotations__.keys():
         raise TypeError(f"detect() got unexpected options: {', '.join(sorted(unknown))}")
-    tier = options.get("tier") or "unspecified"
-    budget = options.get("budget")
     return pb.DetectRequest(
         image=pb.Image(content=content),
         model=options.get("model") or "",
         profile=options.get("profile") or "",
-        latency_tier=pb.LatencyTier.Value(f"LATENCY_TIER_{tier.upper()}"),
-        latency_budget=None if budget is None else _duration(budget),
+        latency_tier=_tier(options),
+        latency_budget=_budget(options),
         min_accuracy=options.get("min_accuracy"),
         score_threshold=options.get("score_threshold"),
         max_detections=options.get("max_detections"),
+    )
+
+
+def stream_options(options: StreamOptions) -> pb.StreamOptions:
+    """Raises TypeError on an unknown option, ValueError on an unknown tier or policy."""
+    if unknown := options.keys() - StreamOptions.__annotations__.keys():
+        raise TypeError(f"stream() got unexpected options: {', '.join(sorted(unknown))}")
+    policy = options.get("on_overload") or "unspecified"
+    return pb.StreamOptions(
+        model=options.get("model") or "",
+        profile=options.get("profile") or "",
+        latency_tier=_tier(options),
+        latency_budget=_budget(options),
+        min_accuracy=options.get("min_accuracy"),
+        score_threshold=options.get("score_threshold"),
+        max_detections=options.get("max_detections"),
+        on_overload=pb.StreamOptions.Overload.Value(f"OVERLOAD_{policy.upper()}"),
     )
 
 
@@ -90,7 +114,17 @@ def _reason_name(reason: "pb.SelectionReason.ValueType") -> str:
     return pb.SelectionReason.Name(reason).removeprefix("SELECTION_REASON_").lower()
 
 
-def _duration(seconds: float) -> Duration:
+def _tier(options: DetectOptions) -> "pb.LatencyTier.ValueType":
+    tier = options.get("tier") or "unspecified"
+    return pb.LatencyTier.Value(f"LATENCY_TIER_{tier.upper()}")
+
+
+def _budget(options: DetectOptions) -> Duration | None:
+    budget = options.get("budget")
+    return None if budget is None else to_duration(budget)
+
+
+def to_duration(seconds: float) -> Duration:
     duration = Duration()
     duration.FromNanoseconds(round(seconds * 1e9))
     return duration

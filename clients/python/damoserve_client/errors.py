@@ -19,8 +19,9 @@ DamoserveError
 └── ServerFault              INTERNAL and every other code
 """
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, cast
 
 import grpc
@@ -78,6 +79,11 @@ class DamoserveError(Exception):
     def request_id(self) -> str:
         return self.failure.request_id
 
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds to wait before the next try, where the server suggests one."""
+        return self.failure.retry_after
+
 
 class InvalidRequest(DamoserveError):
     """The server does not accept the request as it is."""
@@ -129,11 +135,6 @@ class Overloaded(DamoserveError):
     """The server has too much work waiting and refused this request at once."""
 
     advice = "Send it again later, or send fewer requests at a time."
-
-    @property
-    def retry_after(self) -> float | None:
-        """Seconds to wait before the next try, as the server suggests."""
-        return self.failure.retry_after
 
 
 class LimitExceeded(Overloaded):
@@ -195,6 +196,13 @@ _BY_CODE: Mapping[grpc.StatusCode, type[DamoserveError]] = {
 }
 
 
+_CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+_TOO_LARGE = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
+
+# What grpc.aio makes of a status that comes during a write, whatever it was: https://github.com/grpc/grpc/issues/36066
+_LOST = "Internal error from Core"
+
+
 class _FailedCall(Protocol):
     """What every `grpc.RpcError` that a call raises offers, sync and async; gRPC has no public type for it."""
 
@@ -205,33 +213,40 @@ class _FailedCall(Protocol):
 
 def from_rpc_error(error: grpc.RpcError) -> DamoserveError:
     """The typed error for what a call raised."""
-    failure = _failure(cast(_FailedCall, error))
-    return _kind(failure)(failure)
+    call = cast(_FailedCall, error)
+    request_id = dict(call.trailing_metadata() or ()).get("x-request-id", "")
+    return _typed(_failure(call.code(), call.details() or call.code().value[1], _status(call), str(request_id)))
 
 
-def _kind(failure: Failure) -> type[DamoserveError]:
+def from_status(status: status_pb2.Status) -> DamoserveError:
+    """The typed error for a frame of a stream."""
+    return _typed(_failure(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status))
+
+
+def _typed(failure: Failure) -> DamoserveError:
     # gRPC itself refuses a message above the server's limit, with the code of an overload and no reason: only its
     # text tells the two apart, and trying again would not help.
-    if not failure.reason and "larger than max" in failure.message:
-        return InvalidImage
-    return _BY_REASON.get(failure.reason) or _BY_CODE.get(failure.code, ServerFault)
+    if not failure.reason and (sizes := _TOO_LARGE.search(failure.message)):
+        message = f"the request has {sizes[1]} bytes; the server accepts at most {sizes[2]}"
+        return InvalidImage(replace(failure, message=message))
+    if failure.message == _LOST:
+        return Unavailable(replace(failure, message="the server ended the stream while a frame was being sent"))
+    kind = _BY_REASON.get(failure.reason) or _BY_CODE.get(failure.code, ServerFault)
+    return kind(failure)
 
 
-def _failure(call: _FailedCall) -> Failure:
-    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    for detail in _status(call).details:
-        if detail.Is(info.DESCRIPTOR):
-            detail.Unpack(info)
-        elif detail.Is(retry.DESCRIPTOR):
-            detail.Unpack(retry)
+def _failure(code: grpc.StatusCode, message: str, status: status_pb2.Status, request_id: str = "") -> Failure:
+    info, retry, request = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.RequestInfo()
+    for detail in status.details:
+        for known in (info, retry, request):
+            detail.Unpack(known)  # does nothing where the type is another
     ours = info.domain == DOMAIN
-    request_id = dict(call.trailing_metadata() or ()).get("x-request-id", "")
     return Failure(
-        code=call.code(),
-        message=call.details() or call.code().value[1],
+        code=code,
+        message=message,
         reason=info.reason if ours else "",
         metadata=dict(info.metadata) if ours else {},
-        request_id=str(request_id),
+        request_id=request_id or request.request_id,
         retry_after=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
     )
 

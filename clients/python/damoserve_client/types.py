@@ -1,9 +1,11 @@
-"""What goes into a call and what comes out, free of protobuf and gRPC."""
+"""What goes into a call and what comes out, free of protobuf."""
 
 import os
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, TypedDict
+
+from damoserve_client.errors import DamoserveError
 
 ImageSource = bytes | str | os.PathLike[str]
 """The content of a JPEG, PNG, WebP or BMP file, or the path of one."""
@@ -27,6 +29,25 @@ class DetectOptions(TypedDict, total=False):
     score_threshold: float | None
     # At most so many of the best detections, 1 to 1000.
     max_detections: int | None
+
+
+class StreamOptions(DetectOptions, total=False):
+    """The keyword arguments of `stream`; `budget` is that of each frame."""
+
+    # When frames come faster than they are computed, or than their answers are taken: `wait` slows the frames down,
+    # for recordings; `drop_oldest` keeps the newest, for cameras. The server waits if nothing is said.
+    on_overload: Literal["wait", "drop_oldest"] | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a stream, where an image alone does not say enough."""
+
+    image: ImageSource
+    # Repeated in the answer; None: the frames are numbered from 0.
+    id: int | None = None
+    # Seconds that the answer may take from when the server reads the frame; None: the stream's.
+    budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +99,18 @@ class DetectionResult:
     def count_by_label(self) -> dict[str, int]:
         """The number of detections of each class that was found, the most frequent first."""
         return dict(Counter(detection.label for detection in self.detections).most_common())
+
+
+@dataclass(frozen=True)
+class FrameAnswer:
+    """How one frame of a stream ended; one of the last three is set."""
+
+    frame_id: int
+    result: DetectionResult | None = None
+    # Not raised: the stream goes on.
+    error: DamoserveError | None = None
+    # Never computed: `server_behind`, `client_behind`, or `unspecified` from a newer server.
+    dropped: str | None = None
 
 
 @dataclass(frozen=True)

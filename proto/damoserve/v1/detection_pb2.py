@@ -23,43 +23,56 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x61moserve/v1/detection.proto\x12\x0c\x64\x61moserve.v1\x1a\x1egoogle/protobuf/duration.proto\"$\n\x05Image\x12\x11\n\x07\x63ontent\x18\x01 \x01(\x0cH\x00\x42\x08\n\x06source\"\xe9\x02\n\rDetectRequest\x12\"\n\x05image\x18\x01 \x01(\x0b\x32\x13.damoserve.v1.Image\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12/\n\x0clatency_tier\x18\x04 \x01(\x0e\x32\x19.damoserve.v1.LatencyTier\x12\x31\n\x0elatency_budget\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0cmin_accuracy\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x1c\n\x0fscore_threshold\x18\x07 \x01(\x02H\x01\x88\x01\x01\x12\x1b\n\x0emax_detections\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x15\n\x08priority\x18\t \x01(\x05H\x03\x88\x01\x01\x42\x0f\n\r_min_accuracyB\x12\n\x10_score_thresholdB\x11\n\x0f_max_detectionsB\x0b\n\t_priority\"\x9f\x02\n\x0e\x44\x65tectResponse\x12+\n\ndetections\x18\x01 \x03(\x0b\x32\x17.damoserve.v1.Detection\x12\x16\n\x0eimage_width_px\x18\x02 \x01(\x05\x12\x17\n\x0fimage_height_px\x18\x03 \x01(\x05\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\x05\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\x37\n\x10selection_reason\x18\x07 \x01(\x0e\x32\x1d.damoserve.v1.SelectionReason\x12\x12\n\nbatch_size\x18\x08 \x01(\x05\x12+\n\x07timings\x18\t \x01(\x0b\x32\x1a.damoserve.v1.StageTimings\"c\n\tDetection\x12\r\n\x05label\x18\x01 \x01(\t\x12\x10\n\x08label_id\x18\x02 \x01(\x05\x12\r\n\x05score\x18\x03 \x01(\x02\x12&\n\x03\x62ox\x18\x04 \x01(\x0b\x32\x19.damoserve.v1.BoundingBox\"I\n\x0b\x42oundingBox\x12\r\n\x05x_min\x18\x01 \x01(\x02\x12\r\n\x05y_min\x18\x02 \x01(\x02\x12\r\n\x05x_max\x18\x03 \x01(\x02\x12\r\n\x05y_max\x18\x04 \x01(\x02\"\xeb\x01\n\x0cStageTimings\x12)\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tinference\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bpostprocess\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"$\n\x13ListProfilesRequest\x12\r\n\x05model\x18\x01 \x01(\t\"?\n\x14ListProfilesResponse\x12\'\n\x08profiles\x18\x01 \x03(\x0b\x32\x15.damoserve.v1.Profile\"3\n\x11GetProfileRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\"\xcf\x03\n\x07Profile\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\x05\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.damoserve.v1.Profile.State\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12\x19\n\x11\x61verage_precision\x18\x07 \x01(\x01\x12\x1c\n\x14\x61verage_precision_50\x18\x08 \x01(\x01\x12\x1e\n\x16validation_image_count\x18\t \x01(\x05\x12\x13\n\x0bmodel_bytes\x18\n \x01(\x03\x12\x17\n\x0fparameter_count\x18\x0b \x01(\x03\x12\x11\n\tmac_count\x18\x0c \x01(\x03\x12\x33\n\x10\x65xpected_latency\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0einput_width_px\x18\x0e \x01(\x05\x12\x17\n\x0finput_height_px\x18\x0f \x01(\x05\"B\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x10\n\x0cSTATE_FAILED\x10\x02*|\n\x0bLatencyTier\x12\x1c\n\x18LATENCY_TIER_UNSPECIFIED\x10\x00\x12\x19\n\x15LATENCY_TIER_REALTIME\x10\x01\x12\x19\n\x15LATENCY_TIER_BALANCED\x10\x02\x12\x19\n\x15LATENCY_TIER_ACCURATE\x10\x03*\x9e\x01\n\x0fSelectionReason\x12 \n\x1cSELECTION_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSELECTION_REASON_REQUESTED\x10\x01\x12*\n&SELECTION_REASON_MOST_ACCURATE_IN_TIME\x10\x02\x12\x1d\n\x19SELECTION_REASON_QUICKEST\x10\x03\x32W\n\x10\x44\x65tectionService\x12\x43\n\x06\x44\x65tect\x12\x1b.damoserve.v1.DetectRequest\x1a\x1c.damoserve.v1.DetectResponse2\xad\x01\n\x0eProfileService\x12U\n\x0cListProfiles\x12!.damoserve.v1.ListProfilesRequest\x1a\".damoserve.v1.ListProfilesResponse\x12\x44\n\nGetProfile\x12\x1f.damoserve.v1.GetProfileRequest\x1a\x15.damoserve.v1.Profileb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x61moserve/v1/detection.proto\x12\x0c\x64\x61moserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"$\n\x05Image\x12\x11\n\x07\x63ontent\x18\x01 \x01(\x0cH\x00\x42\x08\n\x06source\"\xe9\x02\n\rDetectRequest\x12\"\n\x05image\x18\x01 \x01(\x0b\x32\x13.damoserve.v1.Image\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12/\n\x0clatency_tier\x18\x04 \x01(\x0e\x32\x19.damoserve.v1.LatencyTier\x12\x31\n\x0elatency_budget\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0cmin_accuracy\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x1c\n\x0fscore_threshold\x18\x07 \x01(\x02H\x01\x88\x01\x01\x12\x1b\n\x0emax_detections\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x15\n\x08priority\x18\t \x01(\x05H\x03\x88\x01\x01\x42\x0f\n\r_min_accuracyB\x12\n\x10_score_thresholdB\x11\n\x0f_max_detectionsB\x0b\n\t_priority\"v\n\x13\x44\x65tectStreamRequest\x12.\n\x07options\x18\x01 \x01(\x0b\x32\x1b.damoserve.v1.StreamOptionsH\x00\x12$\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.damoserve.v1.FrameH\x00\x42\t\n\x07message\"\xd3\x03\n\rStreamOptions\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12/\n\x0clatency_tier\x18\x03 \x01(\x0e\x32\x19.damoserve.v1.LatencyTier\x12\x31\n\x0elatency_budget\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0cmin_accuracy\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x1c\n\x0fscore_threshold\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x1b\n\x0emax_detections\x18\x07 \x01(\x05H\x02\x88\x01\x01\x12\x39\n\x0bon_overload\x18\x08 \x01(\x0e\x32$.damoserve.v1.StreamOptions.Overload\x12\x15\n\x08priority\x18\t \x01(\x05H\x03\x88\x01\x01\"Q\n\x08Overload\x12\x18\n\x14OVERLOAD_UNSPECIFIED\x10\x00\x12\x11\n\rOVERLOAD_WAIT\x10\x01\x12\x18\n\x14OVERLOAD_DROP_OLDEST\x10\x02\x42\x0f\n\r_min_accuracyB\x12\n\x10_score_thresholdB\x11\n\x0f_max_detectionsB\x0b\n\t_priority\"\x98\x01\n\x05\x46rame\x12\n\n\x02id\x18\x01 \x01(\x04\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x13.damoserve.v1.Image\x12\x31\n\x0elatency_budget\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\ranswers_taken\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_answers_taken\"\xb3\x02\n\x14\x44\x65tectStreamResponse\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12.\n\x06result\x18\x02 \x01(\x0b\x32\x1c.damoserve.v1.DetectResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12@\n\x07\x64ropped\x18\x04 \x01(\x0e\x32-.damoserve.v1.DetectStreamResponse.DropReasonH\x00\"g\n\nDropReason\x12\x1b\n\x17\x44ROP_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x44ROP_REASON_SERVER_BEHIND\x10\x01\x12\x1d\n\x19\x44ROP_REASON_CLIENT_BEHIND\x10\x02\x42\t\n\x07outcome\"\x9f\x02\n\x0e\x44\x65tectResponse\x12+\n\ndetections\x18\x01 \x03(\x0b\x32\x17.damoserve.v1.Detection\x12\x16\n\x0eimage_width_px\x18\x02 \x01(\x05\x12\x17\n\x0fimage_height_px\x18\x03 \x01(\x05\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\x05\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\x37\n\x10selection_reason\x18\x07 \x01(\x0e\x32\x1d.damoserve.v1.SelectionReason\x12\x12\n\nbatch_size\x18\x08 \x01(\x05\x12+\n\x07timings\x18\t \x01(\x0b\x32\x1a.damoserve.v1.StageTimings\"c\n\tDetection\x12\r\n\x05label\x18\x01 \x01(\t\x12\x10\n\x08label_id\x18\x02 \x01(\x05\x12\r\n\x05score\x18\x03 \x01(\x02\x12&\n\x03\x62ox\x18\x04 \x01(\x0b\x32\x19.damoserve.v1.BoundingBox\"I\n\x0b\x42oundingBox\x12\r\n\x05x_min\x18\x01 \x01(\x02\x12\r\n\x05y_min\x18\x02 \x01(\x02\x12\r\n\x05x_max\x18\x03 \x01(\x02\x12\r\n\x05y_max\x18\x04 \x01(\x02\"\xeb\x01\n\x0cStageTimings\x12)\n\x06\x64\x65\x63ode\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tinference\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bpostprocess\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"$\n\x13ListProfilesRequest\x12\r\n\x05model\x18\x01 \x01(\t\"?\n\x14ListProfilesResponse\x12\'\n\x08profiles\x18\x01 \x03(\x0b\x32\x15.damoserve.v1.Profile\"3\n\x11GetProfileRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\"\xcf\x03\n\x07Profile\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\x05\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.damoserve.v1.Profile.State\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12\x19\n\x11\x61verage_precision\x18\x07 \x01(\x01\x12\x1c\n\x14\x61verage_precision_50\x18\x08 \x01(\x01\x12\x1e\n\x16validation_image_count\x18\t \x01(\x05\x12\x13\n\x0bmodel_bytes\x18\n \x01(\x03\x12\x17\n\x0fparameter_count\x18\x0b \x01(\x03\x12\x11\n\tmac_count\x18\x0c \x01(\x03\x12\x33\n\x10\x65xpected_latency\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0einput_width_px\x18\x0e \x01(\x05\x12\x17\n\x0finput_height_px\x18\x0f \x01(\x05\"B\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x10\n\x0cSTATE_FAILED\x10\x02*|\n\x0bLatencyTier\x12\x1c\n\x18LATENCY_TIER_UNSPECIFIED\x10\x00\x12\x19\n\x15LATENCY_TIER_REALTIME\x10\x01\x12\x19\n\x15LATENCY_TIER_BALANCED\x10\x02\x12\x19\n\x15LATENCY_TIER_ACCURATE\x10\x03*\x9e\x01\n\x0fSelectionReason\x12 \n\x1cSELECTION_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSELECTION_REASON_REQUESTED\x10\x01\x12*\n&SELECTION_REASON_MOST_ACCURATE_IN_TIME\x10\x02\x12\x1d\n\x19SELECTION_REASON_QUICKEST\x10\x03\x32\xb2\x01\n\x10\x44\x65tectionService\x12\x43\n\x06\x44\x65tect\x12\x1b.damoserve.v1.DetectRequest\x1a\x1c.damoserve.v1.DetectResponse\x12Y\n\x0c\x44\x65tectStream\x12!.damoserve.v1.DetectStreamRequest\x1a\".damoserve.v1.DetectStreamResponse(\x01\x30\x01\x32\xad\x01\n\x0eProfileService\x12U\n\x0cListProfiles\x12!.damoserve.v1.ListProfilesRequest\x1a\".damoserve.v1.ListProfilesResponse\x12\x44\n\nGetProfile\x12\x1f.damoserve.v1.GetProfileRequest\x1a\x15.damoserve.v1.Profileb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'damoserve.v1.detection_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LATENCYTIER']._serialized_start=1806
-  _globals['_LATENCYTIER']._serialized_end=1930
-  _globals['_SELECTIONREASON']._serialized_start=1933
-  _globals['_SELECTIONREASON']._serialized_end=2091
-  _globals['_IMAGE']._serialized_start=78
-  _globals['_IMAGE']._serialized_end=114
-  _globals['_DETECTREQUEST']._serialized_start=117
-  _globals['_DETECTREQUEST']._serialized_end=478
-  _globals['_DETECTRESPONSE']._serialized_start=481
-  _globals['_DETECTRESPONSE']._serialized_end=768
-  _globals['_DETECTION']._serialized_start=770
-  _globals['_DETECTION']._serialized_end=869
-  _globals['_BOUNDINGBOX']._serialized_start=871
-  _globals['_BOUNDINGBOX']._serialized_end=944
-  _globals['_STAGETIMINGS']._serialized_start=947
-  _globals['_STAGETIMINGS']._serialized_end=1182
-  _globals['_LISTPROFILESREQUEST']._serialized_start=1184
-  _globals['_LISTPROFILESREQUEST']._serialized_end=1220
-  _globals['_LISTPROFILESRESPONSE']._serialized_start=1222
-  _globals['_LISTPROFILESRESPONSE']._serialized_end=1285
-  _globals['_GETPROFILEREQUEST']._serialized_start=1287
-  _globals['_GETPROFILEREQUEST']._serialized_end=1338
-  _globals['_PROFILE']._serialized_start=1341
-  _globals['_PROFILE']._serialized_end=1804
-  _globals['_PROFILE_STATE']._serialized_start=1738
-  _globals['_PROFILE_STATE']._serialized_end=1804
-  _globals['_DETECTIONSERVICE']._serialized_start=2093
-  _globals['_DETECTIONSERVICE']._serialized_end=2180
-  _globals['_PROFILESERVICE']._serialized_start=2183
-  _globals['_PROFILESERVICE']._serialized_end=2356
+  _globals['_LATENCYTIER']._serialized_start=2886
+  _globals['_LATENCYTIER']._serialized_end=3010
+  _globals['_SELECTIONREASON']._serialized_start=3013
+  _globals['_SELECTIONREASON']._serialized_end=3171
+  _globals['_IMAGE']._serialized_start=103
+  _globals['_IMAGE']._serialized_end=139
+  _globals['_DETECTREQUEST']._serialized_start=142
+  _globals['_DETECTREQUEST']._serialized_end=503
+  _globals['_DETECTSTREAMREQUEST']._serialized_start=505
+  _globals['_DETECTSTREAMREQUEST']._serialized_end=623
+  _globals['_STREAMOPTIONS']._serialized_start=626
+  _globals['_STREAMOPTIONS']._serialized_end=1093
+  _globals['_STREAMOPTIONS_OVERLOAD']._serialized_start=943
+  _globals['_STREAMOPTIONS_OVERLOAD']._serialized_end=1024
+  _globals['_FRAME']._serialized_start=1096
+  _globals['_FRAME']._serialized_end=1248
+  _globals['_DETECTSTREAMRESPONSE']._serialized_start=1251
+  _globals['_DETECTSTREAMRESPONSE']._serialized_end=1558
+  _globals['_DETECTSTREAMRESPONSE_DROPREASON']._serialized_start=1444
+  _globals['_DETECTSTREAMRESPONSE_DROPREASON']._serialized_end=1547
+  _globals['_DETECTRESPONSE']._serialized_start=1561
+  _globals['_DETECTRESPONSE']._serialized_end=1848
+  _globals['_DETECTION']._serialized_start=1850
+  _globals['_DETECTION']._serialized_end=1949
+  _globals['_BOUNDINGBOX']._serialized_start=1951
+  _globals['_BOUNDINGBOX']._serialized_end=2024
+  _globals['_STAGETIMINGS']._serialized_start=2027
+  _globals['_STAGETIMINGS']._serialized_end=2262
+  _globals['_LISTPROFILESREQUEST']._serialized_start=2264
+  _globals['_LISTPROFILESREQUEST']._serialized_end=2300
+  _globals['_LISTPROFILESRESPONSE']._serialized_start=2302
+  _globals['_LISTPROFILESRESPONSE']._serialized_end=2365
+  _globals['_GETPROFILEREQUEST']._serialized_start=2367
+  _globals['_GETPROFILEREQUEST']._serialized_end=2418
+  _globals['_PROFILE']._serialized_start=2421
+  _globals['_PROFILE']._serialized_end=2884
+  _globals['_PROFILE_STATE']._serialized_start=2818
+  _globals['_PROFILE_STATE']._serialized_end=2884
+  _globals['_DETECTIONSERVICE']._serialized_start=3174
+  _globals['_DETECTIONSERVICE']._serialized_end=3352
+  _globals['_PROFILESERVICE']._serialized_start=3355
+  _globals['_PROFILESERVICE']._serialized_end=3528
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -186,6 +187,227 @@ class DetectRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__score_threshold) -> _WhichOneofReturnType__score_threshold | None: ...
 
 Global___DetectRequest: _TypeAlias = DetectRequest  # noqa: Y015
+
+@_typing.final
+class DetectStreamRequest(_message.Message):
+    """A message to the server on a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def options(self) -> Global___StreamOptions:
+        """In the first message, and only there."""
+
+    @_builtins.property
+    def frame(self) -> Global___Frame: ...
+    def __init__(
+        self,
+        *,
+        options: Global___StreamOptions | None = ...,
+        frame: Global___Frame | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "message", b"message", "options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "message", b"message", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["options", "frame"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___DetectStreamRequest: _TypeAlias = DetectStreamRequest  # noqa: Y015
+
+@_typing.final
+class StreamOptions(_message.Message):
+    """What holds for all frames of a stream. The fields that `DetectRequest` has too mean the same."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Overload:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OverloadEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[StreamOptions._Overload.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OVERLOAD_UNSPECIFIED: StreamOptions._Overload.ValueType  # 0
+        """WAIT."""
+        OVERLOAD_WAIT: StreamOptions._Overload.ValueType  # 1
+        """Reads no more frames for the moment, so that sending them waits. For recordings: no frame is left out."""
+        OVERLOAD_DROP_OLDEST: StreamOptions._Overload.ValueType  # 2
+        """Reads on, keeps the newest frame, and drops the one that waited before it. For cameras: answers stay fresh."""
+
+    class Overload(_Overload, metaclass=_OverloadEnumTypeWrapper):
+        """What the server does when the client sends frames faster than they are computed, or than their answers are taken."""
+
+    OVERLOAD_UNSPECIFIED: StreamOptions.Overload.ValueType  # 0
+    """WAIT."""
+    OVERLOAD_WAIT: StreamOptions.Overload.ValueType  # 1
+    """Reads no more frames for the moment, so that sending them waits. For recordings: no frame is left out."""
+    OVERLOAD_DROP_OLDEST: StreamOptions.Overload.ValueType  # 2
+    """Reads on, keeps the newest frame, and drops the one that waited before it. For cameras: answers stay fresh."""
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    LATENCY_TIER_FIELD_NUMBER: _builtins.int
+    LATENCY_BUDGET_FIELD_NUMBER: _builtins.int
+    MIN_ACCURACY_FIELD_NUMBER: _builtins.int
+    SCORE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    MAX_DETECTIONS_FIELD_NUMBER: _builtins.int
+    ON_OVERLOAD_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    profile: _builtins.str
+    latency_tier: Global___LatencyTier.ValueType
+    min_accuracy: _builtins.float
+    score_threshold: _builtins.float
+    max_detections: _builtins.int
+    on_overload: Global___StreamOptions.Overload.ValueType
+    priority: _builtins.int
+    @_builtins.property
+    def latency_budget(self) -> _duration_pb2.Duration:
+        """For frames that have none of their own. Unset means the server's default; the deadline of the whole stream counts
+        for every frame as well.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        profile: _builtins.str = ...,
+        latency_tier: Global___LatencyTier.ValueType = ...,
+        latency_budget: _duration_pb2.Duration | None = ...,
+        min_accuracy: _builtins.float | None = ...,
+        score_threshold: _builtins.float | None = ...,
+        max_detections: _builtins.int | None = ...,
+        on_overload: Global___StreamOptions.Overload.ValueType = ...,
+        priority: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_min_accuracy", b"_min_accuracy", "_priority", b"_priority", "_score_threshold", b"_score_threshold", "latency_budget", b"latency_budget", "max_detections", b"max_detections", "min_accuracy", b"min_accuracy", "priority", b"priority", "score_threshold", b"score_threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections", "_min_accuracy", b"_min_accuracy", "_priority", b"_priority", "_score_threshold", b"_score_threshold", "latency_budget", b"latency_budget", "latency_tier", b"latency_tier", "max_detections", b"max_detections", "min_accuracy", b"min_accuracy", "model", b"model", "on_overload", b"on_overload", "priority", b"priority", "profile", b"profile", "score_threshold", b"score_threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_detections: _TypeAlias = _typing.Literal["max_detections"]  # noqa: Y015
+    _WhichOneofArgType__max_detections: _TypeAlias = _typing.Literal["_max_detections", b"_max_detections"]  # noqa: Y015
+    _WhichOneofReturnType__min_accuracy: _TypeAlias = _typing.Literal["min_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__min_accuracy: _TypeAlias = _typing.Literal["_min_accuracy", b"_min_accuracy"]  # noqa: Y015
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    _WhichOneofReturnType__score_threshold: _TypeAlias = _typing.Literal["score_threshold"]  # noqa: Y015
+    _WhichOneofArgType__score_threshold: _TypeAlias = _typing.Literal["_score_threshold", b"_score_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_detections) -> _WhichOneofReturnType__max_detections | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_accuracy) -> _WhichOneofReturnType__min_accuracy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score_threshold) -> _WhichOneofReturnType__score_threshold | None: ...
+
+Global___StreamOptions: _TypeAlias = StreamOptions  # noqa: Y015
+
+@_typing.final
+class Frame(_message.Message):
+    """One image of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    LATENCY_BUDGET_FIELD_NUMBER: _builtins.int
+    ANSWERS_TAKEN_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Chosen by the client and repeated in the answer; the server neither compares nor orders by it."""
+    answers_taken: _builtins.int
+    """How many answers of this stream the client has taken so far, those for dropped frames included. For
+    OVERLOAD_DROP_OLDEST: an answer that was sent counts as one of the frames that the server works on until it is
+    taken. Without it the server hears of a slow client only when the network holds no more, thousands of answers later.
+    """
+    @_builtins.property
+    def image(self) -> Global___Image:
+        """Required."""
+
+    @_builtins.property
+    def latency_budget(self) -> _duration_pb2.Duration:
+        """The longest time that the answer may take, from when the server reads the frame. Must be positive. Waiting for the
+        client to take earlier answers is not part of it.
+        """
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        image: Global___Image | None = ...,
+        latency_budget: _duration_pb2.Duration | None = ...,
+        answers_taken: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answers_taken", b"_answers_taken", "answers_taken", b"answers_taken", "image", b"image", "latency_budget", b"latency_budget"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answers_taken", b"_answers_taken", "answers_taken", b"answers_taken", "id", b"id", "image", b"image", "latency_budget", b"latency_budget"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__answers_taken: _TypeAlias = _typing.Literal["answers_taken"]  # noqa: Y015
+    _WhichOneofArgType__answers_taken: _TypeAlias = _typing.Literal["_answers_taken", b"_answers_taken"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__answers_taken) -> _WhichOneofReturnType__answers_taken | None: ...
+
+Global___Frame: _TypeAlias = Frame  # noqa: Y015
+
+@_typing.final
+class DetectStreamResponse(_message.Message):
+    """The answer to one frame."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _DropReason:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _DropReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DetectStreamResponse._DropReason.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        DROP_REASON_UNSPECIFIED: DetectStreamResponse._DropReason.ValueType  # 0
+        DROP_REASON_SERVER_BEHIND: DetectStreamResponse._DropReason.ValueType  # 1
+        """Newer frames came before the server was done with earlier ones."""
+        DROP_REASON_CLIENT_BEHIND: DetectStreamResponse._DropReason.ValueType  # 2
+        """Newer frames came before the client took the answers to earlier ones."""
+
+    class DropReason(_DropReason, metaclass=_DropReasonEnumTypeWrapper):
+        """Why a frame was dropped."""
+
+    DROP_REASON_UNSPECIFIED: DetectStreamResponse.DropReason.ValueType  # 0
+    DROP_REASON_SERVER_BEHIND: DetectStreamResponse.DropReason.ValueType  # 1
+    """Newer frames came before the server was done with earlier ones."""
+    DROP_REASON_CLIENT_BEHIND: DetectStreamResponse.DropReason.ValueType  # 2
+    """Newer frames came before the client took the answers to earlier ones."""
+
+    FRAME_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    frame_id: _builtins.int
+    dropped: Global___DetectStreamResponse.DropReason.ValueType
+    """The frame was never computed: only with OVERLOAD_DROP_OLDEST."""
+    @_builtins.property
+    def result(self) -> Global___DetectResponse: ...
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """As Detect would have failed, with the same details."""
+
+    def __init__(
+        self,
+        *,
+        frame_id: _builtins.int = ...,
+        result: Global___DetectResponse | None = ...,
+        error: _status_pb2.Status | None = ...,
+        dropped: Global___DetectStreamResponse.DropReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "error", b"error", "frame_id", b"frame_id", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "error", "dropped"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___DetectStreamResponse: _TypeAlias = DetectStreamResponse  # noqa: Y015
 
 @_typing.final
 class DetectResponse(_message.Message):

@@ -28,7 +28,9 @@ if _version_not_supported:
 class DetectionServiceStub:
     """Finds objects in images.
 
-    Every error carries a `google.rpc.ErrorInfo` with the domain `damoserve` and one of the reasons named below.
+    Every error carries a `google.rpc.ErrorInfo` with the domain `damoserve` and one of the reasons named below, and a
+    `google.rpc.RequestInfo` with the request id that is also in the metadata `x-request-id`. An INVALID_ARGUMENT has a
+    `BadRequest` that names the field, a NOT_FOUND a `ResourceInfo`; what will pass by itself has a `RetryInfo`.
 
     | code                | reason                    | when                                                        |
     | ------------------- | ------------------------- | ----------------------------------------------------------- |
@@ -55,6 +57,10 @@ class DetectionServiceStub:
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
+    | INVALID_ARGUMENT    | MESSAGE_UNDECODABLE       | the bytes of the request are not the message that is due    |
+    | INVALID_ARGUMENT    | STREAM_OUT_OF_ORDER       | a stream does not start with its options, or has them twice |
+    | DEADLINE_EXCEEDED   | STREAM_IDLE               | nothing came on a stream, or no answer was taken, too long  |
+    | RESOURCE_EXHAUSTED  | TOO_MANY_STREAMS          | the server holds as many streams as it may                  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
     call that comes while the server holds as many as it may, however little work waits.
@@ -71,12 +77,19 @@ class DetectionServiceStub:
                 request_serializer=damoserve_dot_v1_dot_detection__pb2.DetectRequest.SerializeToString,
                 response_deserializer=damoserve_dot_v1_dot_detection__pb2.DetectResponse.FromString,
                 _registered_method=True)
+        self.DetectStream = channel.stream_stream(
+                '/damoserve.v1.DetectionService/DetectStream',
+                request_serializer=damoserve_dot_v1_dot_detection__pb2.DetectStreamRequest.SerializeToString,
+                response_deserializer=damoserve_dot_v1_dot_detection__pb2.DetectStreamResponse.FromString,
+                _registered_method=True)
 
 
 class DetectionServiceServicer:
     """Finds objects in images.
 
-    Every error carries a `google.rpc.ErrorInfo` with the domain `damoserve` and one of the reasons named below.
+    Every error carries a `google.rpc.ErrorInfo` with the domain `damoserve` and one of the reasons named below, and a
+    `google.rpc.RequestInfo` with the request id that is also in the metadata `x-request-id`. An INVALID_ARGUMENT has a
+    `BadRequest` that names the field, a NOT_FOUND a `ResourceInfo`; what will pass by itself has a `RetryInfo`.
 
     | code                | reason                    | when                                                        |
     | ------------------- | ------------------------- | ----------------------------------------------------------- |
@@ -103,6 +116,10 @@ class DetectionServiceServicer:
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
+    | INVALID_ARGUMENT    | MESSAGE_UNDECODABLE       | the bytes of the request are not the message that is due    |
+    | INVALID_ARGUMENT    | STREAM_OUT_OF_ORDER       | a stream does not start with its options, or has them twice |
+    | DEADLINE_EXCEEDED   | STREAM_IDLE               | nothing came on a stream, or no answer was taken, too long  |
+    | RESOURCE_EXHAUSTED  | TOO_MANY_STREAMS          | the server holds as many streams as it may                  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
     call that comes while the server holds as many as it may, however little work waits.
@@ -110,6 +127,21 @@ class DetectionServiceServicer:
 
     def Detect(self, request, context):
         """Detects objects in one image. The server batches concurrent calls by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetectStream(self, request_iterator, context):
+        """Detects objects in the frames of a video. The first message carries the options, every other one a frame. Each
+        frame is answered once, in the order of the frames; what goes wrong with a frame is its answer and does not end the
+        stream. When the client has sent its last frame, the stream ends with OK after the last answer.
+
+        The server works on a bounded number of frames at a time; a frame counts until its answer is sent.
+        `StreamOptions.on_overload` says what happens to frames beyond them.
+
+        The stream ends with an error when its options are wrong or come in the wrong place, when nothing happens on it for
+        long, or when the server stops; frames that were accepted are answered before. A call for single images is Detect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +155,11 @@ def add_DetectionServiceServicer_to_server(servicer, server):
                     request_deserializer=damoserve_dot_v1_dot_detection__pb2.DetectRequest.FromString,
                     response_serializer=damoserve_dot_v1_dot_detection__pb2.DetectResponse.SerializeToString,
             ),
+            'DetectStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.DetectStream,
+                    request_deserializer=damoserve_dot_v1_dot_detection__pb2.DetectStreamRequest.FromString,
+                    response_serializer=damoserve_dot_v1_dot_detection__pb2.DetectStreamResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'damoserve.v1.DetectionService', rpc_method_handlers)
@@ -134,7 +171,9 @@ def add_DetectionServiceServicer_to_server(servicer, server):
 class DetectionService:
     """Finds objects in images.
 
-    Every error carries a `google.rpc.ErrorInfo` with the domain `damoserve` and one of the reasons named below.
+    Every error carries a `google.rpc.ErrorInfo` with the domain `damoserve` and one of the reasons named below, and a
+    `google.rpc.RequestInfo` with the request id that is also in the metadata `x-request-id`. An INVALID_ARGUMENT has a
+    `BadRequest` that names the field, a NOT_FOUND a `ResourceInfo`; what will pass by itself has a `RetryInfo`.
 
     | code                | reason                    | when                                                        |
     | ------------------- | ------------------------- | ----------------------------------------------------------- |
@@ -161,6 +200,10 @@ class DetectionService:
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
+    | INVALID_ARGUMENT    | MESSAGE_UNDECODABLE       | the bytes of the request are not the message that is due    |
+    | INVALID_ARGUMENT    | STREAM_OUT_OF_ORDER       | a stream does not start with its options, or has them twice |
+    | DEADLINE_EXCEEDED   | STREAM_IDLE               | nothing came on a stream, or no answer was taken, too long  |
+    | RESOURCE_EXHAUSTED  | TOO_MANY_STREAMS          | the server holds as many streams as it may                  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
     call that comes while the server holds as many as it may, however little work waits.
@@ -183,6 +226,33 @@ class DetectionService:
             '/damoserve.v1.DetectionService/Detect',
             damoserve_dot_v1_dot_detection__pb2.DetectRequest.SerializeToString,
             damoserve_dot_v1_dot_detection__pb2.DetectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetectStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/damoserve.v1.DetectionService/DetectStream',
+            damoserve_dot_v1_dot_detection__pb2.DetectStreamRequest.SerializeToString,
+            damoserve_dot_v1_dot_detection__pb2.DetectStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

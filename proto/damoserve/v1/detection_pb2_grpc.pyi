@@ -29,7 +29,9 @@ GRPC_VERSION: str
 class DetectionServiceStub:
     """Finds objects in images.
 
-    Every error carries a `google.rpc.ErrorInfo` with the domain `damoserve` and one of the reasons named below.
+    Every error carries a `google.rpc.ErrorInfo` with the domain `damoserve` and one of the reasons named below, and a
+    `google.rpc.RequestInfo` with the request id that is also in the metadata `x-request-id`. An INVALID_ARGUMENT has a
+    `BadRequest` that names the field, a NOT_FOUND a `ResourceInfo`; what will pass by itself has a `RetryInfo`.
 
     | code                | reason                    | when                                                        |
     | ------------------- | ------------------------- | ----------------------------------------------------------- |
@@ -56,6 +58,10 @@ class DetectionServiceStub:
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
+    | INVALID_ARGUMENT    | MESSAGE_UNDECODABLE       | the bytes of the request are not the message that is due    |
+    | INVALID_ARGUMENT    | STREAM_OUT_OF_ORDER       | a stream does not start with its options, or has them twice |
+    | DEADLINE_EXCEEDED   | STREAM_IDLE               | nothing came on a stream, or no answer was taken, too long  |
+    | RESOURCE_EXHAUSTED  | TOO_MANY_STREAMS          | the server holds as many streams as it may                  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
     call that comes while the server holds as many as it may, however little work waits.
@@ -67,12 +73,25 @@ class DetectionServiceStub:
     def __new__(cls, channel: _aio.Channel) -> DetectionServiceAsyncStub: ...
     Detect: _grpc.UnaryUnaryMultiCallable[_detection_pb2.DetectRequest, _detection_pb2.DetectResponse]
     """Detects objects in one image. The server batches concurrent calls by itself."""
+    DetectStream: _grpc.StreamStreamMultiCallable[_detection_pb2.DetectStreamRequest, _detection_pb2.DetectStreamResponse]
+    """Detects objects in the frames of a video. The first message carries the options, every other one a frame. Each
+    frame is answered once, in the order of the frames; what goes wrong with a frame is its answer and does not end the
+    stream. When the client has sent its last frame, the stream ends with OK after the last answer.
+
+    The server works on a bounded number of frames at a time; a frame counts until its answer is sent.
+    `StreamOptions.on_overload` says what happens to frames beyond them.
+
+    The stream ends with an error when its options are wrong or come in the wrong place, when nothing happens on it for
+    long, or when the server stops; frames that were accepted are answered before. A call for single images is Detect.
+    """
 
 @_typing.type_check_only
 class DetectionServiceAsyncStub(DetectionServiceStub):
     """Finds objects in images.
 
-    Every error carries a `google.rpc.ErrorInfo` with the domain `damoserve` and one of the reasons named below.
+    Every error carries a `google.rpc.ErrorInfo` with the domain `damoserve` and one of the reasons named below, and a
+    `google.rpc.RequestInfo` with the request id that is also in the metadata `x-request-id`. An INVALID_ARGUMENT has a
+    `BadRequest` that names the field, a NOT_FOUND a `ResourceInfo`; what will pass by itself has a `RetryInfo`.
 
     | code                | reason                    | when                                                        |
     | ------------------- | ------------------------- | ----------------------------------------------------------- |
@@ -99,6 +118,10 @@ class DetectionServiceAsyncStub(DetectionServiceStub):
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
+    | INVALID_ARGUMENT    | MESSAGE_UNDECODABLE       | the bytes of the request are not the message that is due    |
+    | INVALID_ARGUMENT    | STREAM_OUT_OF_ORDER       | a stream does not start with its options, or has them twice |
+    | DEADLINE_EXCEEDED   | STREAM_IDLE               | nothing came on a stream, or no answer was taken, too long  |
+    | RESOURCE_EXHAUSTED  | TOO_MANY_STREAMS          | the server holds as many streams as it may                  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
     call that comes while the server holds as many as it may, however little work waits.
@@ -107,11 +130,24 @@ class DetectionServiceAsyncStub(DetectionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Detect: _aio.UnaryUnaryMultiCallable[_detection_pb2.DetectRequest, _detection_pb2.DetectResponse]  # type: ignore[assignment]
     """Detects objects in one image. The server batches concurrent calls by itself."""
+    DetectStream: _aio.StreamStreamMultiCallable[_detection_pb2.DetectStreamRequest, _detection_pb2.DetectStreamResponse]  # type: ignore[assignment]
+    """Detects objects in the frames of a video. The first message carries the options, every other one a frame. Each
+    frame is answered once, in the order of the frames; what goes wrong with a frame is its answer and does not end the
+    stream. When the client has sent its last frame, the stream ends with OK after the last answer.
+
+    The server works on a bounded number of frames at a time; a frame counts until its answer is sent.
+    `StreamOptions.on_overload` says what happens to frames beyond them.
+
+    The stream ends with an error when its options are wrong or come in the wrong place, when nothing happens on it for
+    long, or when the server stops; frames that were accepted are answered before. A call for single images is Detect.
+    """
 
 class DetectionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Finds objects in images.
 
-    Every error carries a `google.rpc.ErrorInfo` with the domain `damoserve` and one of the reasons named below.
+    Every error carries a `google.rpc.ErrorInfo` with the domain `damoserve` and one of the reasons named below, and a
+    `google.rpc.RequestInfo` with the request id that is also in the metadata `x-request-id`. An INVALID_ARGUMENT has a
+    `BadRequest` that names the field, a NOT_FOUND a `ResourceInfo`; what will pass by itself has a `RetryInfo`.
 
     | code                | reason                    | when                                                        |
     | ------------------- | ------------------------- | ----------------------------------------------------------- |
@@ -138,6 +174,10 @@ class DetectionServiceServicer(metaclass=_abc_1.ABCMeta):
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
+    | INVALID_ARGUMENT    | MESSAGE_UNDECODABLE       | the bytes of the request are not the message that is due    |
+    | INVALID_ARGUMENT    | STREAM_OUT_OF_ORDER       | a stream does not start with its options, or has them twice |
+    | DEADLINE_EXCEEDED   | STREAM_IDLE               | nothing came on a stream, or no answer was taken, too long  |
+    | RESOURCE_EXHAUSTED  | TOO_MANY_STREAMS          | the server holds as many streams as it may                  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
     call that comes while the server holds as many as it may, however little work waits.
@@ -150,6 +190,23 @@ class DetectionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_detection_pb2.DetectResponse, _abc.Awaitable[_detection_pb2.DetectResponse]]:
         """Detects objects in one image. The server batches concurrent calls by itself."""
+
+    @_abc_1.abstractmethod
+    def DetectStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_detection_pb2.DetectStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_detection_pb2.DetectStreamResponse], _abc.AsyncIterator[_detection_pb2.DetectStreamResponse]]:
+        """Detects objects in the frames of a video. The first message carries the options, every other one a frame. Each
+        frame is answered once, in the order of the frames; what goes wrong with a frame is its answer and does not end the
+        stream. When the client has sent its last frame, the stream ends with OK after the last answer.
+
+        The server works on a bounded number of frames at a time; a frame counts until its answer is sent.
+        `StreamOptions.on_overload` says what happens to frames beyond them.
+
+        The stream ends with an error when its options are wrong or come in the wrong place, when nothing happens on it for
+        long, or when the server stops; frames that were accepted are answered before. A call for single images is Detect.
+        """
 
 def add_DetectionServiceServicer_to_server(servicer: DetectionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -27,6 +27,7 @@ NOT_OFFERED = {
 }
 """The protocol's other methods, and why they are refused."""
 
+STREAMING = tuple(method.name for method in METHODS if method.server_streaming)
 UNARY = (*(method.name for method in METHODS if not method.server_streaming), *NOT_OFFERED)
 
 
