@@ -3,4 +3,4 @@
 set -eu
 cd "$(dirname "$0")"
 ${PYTHON:-python} -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
-    damoserve/v1/detection.proto
+    damoserve/v1/detection.proto damoserve/v1/admin.proto

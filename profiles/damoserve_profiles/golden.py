@@ -10,12 +10,13 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from damoserve_profiles.imaging import Size, resize, shown_size
+from damoserve_profiles.imaging import ImageError, Size, decode, resize, shown_size
 from damoserve_profiles.manifest import Count, FileName, Manifest
 from damoserve_profiles.postprocess import Detections, select
 from damoserve_profiles.recipe import Fraction
+from damoserve_profiles.repository import FileMismatch, ProfileFolder
 
 GOLDEN_FILE = "golden.json"
 GOLDEN_IMAGE = "golden.png"
@@ -83,11 +84,25 @@ class Golden(_Strict):
                     return f"nothing is found where label {expected.label} is expected, at {expected.box}"
                 continue
             left.remove(match)
-            if abs(found.scores[match] - expected.score) > tolerance.score:
-                return f"label {expected.label} at {expected.box} has the score {found.scores[match]:.3f}, not {expected.score}"
-        if surplus := [index for index in left if found.scores[index] >= certain]:
-            return f"label {found.labels[surplus[0]]} is found at {found.boxes[surplus[0]].tolist()}, where none is expected"
+            score = float(found.scores[match])
+            if abs(score - expected.score) > tolerance.score:
+                return f"label {expected.label} at {expected.box} has the score {score:.3f}, not {expected.score}"
+        for index in left:
+            if found.scores[index] >= certain:
+                return f"label {found.labels[index]} is found at {found.boxes[index].tolist()}, where none is expected"
         return None
+
+
+def read_golden(folder: ProfileFolder, manifest: Manifest) -> tuple[Golden, NDArray[np.uint8]] | None:
+    """The golden detections of a verified profile, and the image, RGB; None if it has none. Raises FileMismatch."""
+    if GOLDEN_FILE not in manifest.files:
+        return None
+    path = folder.path / GOLDEN_FILE
+    try:
+        golden = Golden.model_validate_json(path.read_bytes())
+        return golden, decode((folder.path / golden.image).read_bytes())
+    except (OSError, ValidationError, ImageError) as error:
+        raise FileMismatch(f"{path} has no image and detections; build the profile again: {error}") from error
 
 
 def detect(run: Run, image: NDArray[np.uint8], manifest: Manifest, score: float, copies: int = 1) -> list[Detections]:

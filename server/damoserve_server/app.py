@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -16,10 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from damoserve.v1 import admin_pb2, admin_pb2_grpc
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import Repository
-from damoserve_server.catalogue import Catalogue, Loading, load_catalogue
+from damoserve_server.admin import AdminService
+from damoserve_server.catalogue import Catalogue
 from damoserve_server.detector import Detector
 from damoserve_server.engines import EngineLoader, EngineOptions
 from damoserve_server.engines.choice import load_engine
@@ -27,10 +28,14 @@ from damoserve_server.errors import ShuttingDown
 from damoserve_server.health import Health
 from damoserve_server.images import ImageLimits, ImageReader
 from damoserve_server.interceptors import CallInterceptor
+from damoserve_server.lifecycle import Lifecycle
+from damoserve_server.loading import Loading, load_catalogue
+from damoserve_server.management import Management
 from damoserve_server.metrics import Endpoint, Metrics
 from damoserve_server.scheduler import Policy
 from damoserve_server.service import DetectionService, ProfileService, Startup
 from damoserve_server.settings import Settings, usable_cores
+from damoserve_server.watch import look
 from damoserve_server.workers import Workers
 
 LAST_ANSWERS_SECONDS = 1.0
@@ -55,8 +60,10 @@ class Application:
         self._stopping = threading.Event()
         self._server = self._build_server()
         self._endpoint: Endpoint | None = None
+        self._management: Management | None = None
         self.port = 0
         self.metrics_port = 0
+        self.admin_port = 0
 
     async def __aenter__(self) -> Self:
         """Returns when all profiles are warm. Raises CatalogueError, ShuttingDown, or OSError if a port is taken."""
@@ -79,25 +86,30 @@ class Application:
         await self._health.starting()
         self._endpoint = Endpoint(self._registry, settings.metrics_host, settings.metrics_port)
         self.metrics_port = self._endpoint.port
-        address = f"{settings.host}:{settings.port}"
-        try:
-            self.port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}") from error
+        self.port = _bind(self._server, settings.host, settings.port)
         await self._server.start()
 
     async def load(self) -> None:
-        """Loads and warms up all profiles, then says SERVING. Raises CatalogueError, or ShuttingDown after `stop`."""
+        """Loads and warms up all profiles, then says SERVING.
+
+        Raises CatalogueError, OSError if the admin port is taken, or ShuttingDown after `stop`.
+        """
         settings = self._settings
         options = EngineOptions(
             settings.max_batch_size, settings.threads_per_worker, settings.providers, settings.engine
         )
         loading = Loading(self._load_engine, options, settings.workers, stop=self._stopping)
         repository = Repository(settings.repository)
+        # Before the files are read: what changes from now on is seen as a change.
+        sights = await asyncio.to_thread(look, repository)
         catalogue = await asyncio.to_thread(load_catalogue, repository, loading, settings.default_model)
         if self._stopping.is_set():
             raise ShuttingDown
-        self._detector.set_result(self._build_detector(catalogue))
+        detector = self._build_detector(catalogue)
+        self._detector.set_result(detector)
+        lifecycle = Lifecycle(repository, loading, detector, self._metrics, sights or {})
+        self._management = Management(lifecycle, self._build_admin_server(lifecycle), settings.watch_seconds)
+        await self._management.start()
         await self._health.serving()
 
     async def stop(self) -> None:
@@ -108,7 +120,10 @@ class Application:
             self._detector.set_exception(ShuttingDown())  # for the calls that wait for the models
         loaded = None if self._detector.exception() else self._detector.result()
         if loaded is not None:
+            await asyncio.sleep(self._settings.grace_seconds)
             await loaded.drain(self._settings.drain_seconds)
+        if self._management is not None:
+            await self._management.stop()
         await self._server.stop(LAST_ANSWERS_SECONDS)
         if loaded is not None:
             await loaded.close()
@@ -144,6 +159,20 @@ class Application:
             self._metrics.add_methods(service.full_name, unary)
         return server
 
+    def _build_admin_server(self, lifecycle: Lifecycle) -> grpc.aio.Server | None:
+        """Raises OSError if its port is taken."""
+        settings = self._settings
+        if settings.admin_port is None:
+            return None
+        server = grpc.aio.server(interceptors=[CallInterceptor(self._metrics)], options=[("grpc.so_reuseport", 0)])
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(lifecycle), server)
+        [service] = admin_pb2.DESCRIPTOR.services_by_name.values()
+        if settings.reflection:
+            reflection.enable_server_reflection([service.full_name, reflection.SERVICE_NAME], server)
+        self._metrics.add_methods(service.full_name, [method.name for method in service.methods])
+        self.admin_port = _bind(server, settings.admin_host, settings.admin_port)
+        return server
+
     def _build_detector(self, catalogue: Catalogue) -> Detector:
         settings = self._settings
         # Each image is decoded and resized by one thread; a second layer of threads would only compete with them.
@@ -156,12 +185,15 @@ class Application:
         workers = Workers(catalogue.active(), policy, self._metrics)
         detector = Detector(settings, catalogue, images, workers, self._metrics)
         self._metrics.watch_pools(detector.free_slots, detector.leased_slots)
-        for model in catalogue.models.values():
-            for failed in model.failed:
-                self._metrics.set_profile_state(model.name, failed.name, active=False)
-            for profile in model.active:
-                self._metrics.add_profile(profile.manifest, partial(workers.queued, profile))
         return detector
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    """Raises OSError."""
+    try:
+        return server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {host}:{port}") from error
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:

@@ -1,7 +1,7 @@
 """The use case: an image and wishes in, detections out. Knows nothing of protobuf or gRPC."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -71,10 +71,23 @@ class Detector:
         self._workers = workers
         self._metrics = metrics
         self._decoding = DecodeEstimate()
-        slots = settings.max_queue + settings.workers * settings.max_batch_size
-        self._pools: Mapping[Size, Pool] = {
-            size: Pool(slots, size) for size in {profile.size for profile in catalogue.active()}
-        }
+        self._pools: dict[Size, Pool] = {}
+        self.prepare(catalogue.active())
+
+    def prepare(self, profiles: Sequence[ActiveProfile]) -> None:
+        """Creates what requests of these profiles need."""
+        slots = self._settings.max_queue + self._settings.workers * self._settings.max_batch_size
+        for profile in profiles:
+            if profile.size not in self._pools:
+                self._pools[profile.size] = Pool(slots, profile.size)
+            self._metrics.add_profile(profile.manifest, partial(self._workers.queued, profile))
+        self._workers.prepare(profiles)
+
+    def retire(self, profiles: Sequence[ActiveProfile]) -> None:
+        """Forgets profiles that no new request gets."""
+        successors = {profile.key: profile.manifest for profile in self.catalogue.active()}
+        for profile in profiles:
+            self._metrics.drop_profile(profile.manifest, successors.get(profile.key))
 
     async def detect(self, request: DetectionRequest) -> DetectionResult:
         """Raises any DamoserveError. Once the network has started, the answer is given even if it comes late."""

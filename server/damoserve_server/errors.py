@@ -9,13 +9,20 @@ DamoserveError
 │   └── ProfileAndTier
 ├── NotFound                     NOT_FOUND, names the resource
 │   ├── ModelNotFound
-│   └── ProfileNotFound
+│   ├── ProfileNotFound
+│   ├── VersionNotFound
+│   └── AliasNotFound
 ├── ProfileUnavailable           FAILED_PRECONDITION
 ├── AccuracyUnavailable          FAILED_PRECONDITION
 ├── DeadlineUnreachable          DEADLINE_EXCEEDED
 ├── DeadlineExpired              DEADLINE_EXCEEDED
 ├── QueueFull                    RESOURCE_EXHAUSTED, says when to try again
 ├── ShuttingDown                 UNAVAILABLE
+├── ProfileLoading               UNAVAILABLE, says when to try again
+├── OperationRunning             ABORTED, says when to try again
+├── ProfileRefused               FAILED_PRECONDITION
+├── VersionRefused               FAILED_PRECONDITION
+├── RepositoryUnusable           FAILED_PRECONDITION
 └── InternalError                INTERNAL
 
 `interceptors` turns them into `google.rpc.Status`; nothing else needs to know about gRPC.
@@ -87,6 +94,16 @@ class ProfileNotFound(NotFound):
     resource_type = "damoserve.v1.Profile"
 
 
+class VersionNotFound(NotFound):
+    reason = "VERSION_NOT_FOUND"
+    resource_type = "damoserve.v1.Version"
+
+
+class AliasNotFound(NotFound):
+    reason = "ALIAS_NOT_FOUND"
+    resource_type = "damoserve.v1.Alias"
+
+
 class ProfileUnavailable(DamoserveError):
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "PROFILE_UNAVAILABLE"
@@ -131,6 +148,37 @@ class ShuttingDown(DamoserveError):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down; try another one")
+
+
+class ProfileLoading(DamoserveError):
+    """`retry_after` is in seconds."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "PROFILE_LOADING"
+    retry_after = 1.0
+
+
+class OperationRunning(DamoserveError):
+    """`retry_after` is in seconds."""
+
+    code = grpc.StatusCode.ABORTED
+    reason = "OPERATION_RUNNING"
+    retry_after = 1.0
+
+
+class ProfileRefused(DamoserveError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "PROFILE_REFUSED"
+
+
+class VersionRefused(DamoserveError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "VERSION_REFUSED"
+
+
+class RepositoryUnusable(DamoserveError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "REPOSITORY_UNUSABLE"
 
 
 class InternalError(DamoserveError):

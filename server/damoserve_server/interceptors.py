@@ -16,7 +16,15 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from damoserve_server.convert import to_duration
-from damoserve_server.errors import DamoserveError, InternalError, InvalidRequest, NotFound, QueueFull
+from damoserve_server.errors import (
+    DamoserveError,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    OperationRunning,
+    ProfileLoading,
+    QueueFull,
+)
 from damoserve_server.metrics import Metrics
 
 DOMAIN = "damoserve"
@@ -113,7 +121,7 @@ def to_status(error: DamoserveError) -> status_pb2.Status:
                     resource_type=error.resource_type, resource_name=error.name, description=str(error)
                 )
             )
-        case QueueFull():
+        case QueueFull() | ProfileLoading() | OperationRunning():
             details.append(error_details_pb2.RetryInfo(retry_delay=to_duration(error.retry_after)))
     packed = []
     for detail in details:

@@ -1,13 +1,14 @@
 """What Prometheus sees. Label values come from closed sets only, and every series exists from the start, at zero."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from damoserve_profiles.manifest import Manifest
 from damoserve_server import errors
+from damoserve_server.catalogue import State
 from damoserve_server.router import Reason, Tier
 
 # fmt: off
@@ -18,6 +19,8 @@ SECONDS = (
 # fmt: on
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 STAGES = ("decode", "queue", "inference", "postprocess")
+RELOADS = ("switched", "refused", "abandoned", "removed")
+"""How an attempt to change the version of a model ended."""
 NO_TIER = "none"
 """The tier label of a request that names its profile."""
 
@@ -66,6 +69,10 @@ class Metrics:
             "damoserve_profile_info", "1; what the profile is.", [*profile, "version", "variant"], registry=registry
         )
         self.pool_slots = Gauge("damoserve_pool_slots", "Buffers for network inputs.", ["state"], registry=registry)
+        self.reloads = Counter(
+            "damoserve_reloads", "Attempts to change the version of a model.", ["model", "result"], registry=registry
+        )
+        self._shown: dict[str, dict[str, State]] = {}
         for reason in errors.reasons():
             self.refused.labels(reason)
 
@@ -91,11 +98,25 @@ class Metrics:
         self.batch_size.labels(model, profile)
         self.queued.labels(model, profile).set_function(queued)
         self.profile_info.labels(model, profile, manifest.version, manifest.variant).set(1)
-        self.set_profile_state(model, profile, active=True)
 
-    def set_profile_state(self, model: str, profile: str, active: bool) -> None:
-        self.profile_state.labels(model, profile, "active").set(active)
-        self.profile_state.labels(model, profile, "failed").set(not active)
+    def drop_profile(self, manifest: Manifest, successor: Manifest | None) -> None:
+        """Removes what says that a profile is there, unless its successor says the same. What it did stays counted."""
+        model, profile = manifest.model, manifest.profile
+        if successor is None:
+            self.queued.remove(model, profile)
+        if successor is None or (successor.version, successor.variant) != (manifest.version, manifest.variant):
+            self.profile_info.remove(model, profile, manifest.version, manifest.variant)
+
+    def show_states(self, model: str, states: Mapping[str, State]) -> None:
+        """The states of a model's profiles; those it no longer has are removed."""
+        for name in self._shown.get(model, {}).keys() - states.keys():
+            self.profile_state.remove_by_labels({"model": model, "profile": name})
+        for name, state in states.items():
+            for possible in State:
+                self.profile_state.labels(model, name, possible).set(state == possible)
+        self._shown[model] = dict(states)
+        for result in RELOADS:
+            self.reloads.labels(model, result)
 
     def watch_pools(self, free: Callable[[], int], leased: Callable[[], int]) -> None:
         self.pool_slots.labels("free").set_function(free)

@@ -91,7 +91,7 @@ class Scheduler(Generic[P, T]):
 
     def cancel(self, ticket: Ticket[P, T]) -> bool:
         """Drops a waiting request. False when it was handed out before."""
-        queue = self._queues[ticket.profile]
+        queue = self._queues.get(ticket.profile, [])
         if ticket not in queue:
             return False
         queue.remove(ticket)
@@ -134,6 +134,7 @@ class Scheduler(Generic[P, T]):
     def finish(self, batch: Batch[P, T]) -> None:
         """Its worker is free again."""
         self._running.remove(batch)
+        self._queues = {profile: queue for profile, queue in self._queues.items() if queue}
 
     def next_event(self) -> float | None:
         """When `take` or `drop` may have something, if nothing else happens before: None for never."""

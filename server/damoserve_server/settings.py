@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 9464
     reflection: bool = True
+    admin_host: str = "127.0.0.1"
+    admin_port: Port | None = None
+    """Of the admin service. Unset: there is none."""
 
     workers: Positive = Field(default_factory=usable_cores)
     """Batches that are computed at the same time."""
@@ -105,6 +108,10 @@ class Settings(BaseSettings):
     """For a call with neither a deadline nor a latency budget."""
     drain_seconds: Annotated[float, Field(ge=0)] = 10.0
     """How long a stopping server waits for the requests it has accepted."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long a stopping server still takes new requests, for balancers to notice that it says NOT_SERVING."""
+    watch_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How often the repository is looked at for changes. 0: only when it starts or is told to."""
 
     max_image_bytes: Positive = 16 * 2**20
     max_pixels: Positive = DEFAULT_MAX_PIXELS

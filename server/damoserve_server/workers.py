@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from damoserve_profiles.imaging import Size
 from damoserve_profiles.postprocess import Detections
 from damoserve_server.catalogue import ActiveProfile
 from damoserve_server.engines import EngineError
@@ -50,10 +51,13 @@ class Worker:
 
     def __init__(self, number: int, profiles: Sequence[ActiveProfile], max_batch_size: int) -> None:
         self._number = number
-        self._buffers = {
-            size: np.empty((max_batch_size, size.height, size.width, 3), np.uint8)
-            for size in {profile.size for profile in profiles}
-        }
+        self._max_batch_size = max_batch_size
+        self._buffers: dict[Size, NDArray[np.uint8]] = {}
+        self.prepare(profiles)
+
+    def prepare(self, profiles: Sequence[ActiveProfile]) -> None:
+        for size in {profile.size for profile in profiles} - self._buffers.keys():
+            self._buffers[size] = np.empty((self._max_batch_size, size.height, size.width, 3), np.uint8)
 
     def compute(self, profile: ActiveProfile, jobs: Sequence[Job]) -> list[Outcome]:
         """One outcome for each job: what fails for one image alone fails only that one."""
@@ -89,10 +93,16 @@ class Workers:
         self._scheduler: Scheduler[ActiveProfile, Job] = Scheduler(
             policy, lambda profile, batch_size: profile.latency.expected(batch_size), time.monotonic
         )
-        self._idle = [Worker(number, profiles, policy.max_batch_size) for number in range(policy.workers)]
+        self._workers = [Worker(number, profiles, policy.max_batch_size) for number in range(policy.workers)]
+        self._idle = list(self._workers)
         self._threads = ThreadPoolExecutor(policy.workers, "worker")
         self._metrics = metrics
         self._alarm: asyncio.TimerHandle | None = None
+
+    def prepare(self, profiles: Sequence[ActiveProfile]) -> None:
+        """Makes room for profiles that are to be served."""
+        for worker in self._workers:
+            worker.prepare(profiles)
 
     def queued(self, profile: ActiveProfile) -> int:
         return self._scheduler.queued(profile)

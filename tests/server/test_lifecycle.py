@@ -19,11 +19,12 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import Repository
 from damoserve_server.app import serve as serve_until_stopped
-from damoserve_server.catalogue import WARM_UP_RUNS, CatalogueError
+from damoserve_server.catalogue import CatalogueError
 from damoserve_server.cli import serve as serve_command
 from damoserve_server.engines import EngineError, EngineOptions
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.errors import ShuttingDown
+from damoserve_server.loading import WARM_UP_RUNS
 from damoserve_server.settings import Settings
 
 DETECTION = "damoserve.v1.DetectionService"

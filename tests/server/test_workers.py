@@ -31,7 +31,7 @@ def compute(pristine):
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
 
     def run(engine, values, select):
-        profile = ActiveProfile(manifest, (engine,), LatencyEstimate({1: 1.0}))
+        profile = ActiveProfile(manifest, [engine], LatencyEstimate({1: 1.0}), lambda: engine)
         rows = [np.full((32, 64, 3), value, np.uint8) for value in values]
         with asyncio.Runner() as runner:
             jobs = [Job(row, select, runner.get_loop().create_future()) for row in rows]

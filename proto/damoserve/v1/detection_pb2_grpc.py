@@ -39,12 +39,13 @@ class DetectionServiceStub:
     | INVALID_ARGUMENT    | PROFILE_AND_TIER          | both a profile and a latency tier are set                   |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
-    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
+    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded, or was unloaded |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
+    | UNAVAILABLE         | PROFILE_LOADING           | the profile is being loaded; carries a RetryInfo            |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
@@ -78,12 +79,13 @@ class DetectionServiceServicer:
     | INVALID_ARGUMENT    | PROFILE_AND_TIER          | both a profile and a latency tier are set                   |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
-    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
+    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded, or was unloaded |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
+    | UNAVAILABLE         | PROFILE_LOADING           | the profile is being loaded; carries a RetryInfo            |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
@@ -127,12 +129,13 @@ class DetectionService:
     | INVALID_ARGUMENT    | PROFILE_AND_TIER          | both a profile and a latency tier are set                   |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
-    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
+    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded, or was unloaded |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
+    | UNAVAILABLE         | PROFILE_LOADING           | the profile is being loaded; carries a RetryInfo            |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
@@ -194,7 +197,7 @@ class ProfileServiceServicer:
     """
 
     def ListProfiles(self, request, context):
-        """Lists the profiles of one model or of all, the most accurate first, those that FAILED last.
+        """Lists the profiles of one model or of all, the most accurate first, those that are not ACTIVE last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

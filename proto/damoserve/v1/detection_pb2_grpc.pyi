@@ -40,12 +40,13 @@ class DetectionServiceStub:
     | INVALID_ARGUMENT    | PROFILE_AND_TIER          | both a profile and a latency tier are set                   |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
-    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
+    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded, or was unloaded |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
+    | UNAVAILABLE         | PROFILE_LOADING           | the profile is being loaded; carries a RetryInfo            |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
@@ -74,12 +75,13 @@ class DetectionServiceAsyncStub(DetectionServiceStub):
     | INVALID_ARGUMENT    | PROFILE_AND_TIER          | both a profile and a latency tier are set                   |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
-    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
+    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded, or was unloaded |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
+    | UNAVAILABLE         | PROFILE_LOADING           | the profile is being loaded; carries a RetryInfo            |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
@@ -104,12 +106,13 @@ class DetectionServiceServicer(metaclass=_abc_1.ABCMeta):
     | INVALID_ARGUMENT    | PROFILE_AND_TIER          | both a profile and a latency tier are set                   |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
-    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
+    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded, or was unloaded |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
     | RESOURCE_EXHAUSTED  | QUEUE_FULL                | refused at once: too much work waits; carries a RetryInfo   |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
+    | UNAVAILABLE         | PROFILE_LOADING           | the profile is being loaded; carries a RetryInfo            |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
@@ -134,7 +137,7 @@ class ProfileServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ProfileServiceAsyncStub: ...
     ListProfiles: _grpc.UnaryUnaryMultiCallable[_detection_pb2.ListProfilesRequest, _detection_pb2.ListProfilesResponse]
-    """Lists the profiles of one model or of all, the most accurate first, those that FAILED last."""
+    """Lists the profiles of one model or of all, the most accurate first, those that are not ACTIVE last."""
     GetProfile: _grpc.UnaryUnaryMultiCallable[_detection_pb2.GetProfileRequest, _detection_pb2.Profile]
     """Gets one profile. NOT_FOUND when the model or the profile is unknown."""
 
@@ -144,7 +147,7 @@ class ProfileServiceAsyncStub(ProfileServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListProfiles: _aio.UnaryUnaryMultiCallable[_detection_pb2.ListProfilesRequest, _detection_pb2.ListProfilesResponse]  # type: ignore[assignment]
-    """Lists the profiles of one model or of all, the most accurate first, those that FAILED last."""
+    """Lists the profiles of one model or of all, the most accurate first, those that are not ACTIVE last."""
     GetProfile: _aio.UnaryUnaryMultiCallable[_detection_pb2.GetProfileRequest, _detection_pb2.Profile]  # type: ignore[assignment]
     """Gets one profile. NOT_FOUND when the model or the profile is unknown."""
 
@@ -157,7 +160,7 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _detection_pb2.ListProfilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_detection_pb2.ListProfilesResponse, _abc.Awaitable[_detection_pb2.ListProfilesResponse]]:
-        """Lists the profiles of one model or of all, the most accurate first, those that FAILED last."""
+        """Lists the profiles of one model or of all, the most accurate first, those that are not ACTIVE last."""
 
     @_abc_1.abstractmethod
     def GetProfile(
