@@ -55,7 +55,7 @@ class Application:
         self._load_engine = load_engine
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
-        self._health = Health()
+        self.health = Health()
         self._detector: asyncio.Future[Detector] = asyncio.get_running_loop().create_future()
         self._stopping = threading.Event()
         self._server = self._build_server()
@@ -83,7 +83,7 @@ class Application:
     async def listen(self) -> None:
         """Opens both ports; the health service says NOT_SERVING. Raises OSError."""
         settings = self._settings
-        await self._health.starting()
+        await self.health.starting()
         self._endpoint = Endpoint(self._registry, settings.metrics_host, settings.metrics_port)
         self.metrics_port = self._endpoint.port
         self.port = _bind(self._server, settings.host, settings.port)
@@ -110,12 +110,12 @@ class Application:
         lifecycle = Lifecycle(repository, loading, detector, self._metrics, sights or {})
         self._management = Management(lifecycle, self._build_admin_server(lifecycle), settings.watch_seconds)
         await self._management.start()
-        await self._health.serving()
+        await self.health.serving()
 
     async def stop(self) -> None:
         """Takes no more work, waits for what was accepted, closes everything."""
         self._stopping.set()
-        await self._health.stopping()
+        await self.health.stopping()
         if not self._detector.done():
             self._detector.set_exception(ShuttingDown())  # for the calls that wait for the models
         loaded = None if self._detector.exception() else self._detector.result()
@@ -150,7 +150,7 @@ class Application:
         startup = Startup(self._detector, self._settings.default_deadline_seconds)
         pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup), server)
         pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         if self._settings.reflection:
             names = [service.full_name for service in SERVICES]
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)

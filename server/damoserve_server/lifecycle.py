@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from damoserve_profiles.repository import Repository, Sight
 from damoserve_server.catalogue import ActiveProfile, Catalogue, FailedProfile, IdleProfile, Model, State
-from damoserve_server.errors import OperationRunning, ProfileRefused, ShuttingDown, VersionRefused
+from damoserve_server.errors import OperationRunning, ProfileRefused, RepositoryUnusable, ShuttingDown, VersionRefused
 from damoserve_server.loading import Loading, give_memory_back, load_profile, load_version, manifest_of
 from damoserve_server.lookup import find_folder, find_version, set_alias
 from damoserve_server.metrics import Metrics
@@ -134,7 +134,11 @@ class Lifecycle:
 
     async def _reload(self, name: str, target: int | str | None, loading: Loading) -> Model:
         before = self.catalogue.models.get(name)
-        version = await asyncio.to_thread(find_version, self.repository, name, target)
+        try:
+            version = await asyncio.to_thread(find_version, self.repository, name, target)
+        except RepositoryUnusable:
+            self._count(name, "refused")
+            raise
         self.tried[name] = await asyncio.to_thread(self.repository.look, name)
         folders = await asyncio.to_thread(self.repository.profiles, name, version)
         unloaded = frozenset(idle.name for idle in before.idle) if before is not None else frozenset()

@@ -50,6 +50,7 @@ class Watcher:
         except OperationRunning:
             log.debug("%s has changed; it is loaded when the operation that runs has ended", name)
         except DamoserveError as error:
+            self._lifecycle.tried[name] = sight
             log.error("%s has changed, and is not loaded: %s", name, error)
 
 
