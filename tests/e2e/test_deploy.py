@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.manifest import Manifest
 from damoserve_server.app import LAST_ANSWERS_SECONDS
+from damoserve_server.catalogue import State
 from damoserve_server.metrics import Metrics
 from damoserve_server.settings import Settings
 
@@ -48,6 +49,7 @@ def registry() -> CollectorRegistry:
         metrics.add_methods(service.full_name, [method.name for method in service.methods])
     manifest = Manifest.model_construct(model="cells", profile="int8+pruned", version=1, variant="P")
     metrics.add_profile(manifest, lambda: 0)
+    metrics.show_states("cells", {"int8+pruned": State.ACTIVE})
     metrics.watch_pools(lambda: 1, lambda: 0)
     return registry
 

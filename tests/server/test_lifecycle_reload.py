@@ -73,6 +73,20 @@ def test_back_and_forth_under_sixteen_callers(serve, next_version, pictures):
     callers.check(LABELS)
 
 
+def test_stopping_under_sixteen_callers_answers_or_refuses_every_call(serve, pictures):
+    async def scenario():
+        async with administered(serve, workers=2, **PATIENT) as (client, _), Callers(client, pictures) as callers:
+            await client.application.stop()
+            await callers.more()
+        return callers
+
+    callers = asyncio.run(scenario())
+    callers.check({3: LABELS[3]})
+    # Those that come in the moment in which the port closes: gRPC gives them no better code.
+    closing = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    assert {failure.code() for failure in callers.failures} in (closing, {grpc.StatusCode.UNAVAILABLE})
+
+
 def corrupt(version):
     damage(version / "quick" / "model.onnx")
 

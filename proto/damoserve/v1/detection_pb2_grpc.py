@@ -49,7 +49,8 @@ class DetectionServiceStub:
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
-    call that comes while the server holds as many as it may, however little work waits.
+    call that comes while the server holds as many as it may, however little work waits. One that comes in the moment in
+    which a draining server closes its port ends with CANCELLED and no reason; another replica can answer.
     """
 
     def __init__(self, channel):
@@ -89,7 +90,8 @@ class DetectionServiceServicer:
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
-    call that comes while the server holds as many as it may, however little work waits.
+    call that comes while the server holds as many as it may, however little work waits. One that comes in the moment in
+    which a draining server closes its port ends with CANCELLED and no reason; another replica can answer.
     """
 
     def Detect(self, request, context):
@@ -139,7 +141,8 @@ class DetectionService:
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
-    call that comes while the server holds as many as it may, however little work waits.
+    call that comes while the server holds as many as it may, however little work waits. One that comes in the moment in
+    which a draining server closes its port ends with CANCELLED and no reason; another replica can answer.
     """
 
     @staticmethod

@@ -50,7 +50,8 @@ class DetectionServiceStub:
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
-    call that comes while the server holds as many as it may, however little work waits.
+    call that comes while the server holds as many as it may, however little work waits. One that comes in the moment in
+    which a draining server closes its port ends with CANCELLED and no reason; another replica can answer.
     """
 
     @_typing.overload
@@ -85,7 +86,8 @@ class DetectionServiceAsyncStub(DetectionServiceStub):
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
-    call that comes while the server holds as many as it may, however little work waits.
+    call that comes while the server holds as many as it may, however little work waits. One that comes in the moment in
+    which a draining server closes its port ends with CANCELLED and no reason; another replica can answer.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -116,7 +118,8 @@ class DetectionServiceServicer(metaclass=_abc_1.ABCMeta):
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
-    call that comes while the server holds as many as it may, however little work waits.
+    call that comes while the server holds as many as it may, however little work waits. One that comes in the moment in
+    which a draining server closes its port ends with CANCELLED and no reason; another replica can answer.
     """
 
     @_abc_1.abstractmethod
