@@ -106,9 +106,9 @@ class Application:
         if self._stopping.is_set():
             raise ShuttingDown
         detector = self._build_detector(catalogue)
-        self._detector.set_result(detector)
         lifecycle = Lifecycle(repository, loading, detector, self._metrics, sights or {})
         self._management = Management(lifecycle, self._build_admin_server(lifecycle), settings.watch_seconds)
+        self._detector.set_result(detector)
         await self._management.start()
         await self.health.serving()
 
@@ -119,11 +119,10 @@ class Application:
         if not self._detector.done():
             self._detector.set_exception(ShuttingDown())  # for the calls that wait for the models
         loaded = None if self._detector.exception() else self._detector.result()
-        if loaded is not None:
+        if loaded is not None and self._management is not None:
             await asyncio.sleep(self._settings.grace_seconds)
-            await loaded.drain(self._settings.drain_seconds)
-        if self._management is not None:
-            await self._management.stop()
+            # Beside the drain: a profile that is being loaded may take as long.
+            await asyncio.gather(self._management.stop(), loaded.drain(self._settings.drain_seconds))
         await self._server.stop(LAST_ANSWERS_SECONDS)
         if loaded is not None:
             await loaded.close()

@@ -110,7 +110,8 @@ class Lifecycle:
         if profile in [active.name for active in before.active]:
             return before
         folder = await asyncio.to_thread(find_folder, self.repository, before, profile)
-        self._publish(before.having(IdleProfile(folder, manifest_of(folder), State.LOADING)))
+        manifest = await asyncio.to_thread(manifest_of, folder)
+        self._publish(before.having(IdleProfile(folder, manifest, State.LOADING)))
         try:
             loaded = await _in_thread(loading, load_profile, folder, loading)
         except BaseException:
@@ -139,7 +140,7 @@ class Lifecycle:
         except RepositoryUnusable:
             self._count(name, "refused")
             raise
-        self.tried[name] = await asyncio.to_thread(self.repository.look, name)
+        tried, self.tried[name] = self.tried.get(name), await asyncio.to_thread(self.repository.look, name)
         folders = await asyncio.to_thread(self.repository.profiles, name, version)
         unloaded = frozenset(idle.name for idle in before.idle) if before is not None else frozenset()
         if before is None:
@@ -148,6 +149,7 @@ class Lifecycle:
             loaded = Model.of(name, version, await _in_thread(loading, load_version, folders, loading, unloaded))
         except BaseException:
             self._count(name, "abandoned")
+            self.tried[name] = tried
             if before is None:
                 self._withdraw(name)
             raise

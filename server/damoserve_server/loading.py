@@ -20,7 +20,16 @@ from damoserve_profiles import golden
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import MANIFEST_FILE, MODEL_FILE, Manifest
 from damoserve_profiles.repository import FileMismatch, ManifestInvalid, ProfileFolder, Repository, RepositoryError
-from damoserve_server.catalogue import ActiveProfile, Catalogue, FailedProfile, IdleProfile, Model, Profile, State
+from damoserve_server.catalogue import (
+    ActiveProfile,
+    Catalogue,
+    CatalogueError,
+    FailedProfile,
+    IdleProfile,
+    Model,
+    Profile,
+    State,
+)
 from damoserve_server.engines import Engine, EngineError, EngineLoader, EngineMissing, EngineOptions, EngineWrong
 from damoserve_server.errors import ShuttingDown
 from damoserve_server.latency import LatencyEstimate
@@ -63,15 +72,18 @@ class ModelFile:
 
 def load_catalogue(repository: Repository, loading: Loading, default: str | None = None) -> Catalogue:
     """Loads what there is of every model. Raises CatalogueError, or ShuttingDown if stopped."""
-    models = []
+    models, errors = [], []
     for name in repository.models():
         try:
             version = repository.serving(name)
-        except RepositoryError:
+        except RepositoryError as error:
             log.exception("the model %s is not served", name)
+            errors.append(str(error))
             continue
         loaded = [load_profile(folder, loading) for folder in repository.profiles(name, version)]
         models.append(Model.of(name, version, loaded))
+    if errors and not models:
+        raise CatalogueError("; ".join(errors))
     return Catalogue(models, default)
 
 
@@ -97,9 +109,8 @@ def load_profile(folder: ProfileFolder, loading: Loading) -> ActiveProfile | Fai
         raise ShuttingDown
     try:
         manifest = folder.verify()
-        new_engine = partial(
-            _new_engine, ModelFile(folder, manifest), manifest, _golden_check(folder, manifest), loading
-        )
+        check = _golden_check(folder, manifest, loading.options.max_batch_size)
+        new_engine = partial(_new_engine, ModelFile(folder, manifest), manifest, check, loading)
         engines = [new_engine() for _ in range(loading.workers)]
         measured = [_warm_up(engine, manifest.input.size, loading) for engine in engines]
         baselines = {count: median(seconds[count] for seconds in measured) for count in measured[0]}
@@ -126,20 +137,20 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-Check = Callable[[Engine, int], None]
-"""Of an engine, with a batch of so many. Raises EngineWrong."""
+Check = Callable[[Engine], None]
+"""Raises EngineWrong."""
 
 
-def _golden_check(folder: ProfileFolder, manifest: Manifest) -> Check:
+def _golden_check(folder: ProfileFolder, manifest: Manifest, batch_size: int) -> Check:
     found = golden.read_golden(folder, manifest)
     if found is None:
         log.info("%s/%s has no golden image: what it computes is not checked", folder.model, folder.profile)
-        return lambda engine, batch_size: None
-    return partial(_check, manifest, *found)
+        return lambda engine: None
+    return partial(_check, manifest, *found, batch_size)
 
 
 def _check(
-    manifest: Manifest, wanted: golden.Golden, image: NDArray[np.uint8], engine: Engine, batch_size: int
+    manifest: Manifest, wanted: golden.Golden, image: NDArray[np.uint8], batch_size: int, engine: Engine
 ) -> None:
     for found in golden.detect(engine.run, image, manifest, wanted.score, batch_size):
         if (wrong := wanted.disagreement(found, golden.tolerance(manifest))) is not None:
@@ -149,7 +160,7 @@ def _check(
 
 def _new_engine(file: ModelFile, manifest: Manifest, check: Check, loading: Loading) -> Engine:
     engine = loading.load_engine(file.read(), manifest, loading.options)
-    check(engine, loading.options.max_batch_size)
+    check(engine)
     return engine
 
 

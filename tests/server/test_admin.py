@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2
 from damoserve.v1 import admin_pb2 as admin_pb
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.repository import ALIASES_FILE, SERVING
+from damoserve_server.catalogue import CatalogueError
 from tests.server.administration import FRENCH, administered, only_version
 
 CODE = grpc.StatusCode
@@ -124,6 +125,26 @@ def test_the_alias_decides_at_the_start(serve, repository, new_profile, pictures
         return (await client.detect(pictures.red)).model_version
 
     assert run(serve, scenario) == 3
+
+
+def test_a_taken_port_is_an_error(serve, application):
+    async def scenario(client, _):
+        with pytest.raises(OSError, match="cannot listen on"):
+            async with application(admin_port=client.application.admin_port):
+                pass
+
+    run(serve, scenario)
+
+
+def test_the_only_model_needs_aliases_that_can_be_read(application, repository):
+    (repository / "colours" / ALIASES_FILE).write_text('{"serving": 5}')
+
+    async def scenario():
+        async with application():
+            pass
+
+    with pytest.raises(CatalogueError, match="wants version 5 served, which is not there"):
+        asyncio.run(scenario())
 
 
 def test_a_model_comes_while_others_serve(serve, repository, new_profile, pictures):
