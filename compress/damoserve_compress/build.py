@@ -20,6 +20,7 @@ from damoserve_compress.complexity import complexity
 from damoserve_compress.datasets import Dataset
 from damoserve_compress.datasets.cache import CachedDataset
 from damoserve_compress.evaluate import Metrics, average_precision, torch_detector
+from damoserve_compress.golden import add_golden
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.checkpoint import load_checkpoint
 from damoserve_compress.prune.stage import tuning_of
@@ -123,11 +124,7 @@ class Builder:
         made = [self._make(recipe) for recipe in recipes]
         timed = self._time(made)
         manifests = [self._manifest(*profile) for profile in zip(made, timed, strict=True)]
-        for folder, profile, manifest in zip(folders, made, manifests, strict=True):
-            folder.path.mkdir(parents=True, exist_ok=True)
-            replace_file(folder.model_path, partial(shutil.copyfile, profile.path))
-            folder.write(manifest)
-        return manifests
+        return [self._write(*profile) for profile in zip(folders, made, timed, manifests, strict=True)]
 
     @cached_property
     def source_detections(self) -> list[Detections]:
@@ -249,6 +246,13 @@ class Builder:
             source=Source(checkpoint=self._source.name, sha256=self._source.sha256, cut_sha256=made.cut_sha256),
             files={MODEL_FILE: describe_file(made.path)},
         )
+
+    def _write(self, folder: ProfileFolder, made: _Made, timed: _Timed, manifest: Manifest) -> Manifest:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        replace_file(folder.model_path, partial(shutil.copyfile, made.path))
+        manifest = add_golden(folder, manifest, self.steps.detector(made.path, made.recipe, timed.runtime))
+        folder.write(manifest)
+        return manifest
 
     def _accuracy(self, metrics: Metrics, difference: Difference) -> Accuracy:
         return Accuracy(

@@ -1,21 +1,31 @@
 """The repository of models on disk: `<model>/<version>/<profile>/{model.onnx, manifest.json}`.
 
+Beside the versions, `aliases.json` may give names to some of them; the one named `serving` is served instead of the
+newest.
+
 RepositoryError
 ├── ManifestInvalid    the manifest is missing, unreadable or not of a known schema
-└── FileMismatch       a file is missing, or its bytes are not those that the manifest promises
+├── FileMismatch       a file is missing, or its bytes are not those that the manifest promises
+└── AliasesInvalid     the aliases are unreadable, or `serving` names a version that is not there
 """
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from damoserve_profiles.files import bundled, replace_text
-from damoserve_profiles.manifest import MANIFEST_FILE, MODEL_FILE, FileRecord, Manifest
+from damoserve_profiles.manifest import MANIFEST_FILE, MODEL_FILE, FileName, FileRecord, Manifest
 
 BUNDLED = bundled("repository")
+ALIASES_FILE = "aliases.json"
+SERVING = "serving"
+
+_ALIASES = TypeAdapter(dict[FileName, PositiveInt])
 
 
 class RepositoryError(Exception):
@@ -28,6 +38,10 @@ class ManifestInvalid(RepositoryError):
 
 class FileMismatch(RepositoryError):
     """A file is not the one that was built."""
+
+
+class AliasesInvalid(RepositoryError):
+    """It is not known which version is to be served."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,16 @@ def describe_file(path: Path) -> FileRecord:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """What of a model can be seen without reading its files: two equal ones, and nothing has changed."""
+
+    version: int | None
+    """The one to be served; None if the aliases are invalid."""
+    files: frozenset[tuple[str, int, int]]
+    """Path, size and time of the last change of each file of that version."""
+
+
+@dataclass(frozen=True)
 class Repository:
     """A folder of models."""
 
@@ -107,6 +131,44 @@ class Repository:
     def profiles(self, model: str, version: int) -> list[ProfileFolder]:
         """Profiles of a version, by name."""
         return [ProfileFolder(path) for path in sorted(_folders(self.root / model / str(version)))]
+
+    def aliases(self, model: str) -> Mapping[str, int]:
+        """Names of versions. Raises AliasesInvalid."""
+        path = self.root / model / ALIASES_FILE
+        try:
+            return _ALIASES.validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValidationError) as error:
+            raise AliasesInvalid(f"{path} does not map names to versions: {error}") from error
+
+    def set_alias(self, model: str, alias: str, version: int | None) -> None:
+        """Gives a name to a version, or takes it away. Raises AliasesInvalid, and OSError if it cannot be written."""
+        others = {name: number for name, number in self.aliases(model).items() if name != alias}
+        wanted = others if version is None else others | {alias: version}
+        replace_text(self.root / model / ALIASES_FILE, json.dumps(dict(sorted(wanted.items())), indent=2) + "\n")
+
+    def serving(self, model: str) -> int:
+        """The version to be served: the one named `serving`, else the newest. Raises AliasesInvalid."""
+        versions, named = self.versions(model), self.aliases(model).get(SERVING)
+        if named is not None and named not in versions:
+            raise AliasesInvalid(f"{self.root / model / ALIASES_FILE} wants version {named} served, which is not there")
+        return versions[-1] if named is None else named
+
+    def look(self, model: str) -> Sight | None:
+        """What can be seen of a model; None when it has no version."""
+        if not self.versions(model):
+            return None
+        try:
+            version = self.serving(model)
+        except AliasesInvalid:
+            return Sight(None, frozenset())
+        files = {}
+        for folder in self.profiles(model, version):
+            for path in folder.path.iterdir():
+                with suppress(FileNotFoundError):  # just being replaced: it will look different the next time
+                    files[path] = path.stat()
+        return Sight(version, frozenset((str(path), seen.st_size, seen.st_mtime_ns) for path, seen in files.items()))
 
 
 def _folders(path: Path) -> Iterator[Path]:

@@ -13,30 +13,34 @@ from typing import Self
 import cv2
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from damoserve.v1 import admin_pb2, admin_pb2_grpc
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import Repository
-from damoserve_server.access.interceptor import AccessInterceptor
-from damoserve_server.access.tokens import Tokens
-from damoserve_server.catalogue import Catalogue, Loading, load_catalogue
+from damoserve_server.admin import AdminService
+from damoserve_server.catalogue import Catalogue
 from damoserve_server.detector import Detector
 from damoserve_server.engines import EngineLoader, EngineOptions, GpuOptions, close_engine
 from damoserve_server.engines.choice import load_engine
 from damoserve_server.errors import ShuttingDown
 from damoserve_server.health import Health
 from damoserve_server.images import ImageLimits, ImageReader
-from damoserve_server.interceptors import TYPES, CallInterceptor
+from damoserve_server.interceptors import TYPES
 from damoserve_server.kserve import methods as kserve
+from damoserve_server.kserve.administration import LifecycleAdministration
 from damoserve_server.kserve.service import InferenceService
+from damoserve_server.lifecycle import Lifecycle
+from damoserve_server.listeners import Listeners
+from damoserve_server.loading import Loading, load_catalogue
+from damoserve_server.management import Management
 from damoserve_server.metrics import Endpoint, Metrics
 from damoserve_server.policies.deadline import DeadlinePolicy
 from damoserve_server.service import DetectionService, ProfileService, Startup
 from damoserve_server.settings import Settings, usable_cores
 from damoserve_server.stream import Streams
-from damoserve_server.tls import server_credentials
+from damoserve_server.watch import look
 from damoserve_server.workers import WorkerLimits, Workers
 
 LAST_ANSWERS_SECONDS = 1.0
@@ -56,14 +60,20 @@ class Application:
         self._load_engine = load_engine
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
-        self._health = Health()
+        self.health = Health()
         self._detector: asyncio.Future[Detector] = asyncio.get_running_loop().create_future()
         self._stopping = threading.Event()
         self._streams = Streams(settings.max_streams, settings.stream_window, settings.stream_idle_seconds)
+        self._listeners = Listeners(settings, self._metrics)
+        self._lifecycle: Lifecycle | None = None
+        self._workers_alive = settings.workers
+        self._telling: set[asyncio.Task[None]] = set()
         self._server = self._build_server()
         self._endpoint: Endpoint | None = None
+        self._management: Management | None = None
         self.port = 0
         self.metrics_port = 0
+        self.admin_port = 0
 
     async def __aenter__(self) -> Self:
         """Returns when all profiles are warm. Raises CatalogueError, ShuttingDown, or OSError if a port is taken."""
@@ -83,14 +93,17 @@ class Application:
     async def listen(self) -> None:
         """Opens both ports; the health service says NOT_SERVING. Raises OSError."""
         settings = self._settings
-        await self._health.starting()
+        await self.health.starting()
         self._endpoint = Endpoint(self._registry, settings.metrics_host, settings.metrics_port)
         self.metrics_port = self._endpoint.port
-        self.port = self._bind(self._server, f"{settings.host}:{settings.port}")
+        self.port = self._listeners.bind(self._server, settings.host, settings.port)
         await self._server.start()
 
     async def load(self) -> None:
-        """Loads and warms up all profiles, then says SERVING. Raises CatalogueError, or ShuttingDown after `stop`."""
+        """Loads and warms up all profiles, then says SERVING.
+
+        Raises CatalogueError, OSError if the admin port is taken, or ShuttingDown after `stop`.
+        """
         settings = self._settings
         gpu = GpuOptions(settings.gpu_device, settings.engine_cache, settings.gpu_memory_bytes)
         options = EngineOptions(
@@ -98,22 +111,30 @@ class Application:
         )
         loading = Loading(self._load_engine, options, settings.workers, stop=self._stopping)
         repository = Repository(settings.repository)
+        # Before the files are read: what changes from now on is seen as a change.
+        sights = await asyncio.to_thread(look, repository)
         catalogue = await asyncio.to_thread(load_catalogue, repository, loading, settings.default_model)
         if self._stopping.is_set():
             raise ShuttingDown
-        self._detector.set_result(self._build_detector(catalogue))
-        await self._health.serving()
+        detector = self._build_detector(catalogue)
+        self._lifecycle = lifecycle = Lifecycle(repository, loading, detector, self._metrics, sights or {})
+        self._management = Management(lifecycle, self._build_admin_server(lifecycle), settings.watch_seconds)
+        self._detector.set_result(detector)
+        await self._management.start()
+        await self.health.serving()
 
     async def stop(self) -> None:
         """Takes no more work, waits for what was accepted, closes everything."""
         self._stopping.set()
-        await self._health.stopping()
+        await self.health.stopping()
         if not self._detector.done():
             self._detector.set_exception(ShuttingDown())  # for the calls that wait for the models
         loaded = None if self._detector.exception() else self._detector.result()
-        self._streams.close()
-        if loaded is not None:
-            await loaded.drain(self._settings.drain_seconds)
+        if loaded is not None and self._management is not None:
+            await asyncio.sleep(self._settings.grace_seconds)
+            self._streams.close()
+            # Beside the drain: a profile that is being loaded may take as long.
+            await asyncio.gather(self._management.stop(), loaded.drain(self._settings.drain_seconds))
         await self._server.stop(LAST_ANSWERS_SECONDS)
         if loaded is not None:
             await loaded.close()
@@ -130,57 +151,43 @@ class Application:
         return f"serving {served} on {host}:{self.port}, metrics on http://{metrics_host}:{self.metrics_port}/metrics"
 
     def _build_server(self) -> grpc.aio.Server:
-        options = [
-            ("grpc.max_receive_message_length", self._settings.max_message_bytes),
-            ("grpc.so_reuseport", 0),  # a second server on the same port is to fail, not to share its calls
-            *self._settings.connections.options(),
-        ]
-        server = grpc.aio.server(
-            interceptors=self._interceptors(),
-            options=options,
-            maximum_concurrent_rpcs=self._settings.max_concurrent_calls,
-        )
+        server = self._listeners.server()
         startup = Startup(self._detector, self._settings.default_deadline_seconds)
         pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup, self._streams, self._metrics), server)
         pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
+        self._listeners.describe(server, SERVICES)
         if self._settings.kserve:
-            inference = InferenceService(startup, self._settings, self._metrics, self._is_ready)
+            administration = LifecycleAdministration(lambda: self._lifecycle) if self._settings.kserve_admin else None
+            inference = InferenceService(startup, self._settings, self._metrics, self._is_ready, administration)
             kserve.add_to_server(inference, server)
             self._metrics.add_methods(kserve.SERVICE, kserve.UNARY)
             self._metrics.add_methods(kserve.SERVICE, kserve.STREAMING, TYPES[True, True])
-        if self._settings.reflection:
-            names = [service.full_name for service in SERVICES]
-            reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-        for service in SERVICES:
-            for method in service.methods:
-                kind = TYPES[method.client_streaming, method.server_streaming]
-                self._metrics.add_methods(service.full_name, [method.name], kind)
         return server
+
+    def _build_admin_server(self, lifecycle: Lifecycle) -> grpc.aio.Server | None:
+        """Raises OSError if its port is taken."""
+        settings = self._settings
+        if settings.admin_port is None:
+            return None
+        server = self._listeners.server()
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(lifecycle), server)
+        self._listeners.describe(server, list(admin_pb2.DESCRIPTOR.services_by_name.values()))
+        self.admin_port = self._listeners.bind(server, settings.admin_host, settings.admin_port)
+        return server
+
+    def _count_workers(self, alive: int) -> None:
+        before, self._workers_alive = self._workers_alive, alive
+        self._metrics.workers.set(alive)
+        if bool(before) == bool(alive):
+            return
+        told = self.health.recovered() if alive else self.health.degraded("no worker is left; they are being replaced")
+        telling = asyncio.get_running_loop().create_task(told)
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     def _is_ready(self) -> bool:
         return self._detector.done() and not self._stopping.is_set()
-
-    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
-        """The outer first."""
-        access = self._settings.access
-        calls = CallInterceptor(self._metrics)
-        if access.tokens is None:
-            return [calls]
-        tokens = Tokens(access.tokens, partial(self._metrics.count_credential_reload, "tokens"))
-        return [calls, AccessInterceptor(tokens, access.open_health)]
-
-    def _bind(self, server: grpc.aio.Server, address: str) -> int:
-        """Opens the address, with TLS if that is set, and returns the port. Raises OSError."""
-        tls = self._settings.tls
-        try:
-            if tls is None:
-                return server.add_insecure_port(address)
-            return server.add_secure_port(
-                address, server_credentials(tls, partial(self._metrics.count_credential_reload, "certificate"))
-            )
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}") from error
 
     def _build_detector(self, catalogue: Catalogue) -> Detector:
         settings = self._settings
@@ -192,15 +199,10 @@ class Application:
             settings.workers, settings.max_batch_size, settings.max_queue, settings.worker_timeout_seconds
         )
         policy = DeadlinePolicy(settings.max_batch_wait_ms / 1000)
-        workers = Workers(policy, limits, self._metrics, self._metrics.workers.set)
+        workers = Workers(policy, limits, self._metrics, self._count_workers)
         detector = Detector(settings, catalogue, images, workers, self._metrics)
         self._metrics.watch_pools(detector.free_slots, detector.leased_slots)
         self._metrics.watch_queue(partial(workers.queued, ready=False), partial(workers.queued, ready=True))
-        for model in catalogue.models.values():
-            for failed in model.failed:
-                self._metrics.set_profile_state(model.name, failed.name, active=False)
-            for profile in model.active:
-                self._metrics.add_profile(profile.manifest)
         return detector
 
 

@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.manifest import Manifest
-from damoserve_server.catalogue import ActiveProfile, FailedProfile, Model
+from damoserve_server.catalogue import ActiveProfile, FailedProfile, Model, Profile, State
 from damoserve_server.detector import DetectionRequest, DetectionResult, Timings
 from damoserve_server.errors import ArgumentOutOfRange, ProfileAndTier
 from damoserve_server.policies import LOWEST_PRIORITY
@@ -35,6 +35,12 @@ OVERLOADS = {
     pb.StreamOptions.OVERLOAD_DROP_OLDEST: True,
 }
 """Whether frames are dropped."""
+STATES = {
+    State.ACTIVE: pb.Profile.STATE_ACTIVE,
+    State.FAILED: pb.Profile.STATE_FAILED,
+    State.LOADING: pb.Profile.STATE_LOADING,
+    State.UNLOADED: pb.Profile.STATE_UNLOADED,
+}
 MAX_DETECTIONS = 1000
 
 Wishes = pb.DetectRequest | pb.StreamOptions
@@ -185,20 +191,20 @@ def to_duration(seconds: float) -> Duration:
 
 
 def to_profiles(model: Model) -> list[pb.Profile]:
-    """The active ones, the most accurate first, then those that failed."""
-    return [to_profile(model, profile) for profile in model.profiles]
+    """The active ones, the most accurate first, then the others, then those of a version that was refused."""
+    refused = [to_profile(model.name, profile.folder.version, profile) for profile in model.refused]
+    return [to_profile(model.name, model.version, profile) for profile in model.profiles] + refused
 
 
-def to_profile(model: Model, profile: ActiveProfile | FailedProfile) -> pb.Profile:
-    message = pb.Profile(model=model.name, model_version=model.version, profile=profile.name)
+def to_profile(model: str, version: int, profile: Profile) -> pb.Profile:
+    message = pb.Profile(model=model, model_version=version, profile=profile.name, state=STATES[profile.state])
     if profile.manifest is not None:
         message.MergeFrom(_described(profile.manifest))
-    if isinstance(profile, ActiveProfile):
-        message.state = pb.Profile.STATE_ACTIVE
-        message.expected_latency.CopyFrom(to_duration(profile.latency.expected()))
-    else:
-        message.state = pb.Profile.STATE_FAILED
-        message.error = profile.summary
+    match profile:
+        case ActiveProfile():
+            message.expected_latency.CopyFrom(to_duration(profile.latency.expected()))
+        case FailedProfile():
+            message.error = profile.summary
     return message
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,18 +83,22 @@ class Detector:
         self._pools: dict[Size, Pool] = {}
         self.prepare(catalogue.active())
 
-    def prepare(self, profiles: Iterable[ActiveProfile]) -> None:
+    def prepare(self, profiles: Sequence[ActiveProfile]) -> None:
         """Makes room for the requests of these profiles, before they serve."""
         running = self._settings.workers * self._settings.max_batch_size
         for profile in profiles:
             if profile.size not in self._pools:
                 slots = affordable_slots(self._settings.max_queue + running, running + 1, profile.size)
                 self._pools[profile.size] = Pool(slots, profile.size)
-            self._workers.add([profile])
+            self._metrics.add_profile(profile.manifest)
+        self._workers.add(profiles)
 
-    def retire(self, profiles: Iterable[ActiveProfile]) -> None:
-        """Nothing new will come for these; what they still serve they finish."""
+    def retire(self, profiles: Sequence[ActiveProfile]) -> None:
+        """Forgets profiles that no new request gets; what they still serve they finish."""
         self._workers.remove(profiles)
+        successors = {profile.key: profile.manifest for profile in self.catalogue.active()}
+        for profile in profiles:
+            self._metrics.drop_profile(profile.manifest, successors.get(profile.key))
 
     async def detect(self, request: DetectionRequest) -> DetectionResult:
         """Raises any DamoserveError; DeadlineExpired at the deadline, whatever the request is waiting for then."""

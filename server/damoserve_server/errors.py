@@ -13,7 +13,9 @@ DamoserveError
 │   └── StreamOutOfOrder
 ├── NotFound                     NOT_FOUND, names the resource
 │   ├── ModelNotFound
-│   └── ProfileNotFound
+│   ├── ProfileNotFound
+│   ├── VersionNotFound
+│   └── AliasNotFound
 ├── ProfileUnavailable           FAILED_PRECONDITION
 ├── AccuracyUnavailable          FAILED_PRECONDITION
 ├── DeadlineUnreachable          DEADLINE_EXCEEDED
@@ -29,6 +31,11 @@ DamoserveError
 ├── RateLimited                  RESOURCE_EXHAUSTED, says when to try again
 ├── ConcurrencyLimited           RESOURCE_EXHAUSTED
 ├── ShuttingDown                 UNAVAILABLE
+├── ProfileLoading               UNAVAILABLE, says when to try again
+├── OperationRunning             ABORTED, says when to try again
+├── ProfileRefused               FAILED_PRECONDITION
+├── VersionRefused               FAILED_PRECONDITION
+├── RepositoryUnusable           FAILED_PRECONDITION
 ├── NotOffered                   UNIMPLEMENTED
 └── InternalError                INTERNAL
 
@@ -121,6 +128,16 @@ class ModelNotFound(NotFound):
 class ProfileNotFound(NotFound):
     reason = "PROFILE_NOT_FOUND"
     resource_type = "damoserve.v1.Profile"
+
+
+class VersionNotFound(NotFound):
+    reason = "VERSION_NOT_FOUND"
+    resource_type = "damoserve.v1.Version"
+
+
+class AliasNotFound(NotFound):
+    reason = "ALIAS_NOT_FOUND"
+    resource_type = "damoserve.v1.Alias"
 
 
 class ProfileUnavailable(DamoserveError):
@@ -236,6 +253,37 @@ class ShuttingDown(DamoserveError):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down; try another one")
+
+
+class ProfileLoading(DamoserveError):
+    """`retry_after` is in seconds."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "PROFILE_LOADING"
+    retry_after = 1.0
+
+
+class OperationRunning(DamoserveError):
+    """`retry_after` is in seconds."""
+
+    code = grpc.StatusCode.ABORTED
+    reason = "OPERATION_RUNNING"
+    retry_after = 1.0
+
+
+class ProfileRefused(DamoserveError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "PROFILE_REFUSED"
+
+
+class VersionRefused(DamoserveError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "VERSION_REFUSED"
+
+
+class RepositoryUnusable(DamoserveError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "REPOSITORY_UNUSABLE"
 
 
 class NotOffered(DamoserveError):

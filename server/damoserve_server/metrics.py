@@ -1,7 +1,7 @@
 """What Prometheus sees. Label values come from closed sets only, and every series exists from the start, at zero."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 
 import grpc
@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 
 from damoserve_profiles.manifest import Manifest
 from damoserve_server import errors
+from damoserve_server.catalogue import State
 from damoserve_server.router import Reason, Tier
 
 # fmt: off
@@ -22,6 +23,8 @@ RELOADED_FILES = ("certificate", "tokens")
 RELOAD_RESULTS = {True: "taken", False: "refused"}
 STAGES = ("decode", "queue", "inference", "postprocess")
 FRAME_OUTCOMES = ("answered", "refused", "dropped_server_behind", "dropped_client_behind")
+RELOADS = ("switched", "refused", "abandoned", "removed")
+"""How an attempt to change the version of a model ended."""
 NO_TIER = "none"
 """The tier label of a request that names its profile."""
 
@@ -84,6 +87,10 @@ class Metrics:
             "damoserve_credential_reloads", "Changed files that were read again.", ["file", "result"], registry=registry
         )
         self.frames = Counter("damoserve_stream_frames", "Frames of streams, by end.", ["outcome"], registry=registry)
+        self.reloads = Counter(
+            "damoserve_reloads", "Attempts to change the version of a model.", ["model", "result"], registry=registry
+        )
+        self._shown: dict[str, dict[str, State]] = {}
         for reason in errors.reasons():
             self.refused.labels(reason)
         for file, result in product(RELOADED_FILES, RELOAD_RESULTS.values()):
@@ -112,11 +119,23 @@ class Metrics:
         self.routed.labels(model, profile, NO_TIER, Reason.REQUESTED)
         self.batch_size.labels(model, profile)
         self.profile_info.labels(model, profile, manifest.version, manifest.variant).set(1)
-        self.set_profile_state(model, profile, active=True)
 
-    def set_profile_state(self, model: str, profile: str, active: bool) -> None:
-        self.profile_state.labels(model, profile, "active").set(active)
-        self.profile_state.labels(model, profile, "failed").set(not active)
+    def drop_profile(self, manifest: Manifest, successor: Manifest | None) -> None:
+        """Removes what says that a profile is there, unless its successor says the same. What it did stays counted."""
+        model, profile = manifest.model, manifest.profile
+        if successor is None or (successor.version, successor.variant) != (manifest.version, manifest.variant):
+            self.profile_info.remove(model, profile, manifest.version, manifest.variant)
+
+    def show_states(self, model: str, states: Mapping[str, State]) -> None:
+        """The states of a model's profiles; those it no longer has are removed."""
+        for name in self._shown.get(model, {}).keys() - states.keys():
+            self.profile_state.remove_by_labels({"model": model, "profile": name})
+        for name, state in states.items():
+            for possible in State:
+                self.profile_state.labels(model, name, possible).set(state == possible)
+        self._shown[model] = dict(states)
+        for result in RELOADS:
+            self.reloads.labels(model, result)
 
     def watch_queue(self, decoding: Callable[[], int], ready: Callable[[], int]) -> None:
         self.queued.labels("decoding").set_function(decoding)

@@ -34,10 +34,7 @@ class Ticket(Generic[P, T]):
     ready_at: float
     """Until it is ready, an estimate."""
     payload: T | None = None
-
-    @property
-    def ready(self) -> bool:
-        return self.payload is not None
+    ready: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +61,7 @@ class Scheduler(Generic[P, T]):
         self._arrivals = Arrivals()
         self._waiting: dict[Ticket[P, T], None] = {}
         self._running: set[Batch[P, T]] = set()
-        self._last: P | None = None
+        self._last_accuracy = inf
         self._resume_at = -inf
         self._closed = False
         self.workers = 0
@@ -76,7 +73,7 @@ class Scheduler(Generic[P, T]):
     def admit(self, wish: Wish[P], decoding: float) -> Ticket[P, T]:
         """Lets a request in whose image will be decoded in so many seconds.
 
-        Raises ShuttingDown, DeadlineExpired, WorkersLost, QueueFull or DeadlineUnreachable, and keeps nothing then.
+        Raises ShuttingDown, DeadlineExpired, WorkersLost, DeadlineUnreachable or QueueFull, and keeps nothing then.
         """
         now = self._clock()
         if self._closed:
@@ -87,11 +84,11 @@ class Scheduler(Generic[P, T]):
             raise WorkersLost
         ticket: Ticket[P, T] = Ticket(wish, now + decoding)
         end = self.soonest_end(ticket)
+        if end > wish.deadline:
+            raise DeadlineUnreachable(end - now, wish.deadline - now)
         if len(self._waiting) >= self._max_queue:
             message = f"{self._max_queue} requests wait already; try again later"
             raise QueueFull(message, end - now, limit=self._max_queue)
-        if end > wish.deadline:
-            raise DeadlineUnreachable(end - now, wish.deadline - now)
         self._arrivals.add(now, wish.due - now)
         self._waiting[ticket] = None
         return ticket
@@ -101,7 +98,7 @@ class Scheduler(Generic[P, T]):
         now = self._clock()
         if ticket not in self._waiting:
             raise ShuttingDown if self._closed else self._lateness(ticket, now)
-        ticket.payload, ticket.ready_at = payload, now
+        ticket.payload, ticket.ready_at, ticket.ready = payload, now, True
         self._resume_at = -inf
 
     def withdraw(self, ticket: Ticket[P, T]) -> bool:
@@ -153,10 +150,11 @@ class Scheduler(Generic[P, T]):
             return None
         for ticket in decision.tickets:
             del self._waiting[ticket]
-        end = now + self._cost(decision.profile).expected(len(decision.tickets))
+        cost = self._cost(decision.profile)
+        end = now + cost.expected(len(decision.tickets))
         batch = Batch(decision.profile, decision.tickets, now, end)
         self._running.add(batch)
-        self._last = decision.profile
+        self._last_accuracy = cost.accuracy
         return batch
 
     def finish(self, batch: Batch[P, T]) -> None:
@@ -203,7 +201,7 @@ class Scheduler(Generic[P, T]):
         costs: Mapping[P, Cost] = {profile: self._cost(profile) for allowed in kinds for profile in allowed}
         busy = tuple(max(0.0, batch.expected_end - now) for batch in self._running)
         rate, budget = self._arrivals.recent(now)
-        return State(now, list(self._waiting), costs, free, busy, rate, budget, self._last)
+        return State(now, list(self._waiting), costs, free, busy, rate, budget, self._last_accuracy)
 
     def _quickest(self) -> Callable[[Ticket[P, T]], tuple[float, P]]:
         """Tells of a ticket its quickest profile, after the seconds that this needs for one image."""

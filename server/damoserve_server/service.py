@@ -80,4 +80,4 @@ class ProfileService(pb_grpc.ProfileServiceServicer):
 
     async def GetProfile(self, request: pb.GetProfileRequest, context: Context) -> pb.Profile:
         model = (await self._startup.finished()).catalogue.model(request.model)
-        return convert.to_profile(model, model.find(request.profile))
+        return convert.to_profile(model.name, model.version, model.find(request.profile))

@@ -90,8 +90,13 @@ class Settings(BaseSettings):
     reflection: bool = True
     kserve: bool = True
     """Whether the port also speaks the KServe v2 protocol."""
+    kserve_admin: bool = False
+    """Whether models may be loaded and unloaded by it; where there are tokens, with the right `admin`."""
     kserve_unavailable_when_full: bool = False
     """Whether that refuses with UNAVAILABLE, as Triton does, what does not fit into the queue."""
+    admin_host: str = "127.0.0.1"
+    admin_port: Port | None = None
+    """Of the admin service. Unset: there is none."""
 
     workers: Positive = Field(default_factory=usable_cores)
     """Batches that are computed at the same time."""
@@ -125,6 +130,10 @@ class Settings(BaseSettings):
     """How long one batch may take before its worker is given up and replaced."""
     drain_seconds: Annotated[float, Field(ge=0)] = 10.0
     """How long a stopping server waits for the requests it has accepted."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long a stopping server still takes new requests, for balancers to notice that it says NOT_SERVING."""
+    watch_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How often the repository is looked at for changes. 0: only when it starts or is told to."""
 
     max_image_bytes: Positive = 16 * 2**20
     max_pixels: Positive = DEFAULT_MAX_PIXELS

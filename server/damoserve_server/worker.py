@@ -87,11 +87,19 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            while (batch := self.foreman.next_batch(self)) is not None:
-                self.foreman.finish(self, batch, self._compute(batch))
+            while self._work():
+                pass
         except BaseException:  # whatever ends the thread, its requests are to be answered
             log.exception("worker %d died", self.number)
             self.foreman.died(self)
+
+    def _work(self) -> bool:
+        """One batch, to which nothing refers afterwards: its profile may have been dropped. False: there is no more."""
+        batch = self.foreman.next_batch(self)
+        if batch is None:
+            return False
+        self.foreman.finish(self, batch, self._compute(batch))
+        return True
 
     def _compute(self, batch: JobBatch) -> list[Outcome]:
         """One outcome for each job: what fails for one image alone fails only that one."""

@@ -75,6 +75,7 @@ class Workers:
         self._profiles |= set(profiles)
 
     def remove(self, profiles: Iterable[ActiveProfile]) -> None:
+        """Once what they serve is answered, nothing here refers to these profiles any more."""
         self._profiles -= set(profiles)
 
     def queued(self, *, ready: bool) -> int:

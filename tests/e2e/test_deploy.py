@@ -18,6 +18,7 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.manifest import Manifest
 from damoserve_server.access.tokens import read_tokens
 from damoserve_server.app import LAST_ANSWERS_SECONDS
+from damoserve_server.catalogue import State
 from damoserve_server.metrics import Metrics
 from damoserve_server.settings import Settings
 
@@ -50,6 +51,7 @@ def registry() -> CollectorRegistry:
     manifest = Manifest.model_construct(model="cells", profile="int8+pruned", version=1, variant="P")
     metrics.add_profile(manifest)
     metrics.watch_queue(lambda: 0, lambda: 0)
+    metrics.show_states("cells", {"int8+pruned": State.ACTIVE})
     metrics.watch_pools(lambda: 1, lambda: 0)
     return registry
 

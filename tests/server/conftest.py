@@ -85,17 +85,19 @@ def add_profile(
     name: str = "colours",
     *,
     resize: ResizeMode = "stretch",
+    version: int = 3,
+    labels: tuple[str, ...] = LABELS,
 ) -> None:
     """Adds a profile to the repository; `model` is the file, if it is not to be the network above."""
-    folder = Repository(root).folder(name, 3, profile)
+    folder = Repository(root).folder(name, version, profile)
     folder.path.mkdir(parents=True)
     folder.model_path.write_bytes(quarters_model() if model is None else model)
     manifest = Manifest(
         model=name,
-        version=3,
+        version=version,
         profile=profile,
         variant="P",
-        labels=LABELS,
+        labels=labels,
         input=InputSpec(width=WIDTH, height=HEIGHT, resize=resize),
         candidates=4,
         thresholds=Thresholds(score=0.5, nms_iou=0.7, max_detections=100),

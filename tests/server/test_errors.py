@@ -307,10 +307,11 @@ def test_an_unusable_request_id_is_replaced(serve, pictures, given):
 
 
 def test_the_table_of_the_contract():
-    """Reasons and codes in the code are those in the comment of the contract."""
+    """Reasons and codes in the code are those in the comments of the contract."""
     documented = {}
-    contract = Path(pb.__file__).with_name("detection.proto")
-    for line in contract.read_text().splitlines():
+    folder = Path(pb.__file__).parent
+    contract = [(folder / name).read_text() for name in ("detection.proto", "admin.proto")]
+    for line in "".join(contract).splitlines():
         cells = [cell.strip() for cell in line.removeprefix("//").strip().strip("|").split("|")]
         if len(cells) == 3 and cells[1].isupper():
             documented[cells[1]] = cells[0]

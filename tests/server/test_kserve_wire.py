@@ -10,7 +10,6 @@ from google.rpc import error_details_pb2
 
 from damoserve.kserve.v2 import inference_pb2 as pb
 from damoserve_server import detector
-from damoserve_server.kserve.service import InferenceService
 
 PATIENCE = 20.0
 Request = pb.ModelInferRequest
@@ -187,40 +186,37 @@ def test_the_priority_reaches_the_detector(serve, pictures, monkeypatch):
     assert seen == [5, 5, 1, 5]
 
 
-class Ledger:
-    """An administration that writes down what it is told."""
-
-    def __init__(self):
-        self.told = []
-
-    async def load(self, model):
-        self.told.append(("load", model))
-
-    async def unload(self, model):
-        self.told.append(("unload", model))
-
-
-def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve, monkeypatch):
-    ledger = Ledger()
-    monkeypatch.setattr(InferenceService.__init__, "__defaults__", (ledger,))
+def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
     load, unload = pb.RepositoryModelLoadRequest, pb.RepositoryModelUnloadRequest
 
     async def scenario():
-        async with serve() as client:
+        async with serve(kserve_admin=True) as client:
             loading = method(client, "RepositoryModelLoad", pb.RepositoryModelLoadResponse)
             unloading = method(client, "RepositoryModelUnload", pb.RepositoryModelUnloadResponse)
+            ready = method(client, "ModelReady", pb.ModelReadyResponse)
             metadata = method(client, "ServerMetadata", pb.ServerMetadataResponse)
-            await loading(load(model_name="colours"), timeout=PATIENCE)
-            await unloading(unload(model_name="colours"), timeout=PATIENCE)
+
+            async def is_ready():
+                names = ("colours", "colours/quick")
+                return [(await ready(pb.ModelReadyRequest(name=name), timeout=PATIENCE)).ready for name in names]
+
+            states = []
+            for call, request in (
+                (unloading, unload(model_name="colours/quick")),
+                (unloading, unload(model_name="colours")),
+                (loading, load(model_name="colours/quick")),
+            ):
+                await call(request, timeout=PATIENCE)
+                states.append(await is_ready())
             configured = load(parameters={"config": pb.ModelRepositoryParameter(string_param="{}")})
             refused = [
                 (await client.failure(loading(configured, timeout=PATIENCE))).reason,
                 (await client.failure(unloading(unload(repository_name="other"), timeout=PATIENCE))).reason,
             ]
-            return refused, (await metadata(pb.ServerMetadataRequest(), timeout=PATIENCE)).extensions
+            return states, refused, (await metadata(pb.ServerMetadataRequest(), timeout=PATIENCE)).extensions
 
-    refused, extensions = asyncio.run(scenario())
-    assert ledger.told == [("load", "colours"), ("unload", "colours")]
+    states, refused, extensions = asyncio.run(scenario())
+    assert states == [[True, False], [False, False], [True, True]]
     assert refused == ["NOT_OFFERED"] * 2
     assert "model_repository" in extensions
 

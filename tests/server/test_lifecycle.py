@@ -20,11 +20,12 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import Repository
 from damoserve_server.app import serve as serve_until_stopped
-from damoserve_server.catalogue import WARM_UP_RUNS, CatalogueError
+from damoserve_server.catalogue import CatalogueError
 from damoserve_server.cli import serve as serve_command
 from damoserve_server.engines import EngineError, EngineOptions
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.errors import ShuttingDown
+from damoserve_server.loading import WARM_UP_RUNS
 from damoserve_server.settings import Settings
 
 DETECTION = "damoserve.v1.DetectionService"
@@ -157,6 +158,55 @@ def test_a_stopping_server_answers_what_it_has_accepted(application, client_of, 
     refused, answers = asyncio.run(scenario())
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     assert [len(answer.detections) for answer in answers] == [4, 4, 4]
+
+
+def test_a_stopping_server_takes_requests_until_the_balancers_know(application, client_of, pictures):
+    async def scenario():
+        server = application(grace_seconds=1)
+        async with server, client_of(server) as client:
+            stopping = asyncio.ensure_future(server.stop())
+            while await client.health() == "SERVING":
+                pass
+            answer = await client.detect(pictures.red)
+            early = stopping.done()
+            await stopping
+        return answer, early
+
+    answer, early = asyncio.run(scenario())
+    assert len(answer.detections) == 4
+    assert not early
+
+
+def test_a_fault_is_told_until_it_is_over(application, client_of, pictures, caplog):
+    async def scenario():
+        server = application()
+        states = []
+        async with server, client_of(server) as client:
+            for tell in (server.health.degraded("worker 1 hangs"), server.health.recovered()):
+                await tell
+                states.append([await client.health(), await client.health(DETECTION)])
+            assert len((await client.detect(pictures.red)).detections) == 4
+        return states
+
+    assert asyncio.run(scenario()) == [["NOT_SERVING"] * 2, ["SERVING"] * 2]
+    assert "NOT_SERVING: worker 1 hangs" in caplog.text
+
+
+def test_a_fault_that_is_over_does_not_make_a_loading_server_serve(application, client_of):
+    async def scenario():
+        server = application()
+        await server.listen()
+        async with client_of(server) as client:
+            await server.health.degraded("worker 1 hangs")
+            await server.health.recovered()
+            loading = await client.health()
+            await server.health.degraded("worker 1 hangs")
+            await server.load()
+            loaded = await client.health()
+            await server.stop()
+        return loading, loaded
+
+    assert asyncio.run(scenario()) == ("NOT_SERVING", "NOT_SERVING")
 
 
 def test_draining_takes_no_longer_than_it_may(application, client_of, pictures, valve):

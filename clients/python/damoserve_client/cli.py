@@ -15,8 +15,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from damoserve_client import admin, tables
 from damoserve_client import demo as demonstration
-from damoserve_client import tables
 from damoserve_client.channel import DEFAULT_ADDRESS
 from damoserve_client.client import Client
 from damoserve_client.draw import annotate
@@ -34,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Finds objects in images with a damoserve server.",
 )
+
+app.add_typer(admin.app, name="admin")
 
 Address = Annotated[str, typer.Option(envvar="DAMOSERVE_ADDRESS", help="HOST:PORT of the server.")]
 Images = Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="JPEG, PNG, WebP or BMP files.")]

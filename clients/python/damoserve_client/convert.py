@@ -80,7 +80,7 @@ def to_profile(profile: pb.Profile) -> ProfileInfo:
         model=profile.model,
         model_version=profile.model_version,
         profile=profile.profile,
-        active=profile.state == pb.Profile.STATE_ACTIVE,
+        state=_state_name(profile.state),
         error=profile.error,
         labels=tuple(profile.labels),
         average_precision=profile.average_precision,
@@ -112,6 +112,12 @@ def _reason_name(reason: "pb.SelectionReason.ValueType") -> str:
     if reason not in pb.SelectionReason.values():  # a newer server may have reasons that this client does not know
         reason = pb.SELECTION_REASON_UNSPECIFIED
     return pb.SelectionReason.Name(reason).removeprefix("SELECTION_REASON_").lower()
+
+
+def _state_name(state: "pb.Profile.State.ValueType") -> str:
+    if state not in pb.Profile.State.values():
+        state = pb.Profile.STATE_UNSPECIFIED
+    return pb.Profile.State.Name(state).removeprefix("STATE_").lower()
 
 
 def _tier(options: DetectOptions) -> "pb.LatencyTier.ValueType":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from damoserve.v1.admin_pb2 import ModelStatus
 from damoserve_client.types import DetectionResult, ProfileInfo
 
 
@@ -25,7 +26,7 @@ def profiles(infos: Sequence[ProfileInfo]) -> Table:
         table.add_row(
             escape(f"{info.model}/{info.model_version}"),
             escape(info.profile),
-            "active" if info.active else "failed",
+            info.state,
             f"{info.average_precision:.3f}",
             f"{info.average_precision_50:.3f}",
             megabytes(info),
@@ -37,8 +38,18 @@ def profiles(infos: Sequence[ProfileInfo]) -> Table:
 
 
 def failures(infos: Sequence[ProfileInfo]) -> list[str]:
-    """One line per profile that is not active, with the cause."""
-    return [f"{info.profile} failed: {info.error}" for info in infos if not info.active]
+    """One line per profile that failed, with the cause."""
+    return [f"{info.profile} failed: {info.error}" for info in infos if info.state == "failed"]
+
+
+def models(statuses: Sequence[ModelStatus]) -> Table:
+    """One row per model: what serves, and what could."""
+    table = _table(["model", "serving", "versions", "aliases"], [])
+    for status in statuses:
+        versions = ", ".join(map(str, status.versions))
+        aliases = ", ".join(f"{name}={version}" for name, version in sorted(status.aliases.items()))
+        table.add_row(escape(status.model), str(status.serving_version or "-"), versions, escape(aliases))
+    return table
 
 
 def by_profile(rows: Sequence[tuple[ProfileInfo, DetectionResult]]) -> Table:

@@ -120,8 +120,9 @@ class ProfileInfo:
     model: str
     model_version: int
     profile: str
-    active: bool
-    # Why the profile is not served; empty when it is active.
+    # `active`, `failed`, `loading`, `unloaded`, or `unspecified` from a newer server.
+    state: str
+    # Why the profile failed; otherwise empty.
     error: str
     labels: tuple[str, ...]
     # On the validation images, averaged over IoU 0.50 to 0.95 and at IoU 0.50; 0 to 1.
@@ -136,3 +137,7 @@ class ProfileInfo:
     expected_latency: float
     # Width and height in pixels that images are stretched to.
     input_size: tuple[int, int]
+
+    @property
+    def active(self) -> bool:
+        return self.state == "active"

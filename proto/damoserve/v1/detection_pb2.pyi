@@ -610,7 +610,9 @@ class ListProfilesResponse(_message.Message):
     PROFILES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def profiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Profile]:
-        """By model, then the most accurate first; those that FAILED last."""
+        """By model, then the most accurate first; those that are not ACTIVE last. A profile that FAILED with a
+        `model_version` other than that of the rest belongs to a version that was refused while this one kept serving.
+        """
 
     def __init__(
         self,
@@ -668,6 +670,10 @@ class Profile(_message.Message):
         """Loaded, warmed up and serving."""
         STATE_FAILED: Profile._State.ValueType  # 2
         """Refused at load; `error` says why."""
+        STATE_LOADING: Profile._State.ValueType  # 3
+        """Being loaded; it will serve."""
+        STATE_UNLOADED: Profile._State.ValueType  # 4
+        """Not loaded, by the operator's wish."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """The operating state of a profile."""
@@ -677,6 +683,10 @@ class Profile(_message.Message):
     """Loaded, warmed up and serving."""
     STATE_FAILED: Profile.State.ValueType  # 2
     """Refused at load; `error` says why."""
+    STATE_LOADING: Profile.State.ValueType  # 3
+    """Being loaded; it will serve."""
+    STATE_UNLOADED: Profile.State.ValueType  # 4
+    """Not loaded, by the operator's wish."""
 
     MODEL_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
@@ -715,7 +725,7 @@ class Profile(_message.Message):
     input_height_px: _builtins.int
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The remaining fields are unset when the profile FAILED before its manifest could be read.
+        """The remaining fields are unset when the manifest of the profile could not be read.
 
         Names of the classes, in the order of `Detection.label_id`.
         """
@@ -723,7 +733,7 @@ class Profile(_message.Message):
     @_builtins.property
     def expected_latency(self) -> _duration_pb2.Duration:
         """Expected time of the network for one image on this server, learned from what it served, starting from the
-        measurement at warm-up. Unset for every profile that FAILED.
+        measurement at warm-up. Set for ACTIVE profiles only.
         """
 
     def __init__(

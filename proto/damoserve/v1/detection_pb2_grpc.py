@@ -43,7 +43,7 @@ class DetectionServiceStub:
     | INVALID_ARGUMENT    | PARAMETER_INVALID         | KServe v2 only: an unknown parameter, or of a wrong type    |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
-    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
+    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded, or was unloaded |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
@@ -56,6 +56,7 @@ class DetectionServiceStub:
     | RESOURCE_EXHAUSTED  | CONCURRENCY_LIMITED       | the token has as many calls open as it may                  |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
+    | UNAVAILABLE         | PROFILE_LOADING           | the profile is being loaded; carries a RetryInfo            |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
     | INVALID_ARGUMENT    | MESSAGE_UNDECODABLE       | the bytes of the request are not the message that is due    |
     | INVALID_ARGUMENT    | STREAM_OUT_OF_ORDER       | a stream does not start with its options, or has them twice |
@@ -63,7 +64,8 @@ class DetectionServiceStub:
     | RESOURCE_EXHAUSTED  | TOO_MANY_STREAMS          | the server holds as many streams as it may                  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
-    call that comes while the server holds as many as it may, however little work waits.
+    call that comes while the server holds as many as it may, however little work waits. One that comes in the moment in
+    which a draining server closes its port ends with CANCELLED and no reason; another replica can answer.
     """
 
     def __init__(self, channel):
@@ -102,7 +104,7 @@ class DetectionServiceServicer:
     | INVALID_ARGUMENT    | PARAMETER_INVALID         | KServe v2 only: an unknown parameter, or of a wrong type    |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
-    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
+    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded, or was unloaded |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
@@ -115,6 +117,7 @@ class DetectionServiceServicer:
     | RESOURCE_EXHAUSTED  | CONCURRENCY_LIMITED       | the token has as many calls open as it may                  |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
+    | UNAVAILABLE         | PROFILE_LOADING           | the profile is being loaded; carries a RetryInfo            |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
     | INVALID_ARGUMENT    | MESSAGE_UNDECODABLE       | the bytes of the request are not the message that is due    |
     | INVALID_ARGUMENT    | STREAM_OUT_OF_ORDER       | a stream does not start with its options, or has them twice |
@@ -122,7 +125,8 @@ class DetectionServiceServicer:
     | RESOURCE_EXHAUSTED  | TOO_MANY_STREAMS          | the server holds as many streams as it may                  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
-    call that comes while the server holds as many as it may, however little work waits.
+    call that comes while the server holds as many as it may, however little work waits. One that comes in the moment in
+    which a draining server closes its port ends with CANCELLED and no reason; another replica can answer.
     """
 
     def Detect(self, request, context):
@@ -186,7 +190,7 @@ class DetectionService:
     | INVALID_ARGUMENT    | PARAMETER_INVALID         | KServe v2 only: an unknown parameter, or of a wrong type    |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
-    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
+    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded, or was unloaded |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
@@ -199,6 +203,7 @@ class DetectionService:
     | RESOURCE_EXHAUSTED  | CONCURRENCY_LIMITED       | the token has as many calls open as it may                  |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
+    | UNAVAILABLE         | PROFILE_LOADING           | the profile is being loaded; carries a RetryInfo            |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
     | INVALID_ARGUMENT    | MESSAGE_UNDECODABLE       | the bytes of the request are not the message that is due    |
     | INVALID_ARGUMENT    | STREAM_OUT_OF_ORDER       | a stream does not start with its options, or has them twice |
@@ -206,7 +211,8 @@ class DetectionService:
     | RESOURCE_EXHAUSTED  | TOO_MANY_STREAMS          | the server holds as many streams as it may                  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
-    call that comes while the server holds as many as it may, however little work waits.
+    call that comes while the server holds as many as it may, however little work waits. One that comes in the moment in
+    which a draining server closes its port ends with CANCELLED and no reason; another replica can answer.
     """
 
     @staticmethod
@@ -291,7 +297,7 @@ class ProfileServiceServicer:
     """
 
     def ListProfiles(self, request, context):
-        """Lists the profiles of one model or of all, the most accurate first, those that FAILED last.
+        """Lists the profiles of one model or of all, the most accurate first, those that are not ACTIVE last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,7 @@ class DetectionServiceStub:
     | INVALID_ARGUMENT    | PARAMETER_INVALID         | KServe v2 only: an unknown parameter, or of a wrong type    |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
-    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
+    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded, or was unloaded |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
@@ -57,6 +57,7 @@ class DetectionServiceStub:
     | RESOURCE_EXHAUSTED  | CONCURRENCY_LIMITED       | the token has as many calls open as it may                  |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
+    | UNAVAILABLE         | PROFILE_LOADING           | the profile is being loaded; carries a RetryInfo            |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
     | INVALID_ARGUMENT    | MESSAGE_UNDECODABLE       | the bytes of the request are not the message that is due    |
     | INVALID_ARGUMENT    | STREAM_OUT_OF_ORDER       | a stream does not start with its options, or has them twice |
@@ -64,7 +65,8 @@ class DetectionServiceStub:
     | RESOURCE_EXHAUSTED  | TOO_MANY_STREAMS          | the server holds as many streams as it may                  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
-    call that comes while the server holds as many as it may, however little work waits.
+    call that comes while the server holds as many as it may, however little work waits. One that comes in the moment in
+    which a draining server closes its port ends with CANCELLED and no reason; another replica can answer.
     """
 
     @_typing.overload
@@ -104,7 +106,7 @@ class DetectionServiceAsyncStub(DetectionServiceStub):
     | INVALID_ARGUMENT    | PARAMETER_INVALID         | KServe v2 only: an unknown parameter, or of a wrong type    |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
-    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
+    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded, or was unloaded |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
@@ -117,6 +119,7 @@ class DetectionServiceAsyncStub(DetectionServiceStub):
     | RESOURCE_EXHAUSTED  | CONCURRENCY_LIMITED       | the token has as many calls open as it may                  |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
+    | UNAVAILABLE         | PROFILE_LOADING           | the profile is being loaded; carries a RetryInfo            |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
     | INVALID_ARGUMENT    | MESSAGE_UNDECODABLE       | the bytes of the request are not the message that is due    |
     | INVALID_ARGUMENT    | STREAM_OUT_OF_ORDER       | a stream does not start with its options, or has them twice |
@@ -124,7 +127,8 @@ class DetectionServiceAsyncStub(DetectionServiceStub):
     | RESOURCE_EXHAUSTED  | TOO_MANY_STREAMS          | the server holds as many streams as it may                  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
-    call that comes while the server holds as many as it may, however little work waits.
+    call that comes while the server holds as many as it may, however little work waits. One that comes in the moment in
+    which a draining server closes its port ends with CANCELLED and no reason; another replica can answer.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -160,7 +164,7 @@ class DetectionServiceServicer(metaclass=_abc_1.ABCMeta):
     | INVALID_ARGUMENT    | PARAMETER_INVALID         | KServe v2 only: an unknown parameter, or of a wrong type    |
     | NOT_FOUND           | MODEL_NOT_FOUND           | the model is not in the repository                          |
     | NOT_FOUND           | PROFILE_NOT_FOUND         | the model has no such profile                               |
-    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded                  |
+    | FAILED_PRECONDITION | PROFILE_UNAVAILABLE       | the profile exists but could not be loaded, or was unloaded |
     | FAILED_PRECONDITION | ACCURACY_UNAVAILABLE      | no loaded profile reaches `min_accuracy`                    |
     | DEADLINE_EXCEEDED   | DEADLINE_UNREACHABLE      | never computed: no allowed profile can answer in time       |
     | DEADLINE_EXCEEDED   | DEADLINE_EXPIRED          | the time ran out while the request waited                   |
@@ -173,6 +177,7 @@ class DetectionServiceServicer(metaclass=_abc_1.ABCMeta):
     | RESOURCE_EXHAUSTED  | CONCURRENCY_LIMITED       | the token has as many calls open as it may                  |
     | UNAVAILABLE         | SHUTTING_DOWN             | the server drains; another replica can answer               |
     | UNIMPLEMENTED       | NOT_OFFERED               | KServe v2 only: a part of the protocol that is not offered  |
+    | UNAVAILABLE         | PROFILE_LOADING           | the profile is being loaded; carries a RetryInfo            |
     | INTERNAL            | INTERNAL                  | a fault of the server; the log has it under the request id  |
     | INVALID_ARGUMENT    | MESSAGE_UNDECODABLE       | the bytes of the request are not the message that is due    |
     | INVALID_ARGUMENT    | STREAM_OUT_OF_ORDER       | a stream does not start with its options, or has them twice |
@@ -180,7 +185,8 @@ class DetectionServiceServicer(metaclass=_abc_1.ABCMeta):
     | RESOURCE_EXHAUSTED  | TOO_MANY_STREAMS          | the server holds as many streams as it may                  |
 
     A message above the server's size limit is refused by gRPC itself with RESOURCE_EXHAUSTED and no reason; likewise a
-    call that comes while the server holds as many as it may, however little work waits.
+    call that comes while the server holds as many as it may, however little work waits. One that comes in the moment in
+    which a draining server closes its port ends with CANCELLED and no reason; another replica can answer.
     """
 
     @_abc_1.abstractmethod
@@ -218,7 +224,7 @@ class ProfileServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ProfileServiceAsyncStub: ...
     ListProfiles: _grpc.UnaryUnaryMultiCallable[_detection_pb2.ListProfilesRequest, _detection_pb2.ListProfilesResponse]
-    """Lists the profiles of one model or of all, the most accurate first, those that FAILED last."""
+    """Lists the profiles of one model or of all, the most accurate first, those that are not ACTIVE last."""
     GetProfile: _grpc.UnaryUnaryMultiCallable[_detection_pb2.GetProfileRequest, _detection_pb2.Profile]
     """Gets one profile. NOT_FOUND when the model or the profile is unknown."""
 
@@ -228,7 +234,7 @@ class ProfileServiceAsyncStub(ProfileServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListProfiles: _aio.UnaryUnaryMultiCallable[_detection_pb2.ListProfilesRequest, _detection_pb2.ListProfilesResponse]  # type: ignore[assignment]
-    """Lists the profiles of one model or of all, the most accurate first, those that FAILED last."""
+    """Lists the profiles of one model or of all, the most accurate first, those that are not ACTIVE last."""
     GetProfile: _aio.UnaryUnaryMultiCallable[_detection_pb2.GetProfileRequest, _detection_pb2.Profile]  # type: ignore[assignment]
     """Gets one profile. NOT_FOUND when the model or the profile is unknown."""
 
@@ -241,7 +247,7 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _detection_pb2.ListProfilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_detection_pb2.ListProfilesResponse, _abc.Awaitable[_detection_pb2.ListProfilesResponse]]:
-        """Lists the profiles of one model or of all, the most accurate first, those that FAILED last."""
+        """Lists the profiles of one model or of all, the most accurate first, those that are not ACTIVE last."""
 
     @_abc_1.abstractmethod
     def GetProfile(

@@ -12,7 +12,7 @@ from damoserve_server.errors import ConcurrencyLimited, RateLimited
 Clock = Callable[[], float]
 M = TypeVar("M")
 
-INSTANT = 1e-9
+INSTANT = 1e-6
 """Seconds that are no time at all: less than a caller can be told to wait."""
 
 

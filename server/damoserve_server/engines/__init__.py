@@ -1,7 +1,8 @@
 """What runs a network. Each runtime has a file of its own, the only one that imports it.
 
 EngineError          the runtime cannot use the model, or the model is not what its manifest says
-└── EngineMissing    the runtime that the profile needs is not there; the message names no path and may be shown
+├── EngineMissing    the runtime that the profile needs is not there; the message names no path and may be shown
+└── EngineWrong      it runs, but computes something else than its manifest promises
 """
 
 from collections.abc import Callable
@@ -29,6 +30,10 @@ class EngineError(Exception):
 
 class EngineMissing(EngineError):
     """The runtime that the profile needs is not installed, or ruled out by a setting; the message says what to do."""
+
+
+class EngineWrong(EngineError):
+    """The engine does not find in the golden image what the profile found when it was built."""
 
 
 class Engine(Protocol):

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.runtimes import openvino_properties, silence_openvino
-from damoserve_server.engines import EngineError, EngineOptions, Outputs, check_batch
+from damoserve_server.engines import EngineError, EngineMissing, EngineOptions, Outputs, check_batch
 
 silence_openvino()
 
@@ -73,10 +73,10 @@ def _core() -> openvino.Core:
 
 
 def _check_precision(manifest: Manifest) -> None:
-    """Raises EngineError where the processor would only imitate the precision, or silently take another."""
+    """Raises EngineMissing where the processor would only imitate the precision, or silently take another."""
     precision = manifest.precision
     if precision is not None and precision.upper() not in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
-        raise EngineError(f"this processor does not compute in {precision}; serve another profile")
+        raise EngineMissing(f"this processor does not compute in {precision}; serve another profile")
 
 
 def _describe(ports: list[openvino.Output]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from damoserve_server.catalogue import MAX_SHOWN, ActiveProfile, Catalogue, FailedProfile, Model
+from damoserve_server.catalogue import MAX_SHOWN, ActiveProfile, Catalogue, FailedProfile, IdleProfile, Model, Profile
 from damoserve_server.errors import ModelNotFound
 
 
@@ -12,7 +12,7 @@ class Target:
     """A model, or one of its profiles."""
 
     model: Model
-    profile: ActiveProfile | FailedProfile | None = None
+    profile: Profile | None = None
 
     @property
     def name(self) -> str:
@@ -31,6 +31,8 @@ class Target:
         """Why it does not serve; empty if it does."""
         if isinstance(self.profile, FailedProfile):
             return self.profile.summary
+        if isinstance(self.profile, IdleProfile):
+            return f"it is {self.profile.state}"
         return "" if self.ready else "none of its profiles could be loaded"
 
 

@@ -7,10 +7,13 @@ server's; `baselines` has those that it is compared with.
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import Generic, Protocol, TypeVar
 
 LOWEST_PRIORITY = 5
 """Priorities are 1, the most urgent, to 5, the default. Who can wait says so by a long budget."""
+HASTE = 1 / (LOWEST_PRIORITY + 1)
+"""So many times its priority is the share of its time that a request claims to have; never all of it."""
 
 WORTHWHILE = 0.95
 """A larger batch has to need at most so much of a smaller one's time for each image: noise must not form batches."""
@@ -36,6 +39,11 @@ class Cost:
         return tuple(sizes)
 
     @cached_property
+    def batches(self) -> tuple[tuple[float, int, float], ...]:
+        """Of each size worth forming: the seconds for each image, the size, and the seconds of all."""
+        return tuple((self.expected(size) / size, size, self.expected(size)) for size in self.sizes)
+
+    @cached_property
     def share(self) -> float:
         """Seconds for each image in the best batch."""
         size = self.sizes[-1]
@@ -57,11 +65,6 @@ class Wish(Generic[P]):
     """When the answer is hoped for: the tier's objective; the deadline of a request without a tier."""
     arrival: float
     priority: int = LOWEST_PRIORITY
-
-    @property
-    def haste(self) -> float:
-        """What share of its time a request claims to have, by its priority; never all of it."""
-        return self.priority / (LOWEST_PRIORITY + 1)
 
 
 class Waiting(Protocol[P]):
@@ -98,8 +101,8 @@ class State(Generic[P, W]):
     """Recent arrivals a second."""
     budget: float = 0.0
     """Seconds that recent requests had, until they were due."""
-    last: P | None = None
-    """The profile that was started last."""
+    last_accuracy: float = inf
+    """Of the profile that was started last."""
 
 
 @dataclass(frozen=True)
@@ -135,4 +138,4 @@ def urgency(wish: Wish[P], now: float, quickest: float) -> float:
     it is before the deadline, so there is time left then. That is the ageing: no crowd of any priority starves others.
     """
     due = wish.deadline if now + quickest > wish.due else wish.due
-    return wish.arrival + wish.haste * (due - wish.arrival)
+    return wish.arrival + wish.priority * HASTE * (due - wish.arrival)

@@ -10,7 +10,6 @@ Whether nobody is late is told from a model in which the workers share the waiti
 worker; for several it forgets that an image cannot be divided.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from damoserve_server.policies import Cost, Decision, P, Pause, Start, State, W
+from damoserve_server.policies import HASTE, Decision, P, Pause, Start, State, W
 
 HYSTERESIS = 0.1
 """A profile more accurate than the last one has to be in time even if it took so much longer: no flapping."""
@@ -36,18 +35,16 @@ N = TypeVar("N", bound=np.generic)
 
 
 class DeadlinePolicy:
-    """See the module. Keeps nothing but tables that it can compute again."""
+    """See the module."""
 
     def __init__(self, max_wait: float) -> None:
         """`max_wait`, in seconds, bounds how long a free worker waits to fill a batch; it does so only for a gain."""
         self._max_wait = max_wait
-        self._profiles: tuple[Any, ...] = ()
-        self._rows: dict[tuple[Any, ...], list[bool]] = {}
 
     def decide(self, state: State[P, W]) -> Decision[P, W]:
         if not any(ticket.ready for ticket in state.waiting):
             return None
-        line = self._line_up(state)
+        line = _line_up(state)
         options = _options(line, state)
         best = _best(line, options, state)
         profile, size = line.profiles[options.profile[best]], int(options.size[best])
@@ -56,30 +53,6 @@ class DeadlinePolicy:
             return Pause(until)
         members = np.flatnonzero(line.startable[:, options.profile[best]])[:size]
         return Start(profile, tuple(line.tickets[index] for index in members))
-
-    def _line_up(self, state: State[P, W]) -> "_Line":
-        profiles = self._order(state.costs)
-        costs = [state.costs[profile] for profile in profiles]
-        table = _Table(
-            np.array([cost.accuracy for cost in costs]),
-            np.array([cost.share for cost in costs]),
-            np.array([cost.seconds[0] for cost in costs]),
-        )
-        kinds: dict[tuple[P, ...], int] = {}
-        kind = np.array([kinds.setdefault(ticket.wish.allowed, len(kinds)) for ticket in state.waiting])
-        return _Line.of(state, profiles, table, np.array([self._row(allowed) for allowed in kinds]), kind)
-
-    def _order(self, costs: Mapping[P, Cost]) -> tuple[P, ...]:
-        """The most accurate first."""
-        if costs.keys() != set(self._profiles):
-            self._profiles = tuple(sorted(costs, key=lambda profile: -costs[profile].accuracy))
-            self._rows.clear()
-        return self._profiles
-
-    def _row(self, allowed: tuple[P, ...]) -> list[bool]:
-        if allowed not in self._rows:
-            self._rows[allowed] = [profile in allowed for profile in self._profiles]
-        return self._rows[allowed]
 
     def _company(self, line: "_Line", state: State[P, W], profile: P, size: int) -> float | None:
         """Until when to wait for a larger batch, if that gains time and makes nobody late."""
@@ -103,13 +76,37 @@ class DeadlinePolicy:
         return state.now + min(max(delay, self._max_wait / 8), float(patience))
 
 
+def _line_up(state: State[P, W]) -> "_Line":
+    profiles = tuple(sorted(state.costs, key=lambda profile: -state.costs[profile].accuracy))
+    costs = [state.costs[profile] for profile in profiles]
+    table = _Table(
+        np.array([[cost.share for cost in costs], [cost.accuracy for cost in costs]]),
+        np.array([cost.seconds[0] for cost in costs]),
+    )
+    kinds: dict[tuple[P, ...], int] = {}
+    kind = np.array([kinds.setdefault(ticket.wish.allowed, len(kinds)) for ticket in state.waiting])
+    rows = np.array([[profile in allowed for profile in profiles] for allowed in kinds])
+    return _Line.of(state, profiles, table, rows, kind)
+
+
 @dataclass(frozen=True)
 class _Table:
-    """Of each profile: its accuracy, and its seconds for an image in the best batch and for one alone."""
+    """What each profile takes and gives."""
 
-    accuracy: Floats
-    share: Floats
+    both: Floats
+    """`[2, P]` Seconds for an image in the best batch, and accuracy."""
     alone: Floats
+    """`[P]` Seconds for one image."""
+
+    @property
+    def share(self) -> Floats:
+        share: Floats = self.both[0]
+        return share
+
+    @property
+    def accuracy(self) -> Floats:
+        accuracy: Floats = self.both[1]
+        return accuracy
 
 
 @dataclass(frozen=True)
@@ -128,10 +125,8 @@ class _Line:
     """`[n, P]` Allowed, and ready."""
     lost: Flags
     """`[n]` Late whatever is done."""
-    share: Floats
-    """`[n, Q]` Seconds of work, the first level the quickest."""
-    accuracy: Floats
-    """`[n, Q]`"""
+    at_level: Floats
+    """`[2, n, Q]` Seconds of work, and accuracy; the first level is the quickest."""
     alone: Floats
     """`[n, Q]` Seconds from start to answer."""
     slack: Floats
@@ -146,7 +141,7 @@ class _Line:
         due = np.array([wish.due for wish in wishes])
         hopeless = state.now + table.alone[quickest][kind] > due
         due = np.where(hopeless, deadline, due)
-        haste = np.array([wish.haste for wish in wishes])
+        haste = np.array([wish.priority for wish in wishes]) * HASTE
         arrival = np.array([wish.arrival for wish in wishes])
         order = np.argsort(arrival + haste * (due - arrival), kind="stable")  # as `urgency` says
         kind, hopeless, due = kind[order], hopeless[order], due[order]
@@ -155,15 +150,16 @@ class _Line:
         if hopeless.any():  # all profiles but the quickest are behind them
             allowed[hopeless] = np.eye(len(profiles), dtype=bool)[quickest[kind[hopeless]]]
             picked[hopeless] = quickest[kind[hopeless]][:, None]
-        share, alone = table.share[picked], table.alone[picked]
+        at_level, alone = table.both[:, picked], table.alone[picked]
         ready = np.array([ticket.ready for ticket in tickets])
         left = due - state.now
-        slack = _slack(left, share, alone, state)
+        slack = _slack(left, at_level[0], alone, state)
         lost = slack[:, 0] < 0
         lost[ready.argmax()] = False  # it starts now, whatever runs elsewhere
         if lost.any():
-            share = np.where(lost[:, None], 0.0, share)
-            slack = np.where(lost[:, None], inf, _slack(left, share, alone, state))
+            at_level[0, lost] = 0.0
+            slack = _slack(left, at_level[0], alone, state)
+            slack[lost] = inf
         return _Line(
             tickets=tickets,
             profiles=profiles,
@@ -173,8 +169,7 @@ class _Line:
             allowed=allowed,
             startable=allowed & ready[:, None],
             lost=lost,
-            share=share,
-            accuracy=table.accuracy[picked],
+            at_level=at_level,
             alone=alone,
             slack=slack,
         )
@@ -204,23 +199,22 @@ class _Options:
     """`[largest size, P]` The places of the first that may start with each profile; behind them, any."""
 
     def of_all(self, values: NDArray[N]) -> NDArray[N]:
-        """`values` `[largest size, P, ...]` tell of batches of every size; these are of the options."""
-        found: NDArray[N] = values[self.size - 1, self.profile]
+        """`values` `[..., largest size, P]` tell of batches of every size; these are of the options."""
+        found: NDArray[N] = values[..., self.size - 1, self.profile]
         return found
 
 
 def _options(line: _Line, state: State[P, W]) -> _Options:
-    head = int(line.ready.argmax())
+    allowed = line.allowed[line.ready.argmax()].tolist()
     # No worker is to idle while another takes all.
-    available = -(-line.startable.sum(axis=0) // state.free)
-    found = [
-        (cost.expected(size) / size, column, size, cost.expected(size))
-        for column, cost in enumerate(state.costs[profile] for profile in line.profiles)
-        if line.allowed[head, column]
-        for size in cost.sizes
+    available = (-(-line.startable.sum(axis=0) // state.free)).tolist()
+    found = sorted(
+        (each, column, size, seconds)
+        for column, profile in enumerate(line.profiles)
+        if allowed[column]
+        for each, size, seconds in state.costs[profile].batches
         if size <= available[column]
-    ]
-    found.sort()
+    )
     _, profile, size, seconds = (np.array(column) for column in zip(*found, strict=True))
     members = np.argsort(~line.startable, axis=0, kind="stable")[: size.max()]
     return _Options(profile, size, seconds, members)
@@ -242,10 +236,7 @@ def _best(line: _Line, options: _Options, state: State[P, W]) -> int:
 
 def _caution(line: _Line, options: _Options, state: State[P, W]) -> Floats:
     """`[options]` By what to multiply the seconds of each."""
-    if state.last is None or state.last not in line.profiles:
-        return np.ones(len(options.profile))
-    last = line.table.accuracy[line.profiles.index(state.last)]
-    return np.where(line.table.accuracy[options.profile] > last, 1 + HYSTERESIS, 1.0)
+    return np.where(line.table.accuracy[options.profile] > state.last_accuracy, 1 + HYSTERESIS, 1.0)
 
 
 @dataclass(frozen=True)
@@ -263,15 +254,12 @@ class _Rest:
 
 
 def _rest(line: _Line, options: _Options, seconds: Floats, state: State[P, W]) -> _Rest:
-    taken = options.of_all(line.share[options.members].cumsum(axis=0))
-    accuracy = line.accuracy.sum(axis=0) - options.of_all(line.accuracy[options.members].cumsum(axis=0))
+    count = len(line.tickets)
+    taken = line.at_level[:, options.members].cumsum(axis=1)[:, options.size - 1, options.profile]
     arriving = (FORESIGHT * state.rate * seconds)[:, None]
-    return _Rest(
-        count=len(line.tickets) - options.size[:, None] + arriving,
-        work=line.share.sum(axis=0) - taken + arriving * line.share.mean(axis=0),
-        accuracy=accuracy + arriving * line.accuracy.mean(axis=0),
-        taken=taken,
-    )
+    more = 1 + arriving / count  # they want what those want that wait
+    work, accuracy = more * line.at_level.sum(axis=1)[:, None] - taken
+    return _Rest(count * more - options.size[:, None], work, accuracy, taken[0])
 
 
 def _spare(line: _Line, options: _Options, seconds: Floats, state: State[P, W], rest: _Rest) -> Floats:
@@ -281,24 +269,25 @@ def _spare(line: _Line, options: _Options, seconds: Floats, state: State[P, W], 
     last = options.of_all(options.members)
     # Those behind the last member wait for the batch, but no longer for its members; those before it that cannot join
     # are taken to wait for both.
-    behind = np.minimum.accumulate(line.slack[::-1])[::-1]
-    behind = np.concatenate([behind, np.full((1, behind.shape[1]), inf)])[last + 1]
-    spare: Floats = behind * workers - (batch - rest.taken)
-    if not line.startable.all():
-        passed = np.minimum.accumulate(np.where(line.startable[:, :, None], inf, line.slack[:, None, :]))
+    behind = np.full((len(line.slack) + 1, line.slack.shape[1]), inf)
+    np.minimum.accumulate(line.slack[::-1], out=behind[-2::-1])
+    spare: Floats = behind[last + 1] * workers - (batch - rest.taken)
+    end = last.max() + 1
+    if not line.startable[:end].all():
+        passed = np.minimum.accumulate(np.where(line.startable[:end, :, None], inf, line.slack[:end, None, :]))
         spare = np.minimum(spare, passed[last, options.profile] * workers - batch)
     if state.rate > 0:  # the last to arrive does so as the batch ends, and has the usual budget
-        latest = (batch + state.budget - line.alone.mean(axis=0)) * workers
+        latest = (batch + state.budget - line.alone.sum(axis=0) / len(line.alone)) * workers
         spare = np.minimum(spare, latest - (sum(state.busy) + batch + rest.work))
     return spare
 
 
 def _value(line: _Line, options: _Options, spare: Floats, rest: _Rest) -> Floats:
     """`[options, Q]` The mean accuracy if what is to spare brings some of the rest to the next level."""
-    more_work, more_accuracy = np.diff(rest.work, axis=1), np.diff(rest.accuracy, axis=1)
-    risen = np.clip(spare[:, :-1] / np.maximum(more_work, TINY), 0, 1)
+    more_work = rest.work[:, 1:] - rest.work[:, :-1]
+    risen = np.minimum(np.maximum(spare[:, :-1] / np.maximum(more_work, TINY), 0.0), 1.0)
     accuracy = rest.accuracy.copy()
-    accuracy[:, :-1] += risen * more_accuracy
+    accuracy[:, :-1] += risen * (rest.accuracy[:, 1:] - rest.accuracy[:, :-1])
     batch = (options.size * line.table.accuracy[options.profile])[:, None]
     value: Floats = (batch + accuracy) / (options.size[:, None] + rest.count)
     return value
