@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from damoserve_compress.evaluate import Detector
-from damoserve_profiles.runtimes import OPENVINO_EXTRA, EngineName, Precision, openvino_properties, silence_openvino
+from damoserve_profiles.runtimes import OPENVINO_EXTRA, EngineName, Precision, openvino_core, openvino_properties
 
 
 class RuntimeMissing(ValueError):
@@ -90,10 +90,9 @@ def openvino_detector(path: Path, threads: int = 1, precision: Precision | None 
     """
     if "openvino" not in installed_engines():
         raise RuntimeMissing(f"OpenVINO is not installed: install {OPENVINO_EXTRA}")
-    silence_openvino()
+    core = openvino_core()
     import openvino
 
-    core = openvino.Core()
     if precision is not None and precision.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError(f"this processor does not compute in {precision}")
     network = core.read_model(path)
