@@ -6,14 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from damoserve_profiles.runtimes import silence_openvino
-
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("openvino"):
-        if importlib.util.find_spec("openvino") is None:
-            pytest.skip("needs the extra openvino")
-        silence_openvino()
+    if item.get_closest_marker("openvino") and importlib.util.find_spec("openvino") is None:
+        pytest.skip("needs the extra openvino")
 
 
 @pytest.fixture(scope="session")
