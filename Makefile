@@ -72,5 +72,5 @@ clean: ## Removes what the other targets made.
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/python
-	$(INSTALL) '.[server,compress,dev]'
+	$(INSTALL) '.[server,openvino,compress,dev]'
 	@touch $@

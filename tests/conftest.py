@@ -1,9 +1,15 @@
 """What all tests share."""
 
+import importlib.util
 import os
 from pathlib import Path
 
 import pytest
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("openvino") and importlib.util.find_spec("openvino") is None:
+        pytest.skip("needs the extra openvino")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from damoserve_compress.evaluate import Detector
-from damoserve_profiles.runtimes import OPENVINO_EXTRA, EngineName, Precision, openvino_properties, silence_openvino
+from damoserve_profiles.runtimes import OPENVINO_EXTRA, EngineName, Precision, openvino_core, openvino_properties
 
 
 class RuntimeMissing(ValueError):
@@ -47,8 +47,9 @@ def installed_engines() -> tuple[EngineName, ...]:
 def check_runtime(runtime: Runtime) -> None:
     """Raises RuntimeMissing, and ValueError where the runtime does not compute in the precision here."""
     if runtime.engine == "openvino":
-        openvino, precision = _load_openvino(), runtime.precision
-        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") if precision else ()
+        _load_openvino()
+        precision = runtime.precision
+        capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") if precision else ()
         if precision is not None and precision.upper() not in capabilities:
             raise ValueError(f"this processor does not compute in {precision}")
     elif runtime.precision is not None:
@@ -58,8 +59,8 @@ def check_runtime(runtime: Runtime) -> None:
 def _load_openvino() -> Any:
     if "openvino" not in installed_engines():
         raise RuntimeMissing(f"OpenVINO is not installed: install {OPENVINO_EXTRA}")
-    silence_openvino()
     try:
+        openvino_core()
         import openvino
     except ImportError as error:
         raise RuntimeMissing(f"OpenVINO is installed, but does not load: {error}") from error
@@ -110,8 +111,7 @@ def openvino_detector(path: Path, threads: int = 1, precision: Precision | None 
     Raises as `check_runtime`.
     """
     check_runtime(Runtime("openvino", precision))
-    openvino = _load_openvino()
-    core = openvino.Core()
+    core, openvino = openvino_core(), _load_openvino()
     network = core.read_model(path)
     network.reshape([1, *network.input("images").partial_shape[1:]])
     request = core.compile_model(network, "CPU", openvino_properties(threads, precision)).create_infer_request()

@@ -1,7 +1,8 @@
 """The runtimes that a profile can be run in, set up in one way for those who measure and for those who serve."""
 
+import functools
 import sys
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 CpuEngineName = Literal["onnxruntime", "openvino"]
 EngineName = Literal[CpuEngineName, "tensorrt"]
@@ -18,6 +19,19 @@ def silence_openvino() -> None:
     They do without where the package that sends them is not installed, and this makes it look so.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """The process's one `openvino.Core`. Raises ImportError where OpenVINO is not installed.
+
+    Each gives the thread that first uses it a signal stack, which is unmapped with it: unless the last made is the
+    first to go, in that same thread, the next signal that Python handles ends the process with a segmentation fault.
+    """
+    silence_openvino()
+    import openvino
+
+    return openvino.Core()
 
 
 def openvino_properties(threads: int, precision: Precision | None) -> dict[str, str | int | bool]:

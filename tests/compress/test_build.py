@@ -229,8 +229,8 @@ def test_other_targets_are_built_and_say_where_they_were_timed(
         assert manifest.latency.runtime.endswith(f"in place of the {target}")
 
 
+@pytest.mark.openvino
 def test_engines_are_timed_together_and_the_manifest_names_the_fastest(small: BuildConfig, tmp_path: Path) -> None:
-    pytest.importorskip("openvino", reason="OpenVINO is not installed")
     both = replace(small, repository=tmp_path, engines=("onnxruntime", "openvino"))
     [manifest] = Builder(both, TRAIN, VAL, lambda _: None).build([FP32])
     assert set(manifest.latencies) == {"onnxruntime", "openvino"}

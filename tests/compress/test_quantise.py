@@ -19,6 +19,7 @@ from damoserve_compress.quantise import QuantisationError, QuantisationReport, q
 from damoserve_compress.session import onnx_detector, open_session
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export, Quantise, RecipeError, read_recipe
+from damoserve_profiles.runtimes import openvino_core
 from tests.compress.small_graph import save_small, small_images
 
 ROOT = Path(__file__).parents[2]
@@ -64,14 +65,14 @@ def test_weights_are_signed_per_channel_and_in_reduced_range(graph: Path) -> Non
     )
 
 
+@pytest.mark.openvino
 def test_in_openvino_the_first_convolution_is_in_eight_bits_too(
     tiny_network: Network, size: Size, pictures: NDArray[np.uint8], graph: Path, tmp_path: Path
 ) -> None:
-    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
     path = tmp_path / "openvino.onnx"
     export_onnx(tiny_network, size, Export(candidates=40), path)
     quantise_onnx(path, path, lambda: pictures, OPTIONS.model_copy(update={"engine": "openvino"}))
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     kinds = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
     precisions = [str(kind["runtimePrecision"]) for kind in kinds if str(kind["layerType"]) == "Convolution"]
     assert set(precisions) <= {"u8", "i8"}, precisions

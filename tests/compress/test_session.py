@@ -1,6 +1,7 @@
 """Graphs in both runtimes, their times, and the choice between them."""
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,10 +27,10 @@ from damoserve_compress.session import (
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export
 from damoserve_profiles.repository import BUNDLED, Repository
+from damoserve_profiles.runtimes import openvino_core
 from tests.compress.processor import old_processor
 
 OPENVINO = Runtime("openvino")
-needs_openvino = pytest.mark.skipif("openvino" not in installed_engines(), reason="needs the extra openvino")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def graph(tiny_network: Network, size: Size, tmp_path_factory: pytest.TempPathFa
     return path
 
 
-@needs_openvino
+@pytest.mark.openvino
 def test_openvino_computes_what_the_network_computes(
     graph: Path, tiny_network: Network, pictures: NDArray[np.uint8]
 ) -> None:
@@ -52,12 +53,27 @@ def test_openvino_computes_what_the_network_computes(
     assert boxes.shape == (len(pictures), 50, 4)
 
 
-@needs_openvino
-def test_bfloat16_is_rougher(graph: Path, pictures: NDArray[np.uint8]) -> None:
-    import openvino
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from damoserve_compress.session import openvino_detector
+signal.signal(signal.SIGTERM, lambda number, frame: print("handled"))
+first, second = (openvino_detector(Path(sys.argv[1])) for _ in range(2))
+del first, second
+os.kill(os.getpid(), signal.SIGTERM)
+"""
 
+
+@pytest.mark.openvino
+def test_signals_are_handled_after_detectors_are_gone(graph: Path) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(graph)]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "handled\n"
+
+
+@pytest.mark.openvino
+def test_bfloat16_is_rougher(graph: Path, pictures: NDArray[np.uint8]) -> None:
     rough = Runtime("openvino", "bf16")
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(ValueError, match="does not compute in bf16"):
             open_detector(graph, rough)
         pytest.skip("this processor does not compute in bf16")
@@ -95,7 +111,7 @@ def test_onnx_runtime_has_no_bfloat16(graph: Path) -> None:
         open_detector(graph, Runtime("onnxruntime", "bf16"))
 
 
-@needs_openvino
+@pytest.mark.openvino
 def test_graphs_are_timed_in_both_runtimes(graph: Path, size: Size) -> None:
     times = time_models([graph, (graph, OPENVINO)], size, rounds=4)
     assert times.shape == (4, 2)
@@ -122,7 +138,7 @@ def test_alone_onnx_runtime_is_chosen() -> None:
     assert choose_engine({"onnxruntime": np.full(5, 10.0)}) == "onnxruntime"
 
 
-@needs_openvino
+@pytest.mark.openvino
 def test_the_benchmark_has_a_row_for_every_engine(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     for name in ("fp32", "bf16"):
@@ -133,9 +149,7 @@ def test_the_benchmark_has_a_row_for_every_engine(tmp_path: Path) -> None:
             text = text.replace('"recipe"', '"engine": "openvino", "precision": "bf16", "recipe"')
         (folder.path / "manifest.json").write_text(text)
     result = CliRunner().invoke(app, ["benchmark", "--repository", str(tmp_path), "--rounds", "2"])
-    import openvino
-
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         assert (result.exit_code, "does not compute in bf16" in result.output) == (1, True)
         return
     assert result.exit_code == 0, result.output

@@ -13,6 +13,7 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.imaging import decode, resize
 from damoserve_profiles.postprocess import select
 from damoserve_profiles.repository import BUNDLED, Repository
+from damoserve_profiles.runtimes import openvino_core
 from damoserve_server.engines import EngineError, EngineMissing, EngineOptions
 from damoserve_server.engines.choice import choose, load_engine
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
@@ -24,7 +25,6 @@ ENGINE_MODULE = "damoserve_server.engines.openvino"
 
 @pytest.fixture(scope="module")
 def openvino_engine():
-    pytest.importorskip("openvino", reason="needs the extra openvino")
     from damoserve_server.engines.openvino import OpenVinoEngine
 
     return OpenVinoEngine
@@ -64,6 +64,7 @@ def detections(outputs, manifest):
     return [select(scores, boxes, manifest.thresholds, size, size) for scores, boxes in zip(*outputs, strict=True)]
 
 
+@pytest.mark.openvino
 @pytest.mark.parametrize(
     ("profile", "score", "pixels"),
     [("fp32", 1e-4, 0.01), ("pruned", 1e-4, 0.01), ("int8", 0.1, 5), ("int8+pruned", 0.1, 5)],
@@ -86,6 +87,7 @@ def test_bundled_profiles_find_the_same_in_both_runtimes(openvino_engine, images
         assert same.any(1).sum() >= sure.sum() - ("int8" in profile)
 
 
+@pytest.mark.openvino
 def test_a_batch_gives_what_its_images_give_in_buffers_that_stay(openvino_engine, images):
     engine = openvino_engine(*bundled("int8"), OPTIONS)
     batch = engine.run(images)
@@ -98,12 +100,11 @@ def test_a_batch_gives_what_its_images_give_in_buffers_that_stay(openvino_engine
     assert not np.array_equal(kept[0][0], kept[0][1])
 
 
+@pytest.mark.openvino
 def test_bfloat16_is_close_to_the_file_but_not_the_same(openvino_engine, images):
     model, manifest = bundled("fp32")
     half = prefer_openvino(manifest, precision="bf16")
-    import openvino
-
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(EngineError, match="does not compute in bf16"):
             load_engine(model, half, OPTIONS)
         pytest.skip("this processor does not compute in bf16")
@@ -111,6 +112,7 @@ def test_bfloat16_is_close_to_the_file_but_not_the_same(openvino_engine, images)
     assert 1e-4 < np.abs(scores - rough).max() < 0.05
 
 
+@pytest.mark.openvino
 @pytest.mark.parametrize(
     ("update", "message"),
     [({"candidates": 5}, "its manifest promises"), ({"labels": ("red",)}, "its manifest promises")],
@@ -122,6 +124,7 @@ def test_a_model_that_is_not_the_manifests_is_refused(openvino_engine, pristine,
         openvino_engine(folder.model_path.read_bytes(), manifest, OPTIONS)
 
 
+@pytest.mark.openvino
 def test_a_file_that_is_no_model_is_refused(openvino_engine, pristine):
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     with pytest.raises(EngineError, match="OpenVINO refused the model"):
@@ -144,6 +147,7 @@ def test_the_operator_goes_before_the_manifest(pristine, preferred, options, cho
     assert choose(manifest, EngineOptions(4, **options)) == chosen
 
 
+@pytest.mark.openvino
 def test_the_preferred_engine_serves(openvino_engine, serve, repository, pictures):
     rewrite(repository, "accurate")
 
@@ -198,6 +202,7 @@ def test_a_bfloat16_profile_cannot_be_forced_into_onnx_runtime(pristine):
         load_engine(folder.model_path.read_bytes(), manifest, EngineOptions(4, engine="onnxruntime"))
 
 
+@pytest.mark.openvino
 def test_no_usage_statistics_are_sent(openvino_engine, tmp_path):
     script = (
         f"import sys, {ENGINE_MODULE}, openvino.tools.ovc as ovc\n"

@@ -1,12 +1,10 @@
 """OpenVINO, on the processor."""
 
-import functools
-
 import numpy as np
 from numpy.typing import NDArray
 
 from damoserve_profiles.manifest import Manifest
-from damoserve_profiles.runtimes import openvino_properties, silence_openvino
+from damoserve_profiles.runtimes import openvino_core, openvino_properties, silence_openvino
 from damoserve_server.engines import EngineError, EngineMissing, EngineOptions, Outputs, check_batch
 
 silence_openvino()
@@ -29,7 +27,7 @@ class OpenVinoEngine:
         _check_precision(manifest)
         height, width = manifest.input.height, manifest.input.width
         try:
-            network = _core().read_model(model)
+            network = openvino_core().read_model(model)
             found = _describe(network.inputs)
             # Only the first axis: the shape of the others is the model's own, and compared with the manifest's.
             for port in network.inputs:
@@ -46,7 +44,7 @@ class OpenVinoEngine:
             raise EngineError(f"the model has {found}; its manifest promises {expected}")
         properties = openvino_properties(options.threads, manifest.precision)
         try:
-            self._request = _core().compile_model(network, DEVICE, properties).create_infer_request()
+            self._request = openvino_core().compile_model(network, DEVICE, properties).create_infer_request()
         except Exception as error:
             raise EngineError(f"OpenVINO could not compile the model: {error}") from error
         self._scores, self._boxes = (
@@ -67,15 +65,12 @@ class OpenVinoEngine:
         return self._scores[: len(images)], self._boxes[: len(images)]
 
 
-@functools.cache
-def _core() -> openvino.Core:
-    return openvino.Core()
-
-
 def _check_precision(manifest: Manifest) -> None:
     """Raises EngineMissing where the processor would only imitate the precision, or silently take another."""
     precision = manifest.precision
-    if precision is not None and precision.upper() not in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
+    if precision is None:
+        return
+    if precision.upper() not in openvino_core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
         raise EngineMissing(f"this processor does not compute in {precision}; serve another profile")
 
 
