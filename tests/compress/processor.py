@@ -6,6 +6,8 @@ from types import ModuleType
 
 import pytest
 
+from damoserve_compress import session
+
 
 class Core:
     """OpenVINO's, as far as it is asked about the processor."""
@@ -18,5 +20,5 @@ def old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the test ends, OpenVINO is there, and says so."""
     module = ModuleType("openvino")
     module.__spec__ = ModuleSpec("openvino", None)
-    vars(module)["Core"] = Core
     monkeypatch.setitem(sys.modules, "openvino", module)
+    monkeypatch.setattr(session, "openvino_core", Core)
