@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +13,21 @@ from damoserve_profiles.imaging import Size, shown_size
 from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.postprocess import Detections, select
 from damoserve_server.catalogue import ActiveProfile, Catalogue
-from damoserve_server.errors import DeadlineExpired
+from damoserve_server.errors import DamoserveError, DeadlineExpired
 from damoserve_server.gate import Gate
 from damoserve_server.images import Image, ImageReader, bytes_to_decode
 from damoserve_server.latency import DecodeEstimate
-from damoserve_server.memory import Pool, affordable_slots
+from damoserve_server.memory import Lease, Pool, affordable_slots
 from damoserve_server.metrics import NO_TIER, STAGES, Metrics
 from damoserve_server.policies import LOWEST_PRIORITY, Wish
 from damoserve_server.router import Reason, Tier, accurate_enough
 from damoserve_server.settings import Settings
-from damoserve_server.worker import Inference, JobTicket
+from damoserve_server.worker import Inference, Job, JobTicket, settle
 from damoserve_server.workers import Workers
 
 Floats = NDArray[np.float32]
+
+UNKNOWN = Size(0, 0)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,27 @@ class DetectionResult:
     timings: Timings
 
 
+@dataclass(eq=False)
+class Preparing:
+    """A request between its arrival and the network. Times are on the monotonic clock."""
+
+    request: DetectionRequest
+    ticket: JobTicket
+    lease: Lease
+    started: float = 0.0
+    decoded: float = 0.0
+    image_size: Size = UNKNOWN
+
+    def timings(self, found: Inference) -> Timings:
+        return Timings(
+            decode=self.decoded - self.started,
+            queue=found.started - self.decoded,
+            inference=found.inference,
+            postprocess=found.postprocess,
+            total=time.monotonic() - self.request.arrival,
+        )
+
+
 class Detector:
     """Holds what all requests share."""
 
@@ -102,16 +126,29 @@ class Detector:
 
     async def detect(self, request: DetectionRequest) -> DetectionResult:
         """Raises any DamoserveError; DeadlineExpired at the deadline, whatever the request is waiting for then."""
-        answer = asyncio.get_running_loop().create_task(self._answer(request))
-        answer.add_done_callback(_hear)
-        try:
-            await asyncio.wait((answer,), timeout=request.deadline - time.monotonic())
-        finally:
-            # What has not begun is withdrawn; what a thread works on ends by itself, and then its memory is free.
-            answer.cancel()
-        if not answer.done():
-            raise DeadlineExpired("the time ran out before the answer was there")
-        return answer.result()
+        with self._gate.passage():
+            self._images.limits.check(request.image)
+            tier = None if request.profile is not None else request.tier or self._settings.default_tier
+            wish = self._wish(request, tier)
+            size = bytes_to_decode(request.image)
+            ticket = self._workers.admit(wish, self._decoding.expected(size))
+            try:
+                preparing = Preparing(request, ticket, self._lease(ticket))
+            except DamoserveError:
+                self._workers.withdraw(ticket)
+                raise
+            found = await self._infer(preparing)
+            self._decoding.observe(preparing.decoded - preparing.started, size)
+            result = DetectionResult(
+                found.detections,
+                preparing.image_size,
+                found.profile,
+                _reason(tier, found),
+                found.batch_size,
+                preparing.timings(found),
+            )
+            self._record(result, tier)
+            return result
 
     def free_slots(self) -> int:
         return sum(pool.free for pool in self._pools.values())
@@ -132,19 +169,6 @@ class Detector:
         await self._workers.close()
         await self._images.close()
 
-    async def _answer(self, request: DetectionRequest) -> DetectionResult:
-        with self._gate.passage():
-            self._images.limits.check(request.image)
-            tier = None if request.profile is not None else request.tier or self._settings.default_tier
-            wish = self._wish(request, tier)
-            ticket = self._workers.admit(wish, self._decoding.expected(bytes_to_decode(request.image)))
-            try:
-                result = await self._serve(request, tier, ticket)
-            finally:
-                self._workers.withdraw(ticket)
-        self._record(result, tier)
-        return result
-
     def _wish(self, request: DetectionRequest, tier: Tier | None) -> Wish[ActiveProfile]:
         profiles = self.catalogue.model(request.model).serving(request.profile)
         due, least = request.deadline, request.min_accuracy
@@ -162,30 +186,43 @@ class Detector:
         best = next(in_time, min(wish.allowed, key=lambda profile: profile.latency.expected()))
         return tuple(profile for profile in wish.allowed if profile.manifest.input == best.manifest.input)
 
-    async def _serve(self, request: DetectionRequest, tier: Tier | None, ticket: JobTicket) -> DetectionResult:
+    def _lease(self, ticket: JobTicket) -> Lease:
+        """Raises QueueFull."""
+        return self._pools[ticket.wish.allowed[0].size].lease()
+
+    async def _infer(self, preparing: "Preparing") -> Inference:
+        """The request's only wait. What is left when it ends early, by deadline or caller, its threads clean up."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Inference] = loop.create_future()
+        decoding = self._images.submit(partial(self._prepare, preparing, answer))
+        expiry = loop.call_at(preparing.request.deadline, settle, answer, _expired())
+        try:
+            return await answer
+        finally:
+            expiry.cancel()
+            if not answer.done() or answer.cancelled() or answer.exception() is not None:
+                self._workers.withdraw(preparing.ticket)
+                if decoding.cancel():
+                    preparing.lease.release()
+
+    def _prepare(self, preparing: "Preparing", answer: "asyncio.Future[Inference]") -> None:
+        """Runs in a thread: decodes the image and hands it to the workers."""
+        request, ticket, lease = preparing.request, preparing.ticket, preparing.lease
         expected = ticket.wish.allowed[0]
         mode = expected.manifest.input.resize
-        with self._pools[expected.size].lease() as row:
-            started = time.monotonic()
-            image_size = await self._images.read(request.image, row, mode, request.deadline)
-            decoded = time.monotonic()
-            self._decoding.observe(decoded - started, bytes_to_decode(request.image))
-            shown = shown_size(image_size, expected.size, mode)
+        preparing.started = time.monotonic()
+        try:
+            preparing.image_size = self._images.read(request.image, lease.row, mode)
+            shown = shown_size(preparing.image_size, expected.size, mode)
 
             def find(profile: ActiveProfile, scores: Floats, boxes: Floats) -> Detections:
-                return select(scores, boxes, _thresholds(profile, request), shown, image_size)
+                return select(scores, boxes, _thresholds(profile, request), shown, preparing.image_size)
 
-            found = await self._workers.infer(ticket, row, find)
-        timings = Timings(
-            decode=decoded - started,
-            queue=found.started - decoded,
-            inference=found.inference,
-            postprocess=found.postprocess,
-            total=time.monotonic() - request.arrival,
-        )
-        return DetectionResult(
-            found.detections, image_size, found.profile, _reason(tier, found), found.batch_size, timings
-        )
+            preparing.decoded = time.monotonic()
+            self._workers.make_ready(ticket, Job(lease, find, answer))
+        except Exception as error:
+            lease.release()
+            answer.get_loop().call_soon_threadsafe(settle, answer, error)
 
     def _record(self, result: DetectionResult, tier: Tier | None) -> None:
         key = result.profile.key
@@ -201,10 +238,8 @@ def _reason(tier: Tier | None, found: Inference) -> Reason:
     return Reason.MOST_ACCURATE_IN_TIME if found.in_time else Reason.QUICKEST
 
 
-def _hear(answer: asyncio.Task[DetectionResult]) -> None:
-    """Nobody else looks at what an abandoned request ends with, and asyncio would complain."""
-    if not answer.cancelled():
-        answer.exception()
+def _expired() -> DeadlineExpired:
+    return DeadlineExpired("the time ran out before the answer was there")
 
 
 def _thresholds(profile: ActiveProfile, request: DetectionRequest) -> Thresholds:

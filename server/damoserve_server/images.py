@@ -1,8 +1,8 @@
 """Images to network inputs, in threads: the codecs release the interpreter lock."""
 
 import asyncio
-import time
-from concurrent.futures import Executor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from damoserve_profiles import imaging
 from damoserve_profiles.imaging import ResizeMode, Size
-from damoserve_server.errors import DeadlineExpired, ImageEmpty, ImageTooLarge, ImageUndecodable
-from damoserve_server.tasks import settled
+from damoserve_server.errors import ImageEmpty, ImageTooLarge, ImageUndecodable
 
 FIELD = "image.content"
 
@@ -55,21 +54,18 @@ class ImageReader:
     limits: ImageLimits
     threads: Executor
 
-    async def read(self, image: Image, row: NDArray[np.uint8], mode: ResizeMode, deadline: float) -> Size:
-        """Writes the image, resized by `mode`, into `row` `[height, width, 3]`; returns its size as displayed.
-
-        `deadline`, on the monotonic clock, is when it must start. Raises DeadlineExpired, ImageTooLarge or
-        ImageUndecodable. However it ends, nothing writes to `row` any more.
-        """
-        work = self.threads.submit(self._read, image, row, mode, deadline)
-        return await settled(asyncio.wrap_future(work), work.cancel)
+    def submit(self, work: Callable[[], None]) -> Future[None]:
+        """Runs `work`, which is to read an image and must not raise, in a thread."""
+        return self.threads.submit(work)
 
     async def close(self) -> None:
         await asyncio.to_thread(self.threads.shutdown)
 
-    def _read(self, image: Image, row: NDArray[np.uint8], mode: ResizeMode, deadline: float) -> Size:
-        if time.monotonic() >= deadline:
-            raise DeadlineExpired("the time ran out while the image waited to be decoded")
+    def read(self, image: Image, row: NDArray[np.uint8], mode: ResizeMode) -> Size:
+        """Writes the image, resized by `mode`, into `row` `[height, width, 3]`; returns its size as displayed.
+
+        Raises ImageTooLarge or ImageUndecodable.
+        """
         pixels = self._decode(image) if isinstance(image, bytes) else image
         height, width, _ = row.shape
         imaging.resize(pixels, Size(width, height), mode, out=row)

@@ -36,7 +36,7 @@ def affordable_slots(wanted: int, least: int, size: Size, limit: Path = CGROUP_M
 
 
 class Pool:
-    """A fixed number of network inputs, uint8 `[height, width, 3]` each. Not thread-safe: the event loop leases."""
+    """A fixed number of network inputs, uint8 `[height, width, 3]` each. One thread leases; any may release."""
 
     def __init__(self, slots: int, size: Size) -> None:
         stride = -(-size.height * size.width * 3 // ALIGNMENT) * ALIGNMENT

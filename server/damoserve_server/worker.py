@@ -15,7 +15,7 @@ from damoserve_profiles.imaging import Size
 from damoserve_profiles.postprocess import Detections
 from damoserve_server.catalogue import ActiveProfile
 from damoserve_server.engines import EngineError, Outputs
-from damoserve_server.memory import aligned
+from damoserve_server.memory import Lease, aligned
 from damoserve_server.scheduler import Batch, Ticket
 
 Select = Callable[[ActiveProfile, NDArray[np.float32], NDArray[np.float32]], Detections]
@@ -40,16 +40,32 @@ class Inference:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One image for the network."""
+    """One image for the network. Whoever takes its ticket out of the queue ends it."""
 
-    row: NDArray[np.uint8]
+    lease: Lease
     select: Select
     future: asyncio.Future[Inference]
+
+    def end(self, outcome: "Outcome | None" = None) -> None:
+        """Gives the row back; None when nobody waits for the outcome."""
+        self.lease.release()
+        if outcome is not None:
+            settle(self.future, outcome)
 
 
 JobTicket = Ticket[ActiveProfile, Job]
 JobBatch = Batch[ActiveProfile, Job]
 Outcome = Inference | Exception
+
+
+def settle(future: asyncio.Future[Inference], outcome: Outcome) -> None:
+    """Unless the caller has left, or the deadline was first."""
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 class Foreman(Protocol):
@@ -133,7 +149,7 @@ class Worker:
         return scores, boxes
 
     def _gather(self, batch: JobBatch) -> NDArray[np.uint8]:
-        rows = [_job(ticket).row for ticket in batch.tickets]
+        rows = [_job(ticket).lease.row for ticket in batch.tickets]
         if len(rows) == 1:
             return rows[0][None]
         size = batch.profile.size

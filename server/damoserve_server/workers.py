@@ -9,16 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
 from damoserve_server.catalogue import ActiveProfile
 from damoserve_server.errors import ShuttingDown, WorkersLost
 from damoserve_server.metrics import Metrics
 from damoserve_server.policies import Policy, Wish
 from damoserve_server.scheduler import Scheduler
-from damoserve_server.tasks import settled
-from damoserve_server.worker import Inference, Job, JobBatch, JobTicket, Outcome, Select, Worker
+from damoserve_server.worker import Job, JobBatch, JobTicket, Outcome, Worker
 
 WATCHES = 4
 """How often, within a worker's patience, the watchdog looks."""
@@ -83,29 +79,28 @@ class Workers:
             return self._scheduler.queued(ready=ready)
 
     def admit(self, wish: Wish[ActiveProfile], decoding: float) -> JobTicket:
-        """Lets a request in whose image will be decoded in so many seconds; it must be inferred or withdrawn.
+        """Lets a request in whose image will be decoded in so many seconds; it must be made ready or withdrawn.
 
         Raises QueueFull, DeadlineUnreachable, DeadlineExpired, WorkersLost or ShuttingDown.
         """
         with self._changed:
             return self._scheduler.admit(wish, decoding)
 
-    async def infer(self, ticket: JobTicket, row: NDArray[np.uint8], select: Select) -> Inference:
-        """Runs the network on `row` `[height, width, 3]`, together with other requests where that helps.
+    def make_ready(self, ticket: JobTicket, job: Job) -> None:
+        """Called by the thread that decoded the image. The workers end the job, unless this raises.
 
-        Raises DeadlineUnreachable, DeadlineExpired, WorkersLost, ShuttingDown, or what the engine or `select` raised.
-        A worker that was given up may still read `row`, but nothing comes of it.
+        Raises DeadlineUnreachable, DeadlineExpired or ShuttingDown.
         """
-        job = Job(row, select, self._loop.create_future())
         with self._changed:
             self._scheduler.make_ready(ticket, job)
             self._changed.notify()
-        return await settled(job.future, lambda: self.withdraw(ticket))
 
-    def withdraw(self, ticket: JobTicket) -> bool:
-        """False when it has been handed out before."""
+    def withdraw(self, ticket: JobTicket) -> None:
+        """Nobody waits for it any more. What a worker has begun it finishes."""
         with self._changed:
-            return self._scheduler.withdraw(ticket)
+            waited = self._scheduler.withdraw(ticket)
+        if waited and ticket.payload is not None:
+            ticket.payload.end()
 
     def refuse(self) -> None:
         """Takes no more work and fails what waits; only the batches that run are left."""
@@ -160,12 +155,8 @@ class Workers:
 
     def _settle(self, outcomes: Iterable[tuple[JobTicket, Outcome]]) -> None:
         for ticket, outcome in outcomes:
-            if ticket.payload is None or ticket.payload.future.done():
-                continue  # its image is still being decoded: it will find out when it is ready
-            if isinstance(outcome, Exception):
-                ticket.payload.future.set_exception(outcome)
-            else:
-                ticket.payload.future.set_result(outcome)
+            if ticket.payload is not None:  # else its image is still being decoded, which will find out
+                ticket.payload.end(outcome)
 
     def _hire(self, number: int) -> None:
         worker = Worker(number, self._limits.max_batch_size, self)

@@ -1,22 +1,17 @@
 """What images the server understands."""
 
 import asyncio
-import math
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from damoserve_profiles import imaging
 from damoserve_profiles.imaging import Size
-from damoserve_server.errors import DeadlineExpired, ImageEmpty, ImageTooLarge
+from damoserve_server.errors import ImageEmpty, ImageTooLarge
 from damoserve_server.images import ImageLimits, ImageReader
 
 EXIF_ORIENTATION = 0x0112
-LATER = math.inf
 
 
 def modes(pictures):
@@ -81,18 +76,18 @@ def reader():
 
 def test_an_image_is_resized_into_the_row_and_nowhere_else(reader, pictures):
     rows = np.zeros((3, 32, 64, 3), np.uint8)
-    assert asyncio.run(reader.read(pictures.red, rows[1], "stretch", LATER)) == Size(80, 60)
+    assert reader.read(pictures.red, rows[1], "stretch") == Size(80, 60)
     assert (rows[1] == [255, 0, 0]).all()
     assert not rows[[0, 2]].any()
 
 
 def test_a_row_that_showed_another_image_is_zero_around_a_fitted_one(reader, pictures):
     rows = np.full((3, 32, 64, 3), 7, np.uint8)
-    assert asyncio.run(reader.read(pictures.red, rows[1], "fit", LATER)) == Size(80, 60)
+    assert reader.read(pictures.red, rows[1], "fit") == Size(80, 60)
     assert (rows[1, :, :42] == [255, 0, 0]).all()  # 80 x 60 fits 64 x 32 as 42 x 32
     assert not rows[1, :, 42:].any()
     wide = pictures.encode(pictures.draw("blue", size=(80, 20)))
-    asyncio.run(reader.read(wide, rows[1], "fit", LATER))
+    reader.read(wide, rows[1], "fit")
     assert (rows[1, :16] == [0, 0, 255]).all()
     assert not rows[1, 16:].any()
     assert (rows[[0, 2]] == 7).all()
@@ -119,11 +114,9 @@ def test_a_fitting_profile_is_served_as_it_was_trained(serve, repository, new_pr
 
 def test_limits_hold_at_their_edge(reader, pictures):
     row = np.zeros((32, 64, 3), np.uint8)
-    assert asyncio.run(
-        reader.read(pictures.encode(pictures.draw("red", size=(4800, 1))), row, "stretch", LATER)
-    ) == Size(4800, 1)
+    assert reader.read(pictures.encode(pictures.draw("red", size=(4800, 1))), row, "stretch") == Size(4800, 1)
     with pytest.raises(ImageTooLarge):
-        asyncio.run(reader.read(pictures.encode(pictures.draw("red", size=(4801, 1))), row, "stretch", LATER))
+        reader.read(pictures.encode(pictures.draw("red", size=(4801, 1))), row, "stretch")
     reader.limits.check(bytes(10_000))
     with pytest.raises(ImageTooLarge):
         reader.limits.check(bytes(10_001))
@@ -134,7 +127,7 @@ def test_pixels_are_read_like_the_file_that_holds_them(reader, pictures):
     rows = np.zeros((2, 32, 64, 3), np.uint8)
     for row, source in zip(rows, (pictures.encode(image), np.asarray(image)), strict=True):
         reader.limits.check(source)
-        assert asyncio.run(reader.read(source, row, "fit", LATER)) == Size(80, 60)
+        assert reader.read(source, row, "fit") == Size(80, 60)
     assert (rows[0] == rows[1]).all()
     assert rows.any()
 
@@ -145,57 +138,3 @@ def test_limits_hold_for_pixels(reader):
         reader.limits.check(np.zeros((61, 80, 3), np.uint8))
     with pytest.raises(ImageEmpty):
         reader.limits.check(np.zeros((60, 0, 3), np.uint8))
-
-
-def test_what_is_out_of_time_is_not_decoded(reader, pictures):
-    row = np.zeros((32, 64, 3), np.uint8)
-    with pytest.raises(DeadlineExpired):
-        asyncio.run(reader.read(b"no image", row, "stretch", time.monotonic()))
-    with pytest.raises(DeadlineExpired):
-        asyncio.run(reader.read(pictures.red, row, "stretch", time.monotonic()))
-    assert not row.any()
-
-
-def test_a_cancelled_read_leaves_only_when_its_thread_has_left_the_row(reader, pictures, monkeypatch):
-    row = np.zeros((32, 64, 3), np.uint8)
-    entered, leave = threading.Event(), threading.Event()
-    decode = imaging.decode
-
-    def slowly(*arguments):
-        entered.set()
-        assert leave.wait(20)
-        return decode(*arguments)
-
-    monkeypatch.setattr(imaging, "decode", slowly)
-
-    async def scenario():
-        reading = asyncio.ensure_future(reader.read(pictures.red, row, "stretch", LATER))
-        await asyncio.to_thread(entered.wait, 20)
-        reading.cancel()
-        for _ in range(10):
-            await asyncio.sleep(0)
-        left_early = reading.done()
-        leave.set()
-        await asyncio.wait([reading])
-        return left_early, reading.cancelled(), row.any()
-
-    assert asyncio.run(scenario()) == (False, True, True)
-
-
-def test_a_read_that_waits_for_a_thread_can_be_withdrawn(reader, pictures):
-    row = np.zeros((32, 64, 3), np.uint8)
-    leave = threading.Event()
-
-    async def scenario():
-        reader.threads.submit(leave.wait, 20)
-        waiting = asyncio.ensure_future(reader.read(pictures.red, row, "stretch", LATER))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.wait([waiting])
-        left_early = not leave.is_set()
-        leave.set()
-        await reader.close()
-        return left_early and waiting.cancelled()
-
-    assert asyncio.run(scenario())
-    assert not row.any()

