@@ -14,6 +14,9 @@ from damoserve_compress.quantise.graph import Graph, Group
 from damoserve_compress.quantise.observe import observe
 from damoserve_compress.quantise.write import Plan, write_quantised
 
+HeadOutputs = dict[str, NDArray[np.float32]]
+"""What the tensors behind the head hold for one image."""
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -35,7 +38,7 @@ def sensitivities(graph: Graph, plan: Plan, images: Sequence[NDArray[np.uint8]],
     rows = []
     for group in graph.groups:
         write_alone(graph, plan, group, path)
-        rows.append(Sensitivity(group.name, round(_sqnr(graph, onnx.load(path), exact, images), 3)))
+        rows.append(Sensitivity(group.name, round(sqnr(graph, onnx.load(path), exact, images), 3)))
     return sorted(rows, key=lambda row: (row.sqnr_db, row.group))
 
 
@@ -56,10 +59,11 @@ def head_outputs(graph: Graph, model: ModelProto) -> list[str]:
     return names
 
 
-def _sqnr(
-    graph: Graph, model: ModelProto, exact: list[dict[str, NDArray[np.float32]]], images: Iterable[NDArray[np.uint8]]
-) -> float:
-    """In dB: the mean over the head's outputs of noise power over signal power, at most 150."""
+def sqnr(graph: Graph, model: ModelProto, exact: Sequence[HeadOutputs], images: Iterable[NDArray[np.uint8]]) -> float:
+    """In dB: the mean over the head's outputs of noise power over signal power, at most 150.
+
+    `model` is a quantised form of `graph`; `exact` are the float graph's own `head_outputs` for each of `images`.
+    """
     names, reference = head_outputs(graph, model), head_outputs(graph, graph.model)
     noise, signal = np.zeros(len(names)), np.zeros(len(names))
     for seen, wanted in zip(observe(model, names, images), exact, strict=True):
