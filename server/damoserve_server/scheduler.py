@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from math import ceil, inf
+from math import inf
 from operator import itemgetter
 from typing import Generic, TypeVar
 
@@ -142,6 +142,7 @@ class Scheduler(Generic[P, T]):
         free = self.workers - len(self._running)
         if free <= 0 or not self._waiting or now < self._resume_at:
             return None
+        self._resume_at = -inf
         decision = self._policy.decide(self._state(now, free))
         if decision is None:
             return None
@@ -160,14 +161,11 @@ class Scheduler(Generic[P, T]):
     def finish(self, batch: Batch[P, T]) -> None:
         """Its worker is free again, or is given up."""
         self._running.discard(batch)
+        self._resume_at = -inf
 
     def next_take(self) -> float | None:
-        """When `take` may have something, if nothing else happens before: None for never."""
-        return self._resume_at if self._resume_at > self._clock() and self._waiting else None
-
-    def next_drop(self) -> float | None:
-        """When the next deadline passes: None for never."""
-        return min((ticket.wish.deadline for ticket in self._waiting), default=None)
+        """When `take` may have something, if nothing else happens before: None for never. It may have passed."""
+        return self._resume_at if self._resume_at > -inf and self._waiting else None
 
     def soonest_end(self, ticket: Ticket[P, T]) -> float:
         """When a request would be answered if it and all that are more urgent were served by the quickest profile."""
@@ -186,13 +184,13 @@ class Scheduler(Generic[P, T]):
         company = 1
         for profile, count in ahead.items():
             cost = self._cost(profile)
-            size = cost.sizes[-1]
-            batches, rest = divmod(count, size)
+            full, rest = divmod(count, cost.sizes[-1])
+            sizes = [cost.sizes[-1]] * full
             if profile == mine:
                 company += rest
-            else:
-                batches = ceil(count / size)
-            for _ in range(batches):
+            elif rest:
+                sizes.append(rest)
+            for size in sizes:
                 heapreplace(free_at, free_at[0] + cost.expected(size))
         return max(free_at[0], ticket.ready_at) + self._cost(mine).expected(company)
 

@@ -124,10 +124,12 @@ class Worker:
         try:
             scores, boxes = self._infer(batch)
         except Exception as error:
-            self._renew(batch.profile)
+            if not self.given_up:
+                self._renew(batch.profile)
             return [error] * count
         inference = time.monotonic() - started
-        batch.profile.latency.observe(inference, count)
+        if not self.given_up:  # how long it hung tells nothing of its successor
+            batch.profile.latency.observe(inference, count)
 
         def outcome(index: int, ticket: JobTicket) -> Outcome:
             selecting = time.monotonic()

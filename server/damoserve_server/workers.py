@@ -117,9 +117,11 @@ class Workers:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        for worker in self._crew:
-            patience = self._limits.patience if worker.batch is not None else JOIN_SECONDS
-            await asyncio.to_thread(worker.join, patience)
+        joins = [
+            asyncio.to_thread(worker.join, JOIN_SECONDS if worker.batch is None else self._limits.patience)
+            for worker in self._crew
+        ]
+        await asyncio.gather(*joins)
 
     def next_batch(self, worker: Worker) -> JobBatch | None:
         with self._changed:
@@ -169,12 +171,19 @@ class Workers:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._limits.patience / WATCHES)
-            patience_began = time.monotonic() - self._limits.patience
-            for worker in list(self._crew):
-                batch = worker.batch
-                if batch is not None and batch.started < patience_began:
-                    log.error("worker %d hangs in %s; it is replaced", worker.number, "/".join(batch.profile.key))
-                    self._replace(worker)
+            for worker, batch in self._give_up():
+                log.error("worker %d hangs in %s; it is replaced", worker.number, "/".join(batch.profile.key))
+                self._replace(worker)
+
+    def _give_up(self) -> list[tuple[Worker, JobBatch]]:
+        """Those that hang. What they still bring counts no more from this moment on."""
+        patience_began = time.monotonic() - self._limits.patience
+        with self._changed:
+            busy = [(worker, worker.batch) for worker in self._crew if worker.batch is not None]
+            hanging = [(worker, batch) for worker, batch in busy if batch.started < patience_began]
+            for worker, _ in hanging:
+                worker.given_up = True
+        return hanging
 
     def _replace(self, worker: Worker) -> None:
         """Answers what a lost worker computed, and hires another."""
@@ -191,6 +200,8 @@ class Workers:
         self._alive(len(self._crew))
         if batch is not None:
             self._settle([(ticket, WorkersLost()) for ticket in batch.tickets])
+        if self._closed:
+            return
         replacing = self._loop.create_task(self._refill(worker.number))
         self._replacing.add(replacing)
         replacing.add_done_callback(self._replacing.discard)

@@ -106,6 +106,8 @@ def test_the_soonest_end_counts_batches_as_they_will_form():
     submit(scheduler, "quick", 90)
     ticket = scheduler.admit(wish("quick", 90), 0.0)
     assert scheduler.soonest_end(ticket) == 4 + 3, "behind a full batch, in one with the other"
+    slow = scheduler.admit(wish("slow", 90.5), 0.0)
+    assert scheduler.soonest_end(slow) == 4 + 3 + 8, "the rest of another profile takes no more than it is"
 
 
 def test_refusals():
@@ -180,6 +182,28 @@ def test_a_pause_ends_when_company_comes():
     assert 0 < scheduler.next_take() <= 0.5
     scheduler.make_ready(coming, "second")
     assert names(scheduler.take()) == ["first", "second"]
+
+
+def test_a_pause_that_is_over_before_it_is_waited_for_is_no_end():
+    scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
+    submit(scheduler, "quick", 900, "first")
+    scheduler.admit(wish("quick", 900), decoding=0.5)
+    assert scheduler.take() is None
+    clock.now = 2.0
+    assert scheduler.next_take() <= 2.0
+    assert names(scheduler.take()) == ["first"]
+    assert scheduler.next_take() is None, "whoever waits for that would never sleep"
+
+
+def test_a_pause_ends_when_another_worker_is_free():
+    scheduler, _ = make(workers=2, max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
+    submit(scheduler, "quick", 900)
+    running = scheduler.take()
+    submit(scheduler, "quick", 900, "first")
+    scheduler.admit(wish("quick", 900), decoding=0.5)
+    assert scheduler.take() is None
+    scheduler.finish(running)
+    assert names(scheduler.take()) == ["first"]
 
 
 def test_what_waits_is_shared_among_the_free_workers():

@@ -54,7 +54,7 @@ class OneBatch:
 def compute(pristine):
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
 
-    def run(engine, values, select):
+    def run(engine, values, select, **fields):
         estimate = LatencyEstimate(dict.fromkeys(range(1, 5), 1.0))
         profile = ActiveProfile(manifest, [engine], estimate, new_engine=lambda: engine)
         pool = Pool(len(values), profile.size)
@@ -67,7 +67,7 @@ def compute(pristine):
                 Ticket(wish, 0.0, Job(lease, select, runner.get_loop().create_future()), True) for lease in leases
             ]
         foreman = OneBatch(Batch(profile, tuple(tickets), 0.0, 1.0))
-        worker = Worker(0, max_batch_size=4, foreman=foreman)
+        worker = Worker(0, max_batch_size=4, foreman=foreman, **fields)
         worker.start()
         worker.join(20)
         return foreman.outcomes
@@ -100,6 +100,13 @@ def test_missing_answers_fail_the_whole_batch(compute):
 def test_what_fails_for_one_image_fails_that_one_only(compute):
     outcomes = compute(Echo(), [6, 7, 8], refuse_seven)
     assert [type(outcome) for outcome in outcomes] == [Inference, ZeroDivisionError, Inference]
+
+
+def test_what_a_worker_still_brings_when_it_was_given_up_is_not_learned_from(compute):
+    [hung] = compute(Echo(), [5], keep, given_up=True)
+    assert hung.profile.latency.expected() == 1.0
+    [sound] = compute(Echo(), [5], keep)
+    assert sound.profile.latency.expected() < 1.0
 
 
 class Faulty:

@@ -146,11 +146,11 @@ class _Line:
         order = np.argsort(arrival + haste * (due - arrival), kind="stable")  # as `urgency` says
         kind, hopeless, due = kind[order], hopeless[order], due[order]
         tickets = [state.waiting[index] for index in order]
-        allowed, picked = rows[kind], _levels(rows, table, quickest)[kind]
+        allowed, picked = rows.take(kind, axis=0), _levels(rows, table, quickest).take(kind, axis=0)
         if hopeless.any():  # all profiles but the quickest are behind them
             allowed[hopeless] = np.eye(len(profiles), dtype=bool)[quickest[kind[hopeless]]]
             picked[hopeless] = quickest[kind[hopeless]][:, None]
-        at_level, alone = table.both[:, picked], table.alone[picked]
+        at_level, alone = table.both.take(picked, axis=1), table.alone.take(picked)
         ready = np.array([ticket.ready for ticket in tickets])
         left = due - state.now
         slack = _slack(left, at_level[0], alone, state)
@@ -255,7 +255,7 @@ class _Rest:
 
 def _rest(line: _Line, options: _Options, seconds: Floats, state: State[P, W]) -> _Rest:
     count = len(line.tickets)
-    taken = line.at_level[:, options.members].cumsum(axis=1)[:, options.size - 1, options.profile]
+    taken = line.at_level.take(options.members, axis=1).cumsum(axis=1)[:, options.size - 1, options.profile]
     arriving = (FORESIGHT * state.rate * seconds)[:, None]
     more = 1 + arriving / count  # they want what those want that wait
     work, accuracy = more * line.at_level.sum(axis=1)[:, None] - taken
