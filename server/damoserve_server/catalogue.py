@@ -6,9 +6,10 @@ CatalogueError   no profile at all could be loaded, or the default model does no
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import ClassVar
 
-from damoserve_profiles.imaging import Size
+from damoserve_profiles.imaging import ResizeMode, Size
 from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.repository import ProfileFolder
 from damoserve_server.engines import Engine
@@ -58,9 +59,14 @@ class ActiveProfile:
     def accuracy(self) -> float:
         return self.manifest.accuracy.ap
 
-    @property
+    @cached_property
     def size(self) -> Size:
         return self.manifest.input.size
+
+    @cached_property
+    def input(self) -> tuple[Size, ResizeMode]:
+        """What images are brought to."""
+        return self.size, self.manifest.input.resize
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from damoserve_server.gate import Gate
 from damoserve_server.images import Image, ImageReader, bytes_to_decode
 from damoserve_server.latency import DecodeEstimate
 from damoserve_server.memory import Lease, Pool, affordable_slots
-from damoserve_server.metrics import NO_TIER, STAGES, Metrics
+from damoserve_server.metrics import NO_TIER, Metrics
 from damoserve_server.policies import LOWEST_PRIORITY, Wish
 from damoserve_server.router import Reason, Tier, accurate_enough
 from damoserve_server.settings import Settings
@@ -176,15 +176,8 @@ class Detector:
             promised = self._settings.tiers[tier]
             due = min(due, request.arrival + promised.objective_ms / 1000)
             least = max(least, promised.accuracy_floor)
-        wish = Wish(accurate_enough(profiles, least), request.deadline, due, request.arrival, request.priority)
-        return replace(wish, allowed=self._of_one_input(wish))
-
-    def _of_one_input(self, wish: Wish[ActiveProfile]) -> tuple[ActiveProfile, ...]:
-        """Those that take the same network input as the one that would serve at once: an image is resized only once."""
-        left = wish.due - time.monotonic()
-        in_time = (profile for profile in wish.allowed if profile.latency.expected() <= left)
-        best = next(in_time, min(wish.allowed, key=lambda profile: profile.latency.expected()))
-        return tuple(profile for profile in wish.allowed if profile.manifest.input == best.manifest.input)
+        allowed = _of_one_input(accurate_enough(profiles, least), due)
+        return Wish(allowed, request.deadline, due, request.arrival, request.priority)
 
     def _lease(self, ticket: JobTicket) -> Lease:
         """Raises QueueFull."""
@@ -225,11 +218,21 @@ class Detector:
             answer.get_loop().call_soon_threadsafe(settle, answer, error)
 
     def _record(self, result: DetectionResult, tier: Tier | None) -> None:
-        key = result.profile.key
-        self._metrics.routed.labels(*key, tier or NO_TIER, result.reason).inc()
-        for stage in STAGES:
-            self._metrics.stage_seconds.labels(*key, stage).observe(getattr(result.timings, stage))
-        self._metrics.request_seconds.labels(*key, tier or NO_TIER).observe(result.timings.total)
+        series = self._metrics.answered(result.profile.key, tier or NO_TIER, result.reason)
+        series.routed.inc()
+        for stage, histogram in series.stages.items():
+            histogram.observe(getattr(result.timings, stage))
+        series.request.observe(result.timings.total)
+
+
+def _of_one_input(profiles: tuple[ActiveProfile, ...], due: float) -> tuple[ActiveProfile, ...]:
+    """Those that take the same network input as the one that would serve at once: an image is resized only once."""
+    if len({profile.input for profile in profiles}) == 1:
+        return profiles
+    left = due - time.monotonic()
+    in_time = (profile for profile in profiles if profile.latency.expected() <= left)
+    best = next(in_time, min(profiles, key=lambda profile: profile.latency.expected()))
+    return tuple(profile for profile in profiles if profile.input == best.input)
 
 
 def _reason(tier: Tier | None, found: Inference) -> Reason:

@@ -4,8 +4,8 @@ from __future__ import annotations  # gRPC's classes are generic for type checke
 
 import asyncio
 import inspect
+import random
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from prometheus_client import Counter
 
 from damoserve_server.errors import DamoserveError, MessageUndecodable
-from damoserve_server.metrics import Metrics
+from damoserve_server.metrics import Calls, Metrics
 from damoserve_server.status import request_id, to_known, to_status
 
 REQUEST_ID = "x-request-id"
@@ -46,8 +47,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         kind = None if handler is None else TYPES.get((handler.request_streaming, handler.response_streaming))
         if handler is None or kind is None:
             return handler
-        labels = (kind, *handler_call_details.method.lstrip("/").split("/"))
-        call = _Call(handler, labels, self._metrics)
+        service, _, name = handler_call_details.method.lstrip("/").partition("/")
+        call = _Call(handler, f"{service}/{name}", self._metrics.calls((kind, service, name)), self._metrics.refused)
         method = {
             "unary": grpc.unary_unary_rpc_method_handler,
             "server_stream": grpc.unary_stream_rpc_method_handler,
@@ -59,11 +60,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 @dataclass(frozen=True)
 class _Call:
-    """One call to a method; `labels` are its type, service and method."""
+    """One call to a method."""
 
     handler: Handler
-    labels: tuple[str, ...]
-    metrics: Metrics
+    method: str
+    series: Calls
+    refused: Counter
 
     async def answer(self, request: Any, context: Context) -> Any:
         identifier = _request_id(context)
@@ -78,19 +80,19 @@ class _Call:
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
-                await self._fail(to_known(error, "/".join(self.labels[1:])), identifier, context)
+                await self._fail(to_known(error, self.method), identifier, context)
 
     async def _single(self, request: bytes, context: Context) -> Any:
         behaviour: Any = self.handler.unary_unary
         answer = await behaviour(self._parse(request), context)
-        self.metrics.sent.labels(*self.labels).inc()
+        self.series.sent.inc()
         return answer
 
     async def _stream(self, request: Any, context: Context) -> None:
         streaming = self.handler.request_streaming
         behaviour: Any = self.handler.stream_stream if streaming else self.handler.unary_stream
         received = self._received(request) if streaming else self._parse(request)
-        counting = _CountingContext(context, self.metrics, self.labels)
+        counting = _CountingContext(context, self.series.sent)
         answers = behaviour(received, counting)
         if inspect.isasyncgen(answers):
             async for answer in answers:
@@ -104,7 +106,7 @@ class _Call:
             yield self._parse(request)
 
     def _parse(self, request: bytes) -> Any:
-        self.metrics.received.labels(*self.labels).inc()
+        self.series.received.inc()
         parse = self.handler.request_deserializer
         if parse is None:
             return request
@@ -115,7 +117,7 @@ class _Call:
 
     @contextmanager
     def _observed(self, context: Context) -> Iterator[None]:
-        self.metrics.started.labels(*self.labels).inc()
+        self.series.started.inc()
         started = time.monotonic()
         code = grpc.StatusCode.UNKNOWN
         try:
@@ -130,11 +132,11 @@ class _Call:
             code = context.code()
             raise
         finally:
-            self.metrics.handled.labels(*self.labels, code.name).inc()
-            self.metrics.handling.labels(*self.labels).observe(time.monotonic() - started)
+            self.series.handled[code].inc()
+            self.series.handling.observe(time.monotonic() - started)
 
     async def _fail(self, error: DamoserveError, identifier: str, context: Context) -> None:
-        self.metrics.refused.labels(error.reason).inc()
+        self.refused.labels(error.reason).inc()
         metadata = ((STATUS_DETAILS, to_status(error).SerializeToString()), (REQUEST_ID, identifier))
         await context.abort(error.code, str(error), metadata)
 
@@ -142,9 +144,9 @@ class _Call:
 class _CountingContext:
     """The context of a stream; counts the answers, and knows a client that is gone."""
 
-    def __init__(self, context: Context, metrics: Metrics, labels: tuple[str, ...]) -> None:
+    def __init__(self, context: Context, sent: Counter) -> None:
         self._context = context
-        self._sent = metrics.sent.labels(*labels)
+        self._sent = sent
 
     async def write(self, message: Any) -> None:
         try:
@@ -160,4 +162,8 @@ class _CountingContext:
 def _request_id(context: Context) -> str:
     """The caller's id if it is usable, else a new one."""
     given = dict(context.invocation_metadata() or ()).get(REQUEST_ID)
-    return given if isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_LENGTH else uuid.uuid4().hex
+    return (
+        given
+        if isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_LENGTH
+        else f"{random.getrandbits(128):032x}"
+    )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import product
 
 import grpc
@@ -27,6 +28,26 @@ RELOADS = ("switched", "refused", "abandoned", "removed")
 """How an attempt to change the version of a model ended."""
 NO_TIER = "none"
 """The tier label of a request that names its profile."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The series of answers of one kind; to look each up by its labels takes as long as to count."""
+
+    routed: Counter
+    request: Histogram
+    stages: Mapping[str, Histogram]
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The series of one method."""
+
+    started: Counter
+    handling: Histogram
+    received: Counter
+    sent: Counter
+    handled: Mapping[grpc.StatusCode, Counter]
 
 
 class Metrics:
@@ -91,6 +112,8 @@ class Metrics:
             "damoserve_reloads", "Attempts to change the version of a model.", ["model", "result"], registry=registry
         )
         self._shown: dict[str, dict[str, State]] = {}
+        self._answered: dict[tuple[tuple[str, str], str, Reason], Answered] = {}
+        self._calls: dict[tuple[str, str, str], Calls] = {}
         for reason in errors.reasons():
             self.refused.labels(reason)
         for file, result in product(RELOADED_FILES, RELOAD_RESULTS.values()):
@@ -98,13 +121,28 @@ class Metrics:
         for outcome in FRAME_OUTCOMES:
             self.frames.labels(outcome)
 
+    def answered(self, profile: tuple[str, str], tier: str, reason: Reason) -> Answered:
+        kind = profile, tier, reason
+        if kind not in self._answered:
+            self._answered[kind] = Answered(
+                self.routed.labels(*profile, tier, reason),
+                self.request_seconds.labels(*profile, tier),
+                {stage: self.stage_seconds.labels(*profile, stage) for stage in STAGES},
+            )
+        return self._answered[kind]
+
+    def calls(self, labels: tuple[str, str, str]) -> Calls:
+        """`labels` are the type, the service and the method."""
+        if labels not in self._calls:
+            metrics = (self.started, self.handling, self.received, self.sent)
+            handled = {code: self.handled.labels(*labels, code.name) for code in grpc.StatusCode}
+            self._calls[labels] = Calls(*(metric.labels(*labels) for metric in metrics), handled)
+        return self._calls[labels]
+
     def add_methods(self, service: str, methods: Iterable[str], kind: str = "unary") -> None:
         """Creates the series of those methods of a gRPC service that are of this type."""
         for method in methods:
-            for metric in (self.started, self.handling, self.received, self.sent):
-                metric.labels(kind, service, method)
-            for code in grpc.StatusCode:
-                self.handled.labels(kind, service, method, code.name)
+            self.calls((kind, service, method))
 
     def add_profile(self, manifest: Manifest) -> None:
         """Creates the series of a profile that serves."""

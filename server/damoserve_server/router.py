@@ -37,6 +37,8 @@ R = TypeVar("R", bound=Rated)
 
 def accurate_enough(profiles: Sequence[R], least: float) -> tuple[R, ...]:
     """The profiles of at least this accuracy, in their order; never empty. Raises AccuracyUnavailable."""
+    if not least:
+        return tuple(profiles)
     # In single precision, as callers send it: 0.6 arrives as 0.60000002, and a profile that has 0.6 is to fit.
     found = tuple(profile for profile in profiles if np.float32(profile.accuracy) >= np.float32(least))
     if not found:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from damoserve_server.policies import HASTE, Decision, P, Pause, Start, State, W
+from damoserve_server.policies import HASTE, Decision, P, Pause, Start, State, W, urgency
 
 HYSTERESIS = 0.1
 """A profile more accurate than the last one has to be in time even if it took so much longer: no flapping."""
@@ -44,6 +44,8 @@ class DeadlinePolicy:
     def decide(self, state: State[P, W]) -> Decision[P, W]:
         if not any(ticket.ready for ticket in state.waiting):
             return None
+        if len(state.costs) == 1 and max(cost.sizes[-1] for cost in state.costs.values()) == 1:
+            return _first(state)
         line = _line_up(state)
         options = _options(line, state)
         best = _best(line, options, state)
@@ -74,6 +76,13 @@ class DeadlinePolicy:
         if delay >= min(gain, spare - cost.expected(larger)) or patience <= 0:
             return None
         return state.now + min(max(delay, self._max_wait / 8), float(patience))
+
+
+def _first(state: State[P, W]) -> Start[P, W]:
+    """Without a choice of profile or batch size, the most urgent starts."""
+    [(profile, cost)] = state.costs.items()
+    ready = (ticket for ticket in state.waiting if ticket.ready)
+    return Start(profile, (min(ready, key=lambda ticket: urgency(ticket.wish, state.now, cost.seconds[0])),))
 
 
 def _line_up(state: State[P, W]) -> "_Line":
