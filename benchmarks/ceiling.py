@@ -4,9 +4,9 @@
 
 The plain loop decodes, infers and suppresses in two threads with a session of one thread each. The server does the same
 for callers over loopback, which run in a third process, all on the same cores. Rounds alternate; the ratio of each pair
-is reported with its spread. Other programs disturb the clock more than the processors' time: so the processor time of an
-image is reported too, for the loop, the server and the callers. Idle latency is what one caller waits beyond the stages
-that the server reports.
+is reported with its spread. Other programs disturb the clock more than the processors' time: so the processor time of
+an image is reported too, for the loop, the server and the callers. Idle latency is what one caller waits beyond the
+stages that the server reports.
 """
 
 import json
@@ -76,7 +76,7 @@ def _engines(root: Path, profile: str) -> tuple[Manifest, list[Any]]:
 
 
 def saturate(address: str, profile: str, images: Sequence[bytes], seconds: float) -> tuple[list[float], float]:
-    """The latencies of calls that eight callers made one after the other, and the callers' processor seconds of each."""
+    """The latencies of calls that eight callers made one after the other, and the callers' processor time of each."""
     latencies: list[float] = []
     used = time.process_time()
     with grpc.insecure_channel(address) as channel:

@@ -162,8 +162,5 @@ class _CountingContext:
 def _request_id(context: Context) -> str:
     """The caller's id if it is usable, else a new one."""
     given = dict(context.invocation_metadata() or ()).get(REQUEST_ID)
-    return (
-        given
-        if isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_LENGTH
-        else f"{random.getrandbits(128):032x}"
-    )
+    usable = isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_LENGTH
+    return str(given) if usable else f"{random.getrandbits(128):032x}"

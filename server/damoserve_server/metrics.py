@@ -134,9 +134,13 @@ class Metrics:
     def calls(self, labels: tuple[str, str, str]) -> Calls:
         """`labels` are the type, the service and the method."""
         if labels not in self._calls:
-            metrics = (self.started, self.handling, self.received, self.sent)
-            handled = {code: self.handled.labels(*labels, code.name) for code in grpc.StatusCode}
-            self._calls[labels] = Calls(*(metric.labels(*labels) for metric in metrics), handled)
+            self._calls[labels] = Calls(
+                started=self.started.labels(*labels),
+                handling=self.handling.labels(*labels),
+                received=self.received.labels(*labels),
+                sent=self.sent.labels(*labels),
+                handled={code: self.handled.labels(*labels, code.name) for code in grpc.StatusCode},
+            )
         return self._calls[labels]
 
     def add_methods(self, service: str, methods: Iterable[str], kind: str = "unary") -> None:
