@@ -46,6 +46,10 @@ class Batch(Generic[P, T]):
     started: float
     expected_end: float
 
+    def remaining(self, now: float) -> float:
+        """Seconds until it is expected to end: what is overdue is expected to be so for as long again."""
+        return abs(self.expected_end - now)
+
 
 class Scheduler(Generic[P, T]):
     """Each ticket leaves by `take`, `drop`, `close` or `withdraw`, whichever is first."""
@@ -177,7 +181,7 @@ class Scheduler(Generic[P, T]):
             for other in self._waiting
             if other is not ticket and urgency(other.wish, now, quickest(other)[0]) <= place
         )
-        free_at = [max(now, batch.expected_end) for batch in self._running][: self.workers]
+        free_at = [now + batch.remaining(now) for batch in self._running][: self.workers]
         free_at += [now] * (self.workers - len(free_at))
         heapify(free_at)
         mine = quickest(ticket)[1]
@@ -197,7 +201,7 @@ class Scheduler(Generic[P, T]):
     def _state(self, now: float, free: int) -> State[P, Ticket[P, T]]:
         kinds = {ticket.wish.allowed for ticket in self._waiting}
         costs: Mapping[P, Cost] = {profile: self._cost(profile) for allowed in kinds for profile in allowed}
-        busy = tuple(max(0.0, batch.expected_end - now) for batch in self._running)
+        busy = tuple(batch.remaining(now) for batch in self._running)
         rate, budget = self._arrivals.recent(now)
         return State(now, list(self._waiting), costs, free, busy, rate, budget, self._last_accuracy)
 
