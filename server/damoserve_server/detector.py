@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,8 +136,8 @@ class Detector:
         with self._gate.passage():
             self._images.limits.check(request.image)
             tier = None if request.profile is not None else request.tier or self._settings.default_tier
-            wish = self._wish(request, tier)
-            ticket = self._workers.admit(wish, self._decoding.expected(bytes_to_decode(request.image)))
+            wishes = self._wishes(request, tier)
+            ticket = self._workers.admit(wishes, self._decoding.expected(bytes_to_decode(request.image)))
             try:
                 result = await self._serve(request, tier, ticket)
             finally:
@@ -145,22 +145,17 @@ class Detector:
         self._record(result, tier)
         return result
 
-    def _wish(self, request: DetectionRequest, tier: Tier | None) -> Wish[ActiveProfile]:
+    def _wishes(self, request: DetectionRequest, tier: Tier | None) -> list[Wish[ActiveProfile]]:
         profiles = self.catalogue.model(request.model).serving(request.profile)
         due, least = request.deadline, request.min_accuracy
         if tier is not None:
             promised = self._settings.tiers[tier]
             due = min(due, request.arrival + promised.objective_ms / 1000)
             least = max(least, promised.accuracy_floor)
-        wish = Wish(accurate_enough(profiles, least), request.deadline, due, request.arrival, request.priority)
-        return replace(wish, allowed=self._of_one_input(wish))
-
-    def _of_one_input(self, wish: Wish[ActiveProfile]) -> tuple[ActiveProfile, ...]:
-        """Those that take the same network input as the one that would serve at once: an image is resized only once."""
-        left = wish.due - time.monotonic()
-        in_time = (profile for profile in wish.allowed if profile.latency.expected() <= left)
-        best = next(in_time, min(wish.allowed, key=lambda profile: profile.latency.expected()))
-        return tuple(profile for profile in wish.allowed if profile.manifest.input == best.manifest.input)
+        return [
+            Wish(allowed, request.deadline, due, request.arrival, request.priority)
+            for allowed in _by_input(accurate_enough(profiles, least), due - time.monotonic())
+        ]
 
     async def _serve(self, request: DetectionRequest, tier: Tier | None, ticket: JobTicket) -> DetectionResult:
         expected = ticket.wish.allowed[0]
@@ -193,6 +188,16 @@ class Detector:
         for stage in STAGES:
             self._metrics.stage_seconds.labels(*key, stage).observe(getattr(result.timings, stage))
         self._metrics.request_seconds.labels(*key, tier or NO_TIER).observe(result.timings.total)
+
+
+def _by_input(profiles: Sequence[ActiveProfile], left: float) -> list[tuple[ActiveProfile, ...]]:
+    """The profiles of each network input, since an image is resized only once.
+
+    First the inputs whose profiles could serve at once in the time that is left, the most accurate first.
+    """
+    likeliest = sorted(profiles, key=lambda profile: profile.latency.expected() > left)
+    inputs = dict.fromkeys(profile.manifest.input for profile in likeliest)
+    return [tuple(profile for profile in profiles if profile.manifest.input == each) for each in inputs]
 
 
 def _reason(tier: Tier | None, found: Inference) -> Reason:

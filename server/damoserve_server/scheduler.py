@@ -5,7 +5,7 @@ to no profile, and counts while its image is still being decoded; it may start o
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from math import inf
@@ -73,6 +73,14 @@ class Scheduler(Generic[P, T]):
 
     def queued(self, *, ready: bool) -> int:
         return sum(ticket.ready == ready for ticket in self._waiting)
+
+    def choose(self, wishes: Sequence[Wish[P]], decoding: float) -> Wish[P]:
+        """Of a request's alternatives the first that would be answered by when it is due, else the soonest to be."""
+        if len(wishes) == 1 or not self.workers:
+            return wishes[0]
+        ends = [self.soonest_end(Ticket(wish, self._clock() + decoding)) for wish in wishes]
+        in_time = (wish for wish, end in zip(wishes, ends, strict=True) if end <= wish.due)
+        return next(in_time, wishes[ends.index(min(ends))])
 
     def admit(self, wish: Wish[P], decoding: float) -> Ticket[P, T]:
         """Lets a request in whose image will be decoded in so many seconds.

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -82,13 +82,14 @@ class Workers:
         with self._changed:
             return self._scheduler.queued(ready=ready)
 
-    def admit(self, wish: Wish[ActiveProfile], decoding: float) -> JobTicket:
+    def admit(self, wishes: Sequence[Wish[ActiveProfile]], decoding: float) -> JobTicket:
         """Lets a request in whose image will be decoded in so many seconds; it must be inferred or withdrawn.
 
+        `wishes` are its alternatives, the preferred first; the ticket has the one that it is let in with.
         Raises QueueFull, DeadlineUnreachable, DeadlineExpired, WorkersLost or ShuttingDown.
         """
         with self._changed:
-            return self._scheduler.admit(wish, decoding)
+            return self._scheduler.admit(self._scheduler.choose(wishes, decoding), decoding)
 
     async def infer(self, ticket: JobTicket, row: NDArray[np.uint8], select: Select) -> Inference:
         """Runs the network on `row` `[height, width, 3]`, together with other requests where that helps.

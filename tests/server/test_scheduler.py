@@ -111,6 +111,17 @@ def test_the_soonest_end_counts_batches_as_they_will_form():
     assert scheduler.soonest_end(slow) == 10 + 4 + 3 + 8, "the rest of another profile takes no more than it is"
 
 
+def test_of_alternatives_the_first_that_is_in_time_is_chosen_else_the_soonest():
+    scheduler, _ = make()
+    slow, quick = (wish(profile, 100.0, due=9.0) for profile in ("slow", "quick"))
+    assert scheduler.choose([slow, quick], 0.0) is slow
+    submit(scheduler, "quick", 4.0)
+    assert scheduler.choose([slow, quick], 0.0) is quick, "slow would end at 10"
+    assert scheduler.choose([slow, quick], 8.0) is quick, "both are late"
+    scheduler.workers = 0
+    assert scheduler.choose([slow, quick], 0.0) is slow, "to be refused"
+
+
 def test_refusals():
     scheduler, clock = make()
     clock.now = 10
