@@ -129,9 +129,8 @@ class Detector:
         with self._gate.passage():
             self._images.limits.check(request.image)
             tier = None if request.profile is not None else request.tier or self._settings.default_tier
-            wish = self._wish(request, tier)
             size = bytes_to_decode(request.image)
-            ticket = self._workers.admit(wish, self._decoding.expected(size))
+            ticket = self._workers.admit(self._wishes(request, tier), self._decoding.expected(size))
             try:
                 preparing = Preparing(request, ticket, self._lease(ticket))
             except DamoserveError:
@@ -169,15 +168,17 @@ class Detector:
         await self._workers.close()
         await self._images.close()
 
-    def _wish(self, request: DetectionRequest, tier: Tier | None) -> Wish[ActiveProfile]:
+    def _wishes(self, request: DetectionRequest, tier: Tier | None) -> list[Wish[ActiveProfile]]:
         profiles = self.catalogue.model(request.model).serving(request.profile)
         due, least = request.deadline, request.min_accuracy
         if tier is not None:
             promised = self._settings.tiers[tier]
             due = min(due, request.arrival + promised.objective_ms / 1000)
             least = max(least, promised.accuracy_floor)
-        allowed = _of_one_input(accurate_enough(profiles, least), due)
-        return Wish(allowed, request.deadline, due, request.arrival, request.priority)
+        return [
+            Wish(allowed, request.deadline, due, request.arrival, request.priority)
+            for allowed in _by_input(accurate_enough(profiles, least), due - time.monotonic())
+        ]
 
     def _lease(self, ticket: JobTicket) -> Lease:
         """Raises QueueFull."""
@@ -225,14 +226,16 @@ class Detector:
         series.request.observe(result.timings.total)
 
 
-def _of_one_input(profiles: tuple[ActiveProfile, ...], due: float) -> tuple[ActiveProfile, ...]:
-    """Those that take the same network input as the one that would serve at once: an image is resized only once."""
+def _by_input(profiles: Sequence[ActiveProfile], left: float) -> list[tuple[ActiveProfile, ...]]:
+    """The profiles of each network input, since an image is resized only once.
+
+    First the inputs whose profiles could serve at once in the time that is left, the most accurate first.
+    """
     if len({profile.input for profile in profiles}) == 1:
-        return profiles
-    left = due - time.monotonic()
-    in_time = (profile for profile in profiles if profile.latency.expected() <= left)
-    best = next(in_time, min(profiles, key=lambda profile: profile.latency.expected()))
-    return tuple(profile for profile in profiles if profile.input == best.input)
+        return [tuple(profiles)]
+    likeliest = sorted(profiles, key=lambda profile: profile.latency.expected() > left)
+    inputs = dict.fromkeys(profile.input for profile in likeliest)
+    return [tuple(profile for profile in profiles if profile.input == each) for each in inputs]
 
 
 def _reason(tier: Tier | None, found: Inference) -> Reason:

@@ -110,10 +110,14 @@ class DecodeEstimate:
 
 
 class Arrivals:
-    """How many requests came lately, and how much time they had; what is longer ago counts for less."""
+    """How many requests came lately, and how much time they had; what is longer ago counts for less.
+
+    The newest is no sign that more come: counted, a lone request would make room for others that nobody sends.
+    """
 
     def __init__(self) -> None:
         self._weight = 0.0
+        self._newest = 0.0
         self._budgets = 0.0
         self._counted_at = 0.0
 
@@ -121,15 +125,17 @@ class Arrivals:
         """`budget` is how many seconds the request has until it is due."""
         self._fade(now)
         self._weight += 1
+        self._newest = 1.0
         self._budgets += max(0.0, budget)
 
     def recent(self, now: float) -> tuple[float, float]:
         """Arrivals a second, and their mean budget in seconds."""
         self._fade(now)
-        return self._weight / MEMORY_SECONDS, self._budgets / self._weight if self._weight else 0.0
+        return (self._weight - self._newest) / MEMORY_SECONDS, self._budgets / self._weight if self._weight else 0.0
 
     def _fade(self, now: float) -> None:
         kept = exp((self._counted_at - now) / MEMORY_SECONDS)
         self._weight *= kept
+        self._newest *= kept
         self._budgets *= kept
         self._counted_at = now

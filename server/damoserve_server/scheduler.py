@@ -5,7 +5,7 @@ to no profile, and counts while its image is still being decoded; it may start o
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from math import inf
@@ -46,6 +46,10 @@ class Batch(Generic[P, T]):
     started: float
     expected_end: float
 
+    def remaining(self, now: float) -> float:
+        """Seconds until it is expected to end: what is overdue is expected to be so for as long again."""
+        return abs(self.expected_end - now)
+
 
 class Scheduler(Generic[P, T]):
     """Each ticket leaves by `take`, `drop`, `close` or `withdraw`, whichever is first."""
@@ -69,6 +73,14 @@ class Scheduler(Generic[P, T]):
 
     def queued(self, *, ready: bool) -> int:
         return sum(ticket.ready == ready for ticket in self._waiting)
+
+    def choose(self, wishes: Sequence[Wish[P]], decoding: float) -> Wish[P]:
+        """Of a request's alternatives the first that would be answered by when it is due, else the soonest to be."""
+        if len(wishes) == 1 or not self.workers:
+            return wishes[0]
+        ends = [self.soonest_end(Ticket(wish, self._clock() + decoding)) for wish in wishes]
+        in_time = (wish for wish, end in zip(wishes, ends, strict=True) if end <= wish.due)
+        return next(in_time, wishes[ends.index(min(ends))])
 
     def admit(self, wish: Wish[P], decoding: float) -> Ticket[P, T]:
         """Lets a request in whose image will be decoded in so many seconds.
@@ -177,7 +189,7 @@ class Scheduler(Generic[P, T]):
             for other in self._waiting
             if other is not ticket and urgency(other.wish, now, quickest(other)[0]) <= place
         )
-        free_at = [max(now, batch.expected_end) for batch in self._running][: self.workers]
+        free_at = [now + batch.remaining(now) for batch in self._running][: self.workers]
         free_at += [now] * (self.workers - len(free_at))
         heapify(free_at)
         mine = quickest(ticket)[1]
@@ -197,7 +209,7 @@ class Scheduler(Generic[P, T]):
     def _state(self, now: float, free: int) -> State[P, Ticket[P, T]]:
         kinds = {ticket.wish.allowed for ticket in self._waiting}
         costs: Mapping[P, Cost] = {profile: self._cost(profile) for allowed in kinds for profile in allowed}
-        busy = tuple(max(0.0, batch.expected_end - now) for batch in self._running)
+        busy = tuple(batch.remaining(now) for batch in self._running)
         rate, budget = self._arrivals.recent(now)
         return State(now, list(self._waiting), costs, free, busy, rate, budget, self._last_accuracy)
 

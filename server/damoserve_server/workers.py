@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -78,13 +78,14 @@ class Workers:
         with self._changed:
             return self._scheduler.queued(ready=ready)
 
-    def admit(self, wish: Wish[ActiveProfile], decoding: float) -> JobTicket:
+    def admit(self, wishes: Sequence[Wish[ActiveProfile]], decoding: float) -> JobTicket:
         """Lets a request in whose image will be decoded in so many seconds; it must be made ready or withdrawn.
 
+        `wishes` are its alternatives, the preferred first; the ticket has the one that it is let in with.
         Raises QueueFull, DeadlineUnreachable, DeadlineExpired, WorkersLost or ShuttingDown.
         """
         with self._changed:
-            return self._scheduler.admit(wish, decoding)
+            return self._scheduler.admit(self._scheduler.choose(wishes, decoding), decoding)
 
     def make_ready(self, ticket: JobTicket, job: Job) -> None:
         """Called by the thread that decoded the image. The workers end the job, unless this raises.

@@ -68,6 +68,49 @@ def test_a_tier_excludes_profiles_below_its_floor(serve, pictures):
     assert asyncio.run(scenario()) == ["accurate"] * 3
 
 
+def test_profiles_of_different_inputs_serve_one_model_each_when_it_is_in_time(serve, pictures, repository, new_profile):
+    """`padded` is the most accurate, and alone in wanting its input."""
+    new_profile(repository, "padded", ap=0.9, resize="fit")
+    image = pictures.encode(pictures.draw("red", "lime", "blue", "black", size=(200, 100)))
+
+    async def scenario():
+        async with serve(tiers={"balanced": {"objective_ms": 5000}}) as client:
+            client.learn(0.01)
+            first = await client.detect(image)
+            for profile in client.application._detector.result().catalogue.active():
+                if profile.name == "padded":
+                    for _ in range(32):
+                        profile.latency.observe(6.0)
+            tier = await client.detect(image)
+            named = await client.detect(image, profile="padded")
+            short = await client.failure(client.detect(image, profile="padded", timeout=5.0))
+            fitting = await client.detect(image, timeout=5.0, min_accuracy=0.5)
+            return first, tier, named, short, fitting
+
+    first, tier, named, short, fitting = asyncio.run(scenario())
+    assert [answer.profile for answer in (first, tier, named, fitting)] == ["padded", "accurate", "padded", "accurate"]
+    assert short.reason == "DEADLINE_UNREACHABLE"
+    assert found(first) == found(tier) == found(named), "boxes of the image, whatever the input"
+
+
+def test_min_accuracy_is_never_undercut(serve, pictures, valve):
+    """However late it makes them: of many at once, each has a profile that it allows."""
+
+    async def scenario():
+        async with serve(valve.load, tiers={"balanced": {"objective_ms": 1}}) as client:
+            client.learn(0.01)
+            valve.shut()
+            wanted = [0.6, 0.0] * 6
+            calls = [asyncio.ensure_future(client.detect(pictures.red, min_accuracy=least)) for least in wanted]
+            await client.until(lambda now: now.sum("damoserve_queued_requests") == len(calls) - sum(valve.sizes))
+            valve.open()
+            return wanted, [answer.profile for answer in await asyncio.gather(*calls)]
+
+    wanted, served = asyncio.run(scenario())
+    assert {profile for least, profile in zip(wanted, served, strict=True) if least} == {"accurate"}
+    assert "quick" in served
+
+
 def test_thresholds_of_the_request_replace_those_of_the_model(serve, pictures):
     async def scenario():
         async with serve() as client:

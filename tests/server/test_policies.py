@@ -108,6 +108,26 @@ def test_alone_everyone_gets_the_most_accurate_profile_that_is_in_time():
     assert [outcome.profile for outcome in serve(arrivals)] == list(budgets.values())
 
 
+def test_one_request_is_no_rate_of_arrivals():
+    """Slow profiles: as many more requests in the time of one would make all late."""
+    costs = {"slow": Cost(0.6, (0.323,)), "quick": Cost(0.5, (0.100,))}
+    arrivals = [Arrival(10.0 * number, 0.4, ("slow", "quick")) for number in range(3)]
+    assert [outcome.profile for outcome in serve(arrivals, costs)] == ["slow"] * 3
+
+
+def test_a_worker_that_hangs_is_not_counted_on():
+    """Of two workers one hangs all the time; bursts that the other can bear are in time once that has shown."""
+    hanging = iter([60.0])
+
+    def takes(profile, size):
+        return next(hanging, LADDER[profile].expected(size))
+
+    arrivals = [Arrival(number // 18 / 2, 0.25, ALL) for number in range(360)]
+    outcomes = serve(arrivals, workers=2, takes=takes)[36:]
+    assert all(outcome.in_time for outcome in outcomes)
+    assert accuracy(outcomes, LADDER)[1] > LADDER["int8+pruned"].accuracy
+
+
 def test_a_burst_is_drained_by_quicker_profiles_and_all_are_in_time():
     outcomes = serve([Arrival(0.0, 0.25, ALL)] * 12)
     assert all(outcome.in_time for outcome in outcomes)

@@ -96,18 +96,30 @@ def test_the_soonest_end_counts_what_runs_and_what_is_more_urgent():
 
 
 def test_the_soonest_end_counts_batches_as_they_will_form():
-    scheduler, _ = make()
+    scheduler, clock = make()
     for _ in range(3):
         submit(scheduler, "quick", 90)
     ticket = scheduler.admit(wish("quick", 90), 0.0)
     assert scheduler.soonest_end(ticket) == 4 + 2
     scheduler.withdraw(ticket)
-    assert scheduler.take() is not None
+    clock.now = 10.0  # when no more are expected to come
+    assert len(scheduler.take().tickets) == 3
     submit(scheduler, "quick", 90)
     ticket = scheduler.admit(wish("quick", 90), 0.0)
-    assert scheduler.soonest_end(ticket) == 4 + 3, "behind a full batch, in one with the other"
+    assert scheduler.soonest_end(ticket) == 10 + 4 + 3, "behind a full batch, in one with the other"
     slow = scheduler.admit(wish("slow", 90.5), 0.0)
-    assert scheduler.soonest_end(slow) == 4 + 3 + 8, "the rest of another profile takes no more than it is"
+    assert scheduler.soonest_end(slow) == 10 + 4 + 3 + 8, "the rest of another profile takes no more than it is"
+
+
+def test_of_alternatives_the_first_that_is_in_time_is_chosen_else_the_soonest():
+    scheduler, _ = make()
+    slow, quick = (wish(profile, 100.0, due=9.0) for profile in ("slow", "quick"))
+    assert scheduler.choose([slow, quick], 0.0) is slow
+    submit(scheduler, "quick", 4.0)
+    assert scheduler.choose([slow, quick], 0.0) is quick, "slow would end at 10"
+    assert scheduler.choose([slow, quick], 8.0) is quick, "both are late"
+    scheduler.workers = 0
+    assert scheduler.choose([slow, quick], 0.0) is slow, "to be refused"
 
 
 def test_refusals():

@@ -192,9 +192,16 @@ def _levels(rows: Flags, table: _Table, quickest: NDArray[np.intp]) -> NDArray[n
 
 
 def _slack(left: Floats, share: Floats, alone: Floats, state: State[P, W]) -> Floats:
-    ahead = share.cumsum(axis=0) - share + sum(state.busy)
-    slack: Floats = left[:, None] - alone - ahead / (state.free + len(state.busy))
+    latest = left[:, None] - alone
+    ahead = _taken_by_busy(latest, state) + share.cumsum(axis=0) - share
+    slack: Floats = latest - ahead / (state.free + len(state.busy))
     return slack
+
+
+def _taken_by_busy(until: Floats, state: State[P, W]) -> Floats:
+    """Seconds that the busy workers do not have until then: all of them at most, a batch may hang."""
+    ahead = np.maximum(until, 0.0)
+    return sum((np.minimum(busy, ahead) for busy in state.busy), np.zeros_like(until))
 
 
 @dataclass(frozen=True)
@@ -286,8 +293,8 @@ def _spare(line: _Line, options: _Options, seconds: Floats, state: State[P, W], 
         passed = np.minimum.accumulate(np.where(line.startable[:end, :, None], inf, line.slack[:end, None, :]))
         spare = np.minimum(spare, passed[last, options.profile] * workers - batch)
     if state.rate > 0:  # the last to arrive does so as the batch ends, and has the usual budget
-        latest = (batch + state.budget - line.alone.sum(axis=0) / len(line.alone)) * workers
-        spare = np.minimum(spare, latest - (sum(state.busy) + batch + rest.work))
+        latest = batch + state.budget - line.alone.sum(axis=0) / len(line.alone)
+        spare = np.minimum(spare, latest * workers - (_taken_by_busy(latest, state) + batch + rest.work))
     return spare
 
 
