@@ -98,7 +98,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         # 16-bit grey: keep the high byte, where Pillow's own conversion would clip everything above 255 to white.
         grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # converting RGB would copy it
 
 
 def shown_size(image: Size, network: Size, mode: ResizeMode) -> Size:

@@ -35,7 +35,8 @@ def select(
     input shows the image (`imaging.shown_size`). Every (box, class) pair is a candidate of its own, as in the reference
     evaluation. Boxes come back in pixels of the original image, cut to it; those wholly outside are left out.
     """
-    anchors, labels = np.nonzero(scores >= thresholds.score)
+    # Of the flat array: in two dimensions nonzero takes ten times as long.
+    anchors, labels = np.divmod(np.flatnonzero(scores >= thresholds.score), scores.shape[1])
     if len(anchors) > MAX_CANDIDATES:
         best = np.argpartition(scores[anchors, labels], -MAX_CANDIDATES)[-MAX_CANDIDATES:]
         anchors, labels = anchors[best], labels[best]

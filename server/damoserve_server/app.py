@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -39,6 +40,7 @@ from damoserve_server.metrics import Endpoint, Metrics
 from damoserve_server.policies.deadline import DeadlinePolicy
 from damoserve_server.service import DetectionService, ProfileService, Startup
 from damoserve_server.settings import Settings, usable_cores
+from damoserve_server.splits import Split, Trial, possible_splits
 from damoserve_server.stream import Streams
 from damoserve_server.watch import look
 from damoserve_server.workers import WorkerLimits, Workers
@@ -66,7 +68,7 @@ class Application:
         self._streams = Streams(settings.max_streams, settings.stream_window, settings.stream_idle_seconds)
         self._listeners = Listeners(settings, self._metrics)
         self._lifecycle: Lifecycle | None = None
-        self._workers_alive = settings.workers
+        self._has_workers = True
         self._telling: set[asyncio.Task[None]] = set()
         self._server = self._build_server()
         self._endpoint: Endpoint | None = None
@@ -105,18 +107,19 @@ class Application:
         Raises CatalogueError, OSError if the admin port is taken, or ShuttingDown after `stop`.
         """
         settings = self._settings
-        gpu = GpuOptions(settings.gpu_device, settings.engine_cache, settings.gpu_memory_bytes)
-        options = EngineOptions(
-            settings.max_batch_size, settings.threads_per_worker, settings.providers, settings.engine, gpu
-        )
-        loading = Loading(self._load_engine, options, settings.workers, stop=self._stopping)
         repository = Repository(settings.repository)
+        gpu = GpuOptions(settings.gpu_device, settings.engine_cache, settings.gpu_memory_bytes)
+        options = EngineOptions(settings.max_batch_size, 1, settings.providers, settings.engine, gpu)
+        split = await asyncio.to_thread(self._split, options, repository)
+        loading = Loading(
+            self._load_engine, replace(options, threads=split.threads), split.workers, stop=self._stopping
+        )
         # Before the files are read: what changes from now on is seen as a change.
         sights = await asyncio.to_thread(look, repository)
         catalogue = await asyncio.to_thread(load_catalogue, repository, loading, settings.default_model)
         if self._stopping.is_set():
             raise ShuttingDown
-        detector = self._build_detector(catalogue)
+        detector = self._build_detector(catalogue, split)
         self._lifecycle = lifecycle = Lifecycle(repository, loading, detector, self._metrics, sights or {})
         self._management = Management(lifecycle, self._build_admin_server(lifecycle), settings.watch_seconds)
         self._detector.set_result(detector)
@@ -177,9 +180,9 @@ class Application:
         return server
 
     def _count_workers(self, alive: int) -> None:
-        before, self._workers_alive = self._workers_alive, alive
+        before, self._has_workers = self._has_workers, alive > 0
         self._metrics.workers.set(alive)
-        if bool(before) == bool(alive):
+        if before == self._has_workers:
             return
         told = self.health.recovered() if alive else self.health.degraded("no worker is left; they are being replaced")
         telling = asyncio.get_running_loop().create_task(told)
@@ -189,14 +192,23 @@ class Application:
     def _is_ready(self) -> bool:
         return self._detector.done() and not self._stopping.is_set()
 
-    def _build_detector(self, catalogue: Catalogue) -> Detector:
+    def _split(self, options: EngineOptions, repository: Repository) -> Split:
+        settings = self._settings
+        # One worker keeps a GPU busy; to build engines for it only to measure could take minutes.
+        cores = 1 if options.on_gpu else usable_cores()
+        trial = Trial(self._load_engine, options, settings.split_seconds, stop=self._stopping)
+        splits = possible_splits(cores, settings.workers, settings.threads_per_worker)
+        return trial.best(splits, repository, settings.default_model)
+
+    def _build_detector(self, catalogue: Catalogue, split: Split) -> Detector:
         settings = self._settings
         # Each image is decoded and resized by one thread; a second layer of threads would only compete with them.
         cv2.setNumThreads(1)
         decoders = ThreadPoolExecutor(usable_cores(), "decode")
         images = ImageReader(ImageLimits(settings.max_image_bytes, settings.max_pixels), decoders)
+        self._metrics.worker_threads.set(split.threads)
         limits = WorkerLimits(
-            settings.workers, settings.max_batch_size, settings.max_queue, settings.worker_timeout_seconds
+            split.workers, settings.max_batch_size, settings.max_queue, settings.worker_timeout_seconds
         )
         policy = DeadlinePolicy(settings.max_batch_wait_ms / 1000)
         workers = Workers(policy, limits, self._metrics, self._count_workers)

@@ -109,7 +109,7 @@ class Detector:
 
     def prepare(self, profiles: Sequence[ActiveProfile]) -> None:
         """Makes room for the requests of these profiles, before they serve."""
-        running = self._settings.workers * self._settings.max_batch_size
+        running = self._workers.capacity
         for profile in profiles:
             if profile.size not in self._pools:
                 slots = affordable_slots(self._settings.max_queue + running, running + 1, profile.size)

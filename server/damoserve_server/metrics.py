@@ -97,6 +97,9 @@ class Metrics:
             "damoserve_worker_restarts", "Workers that hung or died and were replaced.", registry=registry
         )
         self.workers = Gauge("damoserve_workers", "Workers that can compute.", registry=registry)
+        self.worker_threads = Gauge(
+            "damoserve_worker_threads", "Threads that each worker computes with.", registry=registry
+        )
         self.profile_state = Gauge(
             "damoserve_profile_state", "1 for the state that the profile is in.", [*profile, "state"], registry=registry
         )

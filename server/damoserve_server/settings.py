@@ -98,9 +98,12 @@ class Settings(BaseSettings):
     admin_port: Port | None = None
     """Of the admin service. Unset: there is none."""
 
-    workers: Positive = Field(default_factory=usable_cores)
-    """Batches that are computed at the same time."""
-    threads_per_worker: Positive = 1
+    workers: Positive | None = None
+    """Batches that are computed at the same time. Unset: what goes with the threads, or is measured to be fastest."""
+    threads_per_worker: Positive | None = None
+    """Threads that compute one batch. Unset: likewise."""
+    split_seconds: Annotated[float, Field(ge=0)] = 2.0
+    """How long a start may measure how many workers and threads are fastest. 0: a worker for each core."""
     engine: EngineName | None = None
     """Unset: of each profile the one that its manifest prefers, if it is installed, else ONNX Runtime."""
     providers: Annotated[tuple[str, ...], Field(min_length=1)] = (CPU_PROVIDER,)

@@ -74,6 +74,11 @@ class Workers:
         """Once what they serve is answered, nothing here refers to these profiles any more."""
         self._profiles -= set(profiles)
 
+    @property
+    def capacity(self) -> int:
+        """Images that are computed at the same time, at most."""
+        return self._limits.workers * self._limits.max_batch_size
+
     def queued(self, *, ready: bool) -> int:
         with self._changed:
             return self._scheduler.queued(ready=ready)

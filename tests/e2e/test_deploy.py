@@ -229,7 +229,7 @@ def table(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
-COMPUTED = {"DAMOSERVE_REPOSITORY": "the bundled model", "DAMOSERVE_WORKERS": "the cores"}
+COMPUTED = {"DAMOSERVE_REPOSITORY": "the bundled model"}
 
 
 def defaults(model: BaseModel | type[BaseModel], prefix: str = "DAMOSERVE_") -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.streaming import in_order
 from damoserve_server.metrics import Metrics
 from damoserve_server.service import Startup
-from damoserve_server.settings import Settings
+from damoserve_server.settings import Settings, usable_cores
 
 if TYPE_CHECKING:
     import grpc
@@ -54,7 +54,9 @@ class InferenceService:
         self._statistics = Statistics()
         self._inference = Inference(startup, self._statistics, settings.kserve_unavailable_when_full)
         # So many that one call can keep the workers busy, and so few that an idle server never refuses its own.
-        self._depth = min(2 * settings.workers * settings.max_batch_size, settings.max_queue)
+        # Workers that are still to be measured will not be more than the cores.
+        workers = settings.workers or usable_cores()
+        self._depth = min(2 * workers * settings.max_batch_size, settings.max_queue)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
