@@ -37,6 +37,7 @@ from damoserve_server.listeners import Listeners
 from damoserve_server.loading import Loading, load_catalogue
 from damoserve_server.management import Management
 from damoserve_server.metrics import Endpoint, Metrics
+from damoserve_server.policies import Policy
 from damoserve_server.policies.deadline import DeadlinePolicy
 from damoserve_server.service import DetectionService, ProfileService, Startup
 from damoserve_server.settings import Settings, usable_cores
@@ -57,8 +58,12 @@ SERVICES = [
 class Application:
     """One server. Made and used on a running event loop; `async with` starts and stops it."""
 
-    def __init__(self, settings: Settings, load_engine: EngineLoader = load_engine) -> None:
+    def __init__(
+        self, settings: Settings, load_engine: EngineLoader = load_engine, policy: Policy | None = None
+    ) -> None:
+        """`policy` is what the server's own is to be compared with."""
         self._settings = settings
+        self._policy = policy or DeadlinePolicy(settings.max_batch_wait_ms / 1000)
         self._load_engine = load_engine
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
@@ -210,8 +215,7 @@ class Application:
         limits = WorkerLimits(
             split.workers, settings.max_batch_size, settings.max_queue, settings.worker_timeout_seconds
         )
-        policy = DeadlinePolicy(settings.max_batch_wait_ms / 1000)
-        workers = Workers(policy, limits, self._metrics, self._count_workers)
+        workers = Workers(self._policy, limits, self._metrics, self._count_workers)
         detector = Detector(settings, catalogue, images, workers, self._metrics)
         self._metrics.watch_pools(detector.free_slots, detector.leased_slots)
         self._metrics.watch_queue(partial(workers.queued, ready=False), partial(workers.queued, ready=True))
