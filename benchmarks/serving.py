@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -193,5 +193,3 @@ def report(figures: dict[str, Any], table: Sequence[Sequence[object]], file: Pat
     machine = {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "date": today}
     if file is not None:
         file.write_text(json.dumps(machine | figures, indent=1) + "\n")
-
-

@@ -105,9 +105,7 @@ class Soak:
         async def frames() -> AsyncIterator[pb.DetectStreamRequest]:
             yield pb.DetectStreamRequest(options=pb.StreamOptions(on_overload=rng.choice((1, 2))))
             for number in range(FRAMES):
-                yield pb.DetectStreamRequest(
-                    frame=pb.Frame(id=number, image=pb.Image(content=rng.choice(self.images)))
-                )
+                yield pb.DetectStreamRequest(frame=pb.Frame(id=number, image=pb.Image(content=rng.choice(self.images))))
 
         leaves = rng.random() < 0.2
         call = pb_grpc.DetectionServiceStub(channel).DetectStream(frames(), timeout=TIMEOUT)
@@ -164,7 +162,9 @@ def _windows(memory: Sequence[Memory], seconds: float) -> list[tuple[float, floa
     for tenth in range(10):
         inside = [one for one in memory if tenth * seconds / 10 <= one.at < (tenth + 1) * seconds / 10]
         rss, anonymous = (statistics.median(getattr(one, name) for one in inside) for name in ("rss", "anonymous"))
-        found.append((round(tenth * seconds / 600, 1), round(rss, 1), round(anonymous, 1), max(one.rss for one in inside)))
+        found.append(
+            (round(tenth * seconds / 600, 1), round(rss, 1), round(anonymous, 1), max(one.rss for one in inside))
+        )
     return found
 
 

@@ -42,6 +42,14 @@ def channel_options(address: str) -> tuple[tuple[str, str | int], ...]:
     return _OPTIONS
 
 
+def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+    """With TLS if there are credentials."""
+    options = channel_options(address)
+    if credentials is None:
+        return grpc.insecure_channel(address, options)
+    return grpc.secure_channel(address, credentials, options)
+
+
 def call_metadata(
     address: str, credentials: grpc.ChannelCredentials | None, token: str | None
 ) -> tuple[tuple[str, str], ...]:

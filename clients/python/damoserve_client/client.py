@@ -7,7 +7,7 @@ import grpc
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1.detection_pb2_grpc import DetectionServiceStub, ProfileServiceStub
-from damoserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, call_metadata, channel_options
+from damoserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, call_metadata, open_channel
 from damoserve_client.convert import detect_request, read_image, to_profile, to_profiles, to_result
 from damoserve_client.errors import from_rpc_error
 from damoserve_client.stream import Conversation, Frames
@@ -40,12 +40,7 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         self._metadata = call_metadata(address, credentials, token)
-        options = channel_options(address)
-        self._channel = (
-            grpc.secure_channel(address, credentials, options)
-            if credentials
-            else grpc.insecure_channel(address, options)
-        )
+        self._channel = open_channel(address, credentials)
         self._detection = DetectionServiceStub(self._channel)
         self._profiles = ProfileServiceStub(self._channel)
         self._timeout = timeout

@@ -1,6 +1,8 @@
 """The options of the command for TLS and tokens."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +10,7 @@ from typing import Annotated
 import grpc
 import typer
 
+from damoserve_client.channel import call_metadata, open_channel
 from damoserve_client.client import Client
 
 TOKEN_VARIABLE = "DAMOSERVE_TOKEN"
@@ -39,14 +42,18 @@ class Security:
 
     def connect(self, address: str) -> Client:
         """Raises BadParameter for options that do not fit together."""
-        if (self.cert is None) != (self.key is None):
-            raise typer.BadParameter("--cert and --key go together")
-        try:
+        with _explained():
             return Client(address, credentials=self._credentials(), token=self._token())
-        except ValueError as error:
-            raise typer.BadParameter(f"{error} (--tls, --token-file)") from None
+
+    def open_channel(self, address: str) -> tuple[grpc.Channel, tuple[tuple[str, str], ...]]:
+        """A channel, and the metadata that calls have to bring. Raises BadParameter like `connect`."""
+        with _explained():
+            credentials = self._credentials()
+            return open_channel(address, credentials), call_metadata(address, credentials, self._token())
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
+        if (self.cert is None) != (self.key is None):
+            raise typer.BadParameter("--cert and --key go together")
         if not (self.tls or self.ca or self.cert):
             return None
         return grpc.ssl_channel_credentials(_content(self.ca), _content(self.key), _content(self.cert))
@@ -54,6 +61,14 @@ class Security:
     def _token(self) -> str | None:
         token = self.token_file.read_text() if self.token_file else os.environ.get(TOKEN_VARIABLE, "")
         return token.strip() or None
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(f"{error} (--tls, --token-file)") from None
 
 
 def _content(path: Path | None) -> bytes | None:
