@@ -63,6 +63,7 @@ def test_the_options_of_detect_arrive(call: Call, server: FakeServer, smear: byt
         min_accuracy=0.5,
         score_threshold=0.0,
         max_detections=7,
+        priority=2,
     )
     expected = pb.DetectRequest(
         image=pb.Image(content=smear),
@@ -71,6 +72,7 @@ def test_the_options_of_detect_arrive(call: Call, server: FakeServer, smear: byt
         min_accuracy=0.5,
         score_threshold=0.0,
         max_detections=7,
+        priority=2,
     )
     expected.latency_budget.FromMilliseconds(250)
     assert server.service.requests == [expected]

@@ -99,6 +99,8 @@ def test_min_accuracy_is_never_undercut(serve, pictures, valve):
     async def scenario():
         async with serve(valve.load, tiers={"balanced": {"objective_ms": 1}}) as client:
             client.learn(0.01)
+            accurate, _ = client.application._detector.result().catalogue.active()
+            accurate.latency.observe(1.0)
             valve.shut()
             wanted = [0.6, 0.0] * 6
             calls = [asyncio.ensure_future(client.detect(pictures.red, min_accuracy=least)) for least in wanted]

@@ -44,6 +44,7 @@ def test_invalid_requests(serve, pictures):
         "threshold not a number": (red, {"score_threshold": NAN}, ("ARGUMENT_OUT_OF_RANGE", "score_threshold")),
         "accuracy above one": (red, {"min_accuracy": 1.1}, ("ARGUMENT_OUT_OF_RANGE", "min_accuracy")),
         "no detections": (red, {"max_detections": 0}, ("ARGUMENT_OUT_OF_RANGE", "max_detections")),
+        "no such priority": (red, {"priority": 6}, ("ARGUMENT_OUT_OF_RANGE", "priority")),
         "too many detections": (red, {"max_detections": 1001}, ("ARGUMENT_OUT_OF_RANGE", "max_detections")),
         "no budget": (red, {"latency_budget": Duration()}, ("ARGUMENT_OUT_OF_RANGE", "latency_budget")),
         "unknown tier": (red, {"latency_tier": 99}, ("ARGUMENT_OUT_OF_RANGE", "latency_tier")),

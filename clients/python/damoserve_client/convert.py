@@ -35,6 +35,7 @@ def detect_request(content: bytes, options: DetectOptions) -> pb.DetectRequest:
         min_accuracy=options.get("min_accuracy"),
         score_threshold=options.get("score_threshold"),
         max_detections=options.get("max_detections"),
+        priority=options.get("priority"),
     )
 
 
@@ -51,6 +52,7 @@ def stream_options(options: StreamOptions) -> pb.StreamOptions:
         min_accuracy=options.get("min_accuracy"),
         score_threshold=options.get("score_threshold"),
         max_detections=options.get("max_detections"),
+        priority=options.get("priority"),
         on_overload=pb.StreamOptions.Overload.Value(f"OVERLOAD_{policy.upper()}"),
     )
 

@@ -29,6 +29,8 @@ class DetectOptions(TypedDict, total=False):
     score_threshold: float | None
     # At most so many of the best detections, 1 to 1000.
     max_detections: int | None
+    # 1, the most urgent, to 5, the default: goes before others that have as much time left.
+    priority: int | None
 
 
 class StreamOptions(DetectOptions, total=False):
