@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from benchmarks.simulator import LADDER, Arrival, Simulation, accuracy, bursts
 from damoserve_server.errors import DeadlineUnreachable
-from damoserve_server.policies import Cost
+from damoserve_server.policies import Cost, Pause, State, Wish
 from damoserve_server.policies.baselines import FixedProfile, ModelSwitching, SlackFit, StaticTiers
 from damoserve_server.policies.deadline import DeadlinePolicy
+from damoserve_server.scheduler import Ticket
 
 ALL = tuple(LADDER)
 POLICIES = {
@@ -83,6 +84,38 @@ def test_promises(make, data):
         hopeless = min(costs[name].expected(1) for name in outcome.arrival.allowed) > outcome.arrival.budget + 1e-9
         if hopeless:
             assert isinstance(outcome.error, DeadlineUnreachable), "refused when it arrived"
+
+
+@st.composite
+def states(draw):
+    """Any queue, hopeless and unready requests included, beside any workers and any rate."""
+    costs = draw(ladders())
+    moments = st.floats(-1, 3)
+    tickets = []
+    for arrival in draw(requests(costs)):
+        deadline = draw(st.floats(1e-3, 3))
+        wish = Wish(arrival.allowed, deadline, min(deadline, draw(moments)), -draw(moments), arrival.priority)
+        tickets.append(Ticket(wish, draw(moments), ready=draw(st.booleans())))
+    busy = tuple(draw(st.lists(st.floats(0, 1000), max_size=3)))
+    rate, budget = draw(st.floats(0, 1e4)), draw(st.floats(0, 3))
+    return State(0.0, tickets, costs, draw(st.integers(1, 3)), busy, rate, budget, draw(st.floats(0, 1)))
+
+
+@given(state=states())
+@settings(max_examples=150, deadline=None)
+def test_a_decision_starts_what_may_start(state):
+    decision = ours().decide(state)
+    ready = [ticket for ticket in state.waiting if ticket.ready]
+    assert (decision is None) == (not ready)
+    if isinstance(decision, Pause):
+        assert state.free == 1
+        assert state.now < decision.until <= max(ticket.ready_at for ticket in ready) + 0.005
+    elif decision is not None:
+        assert len(set(decision.tickets)) == len(decision.tickets)
+        assert len(decision.tickets) in state.costs[decision.profile].sizes
+        for ticket in decision.tickets:
+            assert ticket.ready
+            assert decision.profile in ticket.wish.allowed
 
 
 @given(data=st.data())

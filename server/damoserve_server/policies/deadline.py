@@ -198,10 +198,10 @@ def _slack(left: Floats, share: Floats, alone: Floats, state: State[P, W]) -> Fl
     return slack
 
 
-def _taken_by_busy(until: Floats, state: State[P, W]) -> Floats:
+def _taken_by_busy(until: Floats, state: State[P, W]) -> Floats | int:
     """Seconds that the busy workers do not have until then: all of them at most, a batch may hang."""
     ahead = np.maximum(until, 0.0)
-    return sum((np.minimum(busy, ahead) for busy in state.busy), np.zeros_like(until))
+    return sum(np.minimum(busy, ahead) for busy in state.busy)
 
 
 @dataclass(frozen=True)
