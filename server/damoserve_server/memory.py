@@ -1,5 +1,6 @@
 """Buffers for network inputs, allocated once."""
 
+import logging
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ CGROUP_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 SHARE_OF_LIMIT = 4
 """Input buffers may take one part in so many of a container's memory: engines and decoding need the rest."""
 
+log = logging.getLogger(__name__)
+
 
 def aligned(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """An uninitialised array whose first byte is at a multiple of `ALIGNMENT`."""
@@ -32,7 +35,11 @@ def affordable_slots(wanted: int, least: int, size: Size, limit: Path = CGROUP_M
         available = int(limit.read_text()) // SHARE_OF_LIMIT
     except (OSError, ValueError):  # no cgroup v2, or "max": no limit
         return wanted
-    return max(least, min(wanted, available // (size.width * size.height * 3)))
+    slots = max(least, min(wanted, available // (size.width * size.height * 3)))
+    if slots < wanted:
+        what = f"{slots} buffers, not {wanted}, for network inputs of {size.width} x {size.height}"
+        log.warning("%s: a part in %d of the container's memory; more requests are refused", what, SHARE_OF_LIMIT)
+    return slots
 
 
 class Pool:

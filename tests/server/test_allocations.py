@@ -1,6 +1,7 @@
 """What a warm server allocates for a request. NumPy tells tracemalloc of its arrays; Pillow and the runtimes do not."""
 
 import asyncio
+import gc
 import shutil
 import time
 import tracemalloc
@@ -57,6 +58,7 @@ def allocated(serve, tmp_path):
                     there = tracemalloc.get_traced_memory()[0]
                     await one_round(detector, image, at_once)
                     peaks.append(tracemalloc.get_traced_memory()[1] - there)
+                gc.collect()  # tasks and their exceptions refer to each other
                 return Allocated(peaks, tracemalloc.get_traced_memory()[0] - before)
 
         tracemalloc.start()

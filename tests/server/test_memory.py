@@ -5,7 +5,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from damoserve_profiles.imaging import Size
 from damoserve_server.errors import QueueFull
-from damoserve_server.memory import Pool
+from damoserve_server.memory import SHARE_OF_LIMIT, Pool, affordable_slots
 
 SLOTS = 3
 
@@ -25,6 +25,27 @@ def test_a_row_comes_back_when_its_user_fails():
     with pytest.raises(ZeroDivisionError), pool.lease():
         _ = 1 / 0
     assert pool.free == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "slots"),
+    [
+        (f"{7 * 12 * SHARE_OF_LIMIT}\n", 7),
+        (f"{7 * 12 * SHARE_OF_LIMIT - 1}\n", 6),
+        ("12\n", 2),
+        (f"{100 * 12 * SHARE_OF_LIMIT}\n", 9),
+        ("max\n", 9),
+        (None, 9),
+    ],
+)
+def test_slots_fit_into_the_memory_of_the_container(tmp_path, caplog, limit, slots):
+    path = tmp_path / "memory.max"
+    if limit is not None:
+        path.write_text(limit)
+    assert affordable_slots(wanted=9, least=2, size=Size(2, 2), limit=path) == slots
+    assert [record.getMessage().startswith(f"{slots} buffers, not 9") for record in caplog.records] == [True] * (
+        slots < 9
+    )
 
 
 class Leasing(RuleBasedStateMachine):
