@@ -36,6 +36,7 @@ from damoserve_server.policies import Policy
 from damoserve_server.settings import Settings
 
 MODEL = "blood-cells"
+PROFILES = ("fp32", "pruned", "int8", "int8+pruned")
 PICTURE = Path("docs/images/smear.jpg")
 NO_PROXY = (("grpc.enable_http_proxy", 0),)
 READY = re.compile(r"serving .* on (?P<address>\S+:\d+), metrics on (?P<metrics>\S+)")
@@ -141,13 +142,18 @@ def _free_port() -> int:
         return port
 
 
-def copy_bundled(root: Path, versions: Sequence[int] = (1,), accuracies: Mapping[str, float] | None = None) -> Path:
-    """The bundled model as a repository at `root`, the same in every version.
+def copy_bundled(
+    root: Path,
+    versions: Sequence[int] = (1,),
+    profiles: Sequence[str] = PROFILES,
+    accuracies: Mapping[str, float] | None = None,
+) -> Path:
+    """The bundled model, or some profiles of it, as a repository at `root`, the same in every version.
 
     `accuracies` replaces the average precision that the manifests state.
     """
     for version in versions:
-        for folder in Repository(BUNDLED).profiles(MODEL, 1):
+        for folder in (Repository(BUNDLED).folder(MODEL, 1, profile) for profile in profiles):
             target = Repository(root).folder(MODEL, version, folder.profile)
             shutil.copytree(folder.path, target.path)
             manifest = json.loads((folder.path / MANIFEST_FILE).read_text())

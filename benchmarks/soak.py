@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import grpc
 import typer
 
-from benchmarks.serving import DOCUMENTED, MODEL, Server, copy_bundled, end_of, pictures, real_server, report
+from benchmarks.serving import DOCUMENTED, MODEL, PROFILES, Server, copy_bundled, end_of, pictures, real_server, report
 from damoserve.kserve.v2 import inference_pb2 as kserve_pb
 from damoserve.v1 import admin_pb2, admin_pb2_grpc
 from damoserve.v1 import detection_pb2 as pb
@@ -33,7 +33,6 @@ RELOAD_SECONDS = 60.0
 TIMEOUT = 10.0
 FRAMES = 12
 KSERVE = "/inference.GRPCInferenceService/ModelInfer"
-PROFILES = ("fp32", "int8", "pruned", "int8+pruned")
 MAX_GROWTH = 0.02
 
 
