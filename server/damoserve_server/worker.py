@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -93,6 +94,8 @@ class Worker:
     given_up: bool = False
     """Once set, nothing more is expected of it."""
     _buffers: dict[Size, NDArray[np.uint8]] = field(default_factory=dict)
+    _broken: weakref.WeakSet[ActiveProfile] = field(default_factory=weakref.WeakSet)
+    """Their engines raised and may be broken for good: the next batch gets new ones. A profile may go meanwhile."""
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name=f"worker-{self.number}", daemon=True)
@@ -120,12 +123,15 @@ class Worker:
     def _compute(self, batch: JobBatch) -> list[Outcome]:
         """One outcome for each job: what fails for one image alone fails only that one."""
         count = len(batch.tickets)
-        started = time.monotonic()
         try:
+            if batch.profile in self._broken:
+                batch.profile.engines[self.number] = batch.profile.new_engine()
+                self._broken.discard(batch.profile)
+            started = time.monotonic()
             scores, boxes = self._infer(batch)
         except Exception as error:
             if not self.given_up:
-                self._renew(batch.profile)
+                self._broken.add(batch.profile)
             return [error] * count
         inference = time.monotonic() - started
         if not self.given_up:  # how long it hung tells nothing of its successor
@@ -158,13 +164,6 @@ class Worker:
         if size not in self._buffers:
             self._buffers[size] = aligned((self.max_batch_size, size.height, size.width, 3))
         return np.stack(rows, out=self._buffers[size][: len(rows)])
-
-    def _renew(self, profile: ActiveProfile) -> None:
-        """An engine that raised may be broken for good: the next batch gets a new one."""
-        try:
-            profile.engines[self.number] = profile.new_engine()
-        except Exception:
-            log.exception("the engine of %s could not be made anew", "/".join(profile.key))
 
 
 def _job(ticket: JobTicket) -> Job:
