@@ -218,6 +218,21 @@ def test_a_pause_ends_when_another_worker_is_free():
     assert names(scheduler.take()) == ["first"]
 
 
+def test_where_batches_win_a_batch_waits_a_little_for_a_burst_to_show():
+    scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 10.0, 10.0))})
+    submit(scheduler, "quick", 900, "first")
+    assert scheduler.take() is None
+    assert scheduler.next_take() == pytest.approx(0.2)
+    clock.now = 0.2
+    assert names(scheduler.take()) == ["first"]
+
+
+def test_where_batches_do_not_win_nobody_waits_for_one():
+    scheduler, _ = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 20.0, 30.0))})
+    submit(scheduler, "quick", 900, "first")
+    assert names(scheduler.take()) == ["first"]
+
+
 def test_what_waits_is_shared_among_the_free_workers():
     scheduler, _ = make(workers=2)
     for _ in range(4):

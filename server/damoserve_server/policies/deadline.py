@@ -22,8 +22,13 @@ from damoserve_server.policies import HASTE, Decision, P, Pause, Start, State, W
 HYSTERESIS = 0.1
 """A profile more accurate than the last one has to be in time even if it took so much longer: no flapping."""
 
+ON_THE_OFF_CHANCE = 0.02
+"""So much of its own time a batch waits for company that nobody announced, where company would gain: the first request
+of a burst comes alone, and on a slow engine takes the place of a full batch."""
 SAME_ACCURACY = 1e-6
 TINY = 1e-9
+INSTANT = 1e-6
+"""Seconds not worth a pause, which would be over before it began."""
 
 FORESIGHT = 2.0
 """So many times the recent rate is expected to arrive during a batch. Arrivals come in bursts: with the plain rate one
@@ -64,18 +69,22 @@ class DeadlinePolicy:
             return None
         column = line.profiles.index(profile)
         members = np.flatnonzero(line.startable[:, column])[:size]
-        patience = min(line.tickets[index].ready_at for index in members) + self._max_wait - state.now
+        waited = state.now - min(line.tickets[index].ready_at for index in members)
         joining = np.flatnonzero(line.allowed[:, column] & ~line.ready)
         coming = sorted(line.tickets[index].ready_at for index in joining)[: larger - size]
         delay = (larger - size) / state.rate if state.rate else inf
         if len(coming) == larger - size:
-            delay = min(delay, coming[-1] - state.now)
-        delay = max(delay, 0.0)
+            delay = min(delay, max(coming[-1] - state.now, 0.0))
         gain = cost.expected(size) + cost.expected(larger - size) - cost.expected(larger)
+        if delay < gain:
+            left = self._max_wait - waited
+            wait = min(max(delay, self._max_wait / 8), left)
+        else:
+            wait = left = min(self._max_wait, ON_THE_OFF_CHANCE * cost.expected(size)) - waited
         spare = min(float(line.due[members].min()) - state.now, float(line.slack[:, 0].min()) + cost.expected(size))
-        if delay >= min(gain, spare - cost.expected(larger)) or patience <= 0:
+        if left <= INSTANT or wait >= spare - cost.expected(larger):
             return None
-        return state.now + min(max(delay, self._max_wait / 8), float(patience))
+        return state.now + float(wait)
 
 
 def _first(state: State[P, W]) -> Start[P, W]:
