@@ -2,14 +2,16 @@
 
     python -m benchmarks.bursts [--seconds 20] [--rounds 3] [--json FILE]
 
-Open loop: requests come whether or not earlier ones are answered, with gamma-distributed gaps (coefficient of variation
-4), at 0.6, 0.9 and 1.2 times what fp32 alone can serve, as measured just before. All have 250 ms. The same arrivals go
-to a server that chooses (tier BALANCED), to the same server with the profile named by the request, and to servers with
-the published policies; one after the other, in turns. Server and callers are processes on the same cores.
+Open loop: requests come whether or not earlier ones are answered, with gamma-distributed gaps (coefficient of
+variation 4), at 0.6, 0.9 and 1.2 times what fp32 alone can serve, as measured just before. All have 250 ms. The same
+arrivals go to a server that chooses (tier BALANCED), to the same server with the profile named by the request, and to
+servers with the published policies; one after the other, in turns. Server and callers are processes on the same
+cores.
 
-The latencies are real, the ACCURACIES ARE DECLARED: of the bundled profiles the quickest is also among the most accurate,
-which leaves nothing to choose; so a copy of them states a ladder on which time buys accuracy. A static table of tiers is
-a fixed profile for callers who all want the same tier: which one is a matter of whoever writes it, so each is shown.
+The latencies are real, the ACCURACIES ARE DECLARED: of the bundled profiles the quickest is also among the most
+accurate, which leaves nothing to choose; so a copy of them states a ladder on which time buys accuracy. A static
+table of tiers is a fixed profile for callers who all want the same tier: which one is a matter of whoever writes it,
+so each is shown.
 """
 
 import asyncio

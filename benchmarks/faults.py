@@ -11,7 +11,6 @@ import asyncio
 import shutil
 import signal
 import ssl
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from benchmarks.callers import CHOICES, Callers, crops
+from benchmarks.callers import Callers, crops
 from benchmarks.engines import Switches
 from benchmarks.serving import MODEL, NO_PROXY, Server, copy_bundled, end_of, made_server, real_server, report
 from damoserve.v1 import admin_pb2, admin_pb2_grpc

@@ -2,14 +2,14 @@
 
     python -m benchmarks.overload [--repeats 5] [--wait-ms 5] [--json FILE]
 
-The experiment that Triton 2.51 was put through: an engine that takes 250 ms whatever the batch, at most 4 images a batch,
-one worker, 8 may wait, 30 requests at once. Triton's 400 ms there bound the wait in the queue: what started by then was
-answered, after 505 ms. Here a budget bounds the answer. So there are two readings: 650 ms, in which as in Triton two
-batches fit (ideal: 8 answered) and a third does not, and 400 ms, in which one fits (ideal: 4). In a third the engine
-becomes five times slower than the server has learned and 12 requests, one every 5 ms, have 200 ms each: else nothing
-that was accepted ever expires, and with 30 at once a caller's clock would show the sending of the others, too. In the
-last, 6 requests with a gRPC deadline of 100 ms must not be computed at all. One call before each volley finds the server
-as one that serves already.
+The experiment that Triton 2.51 was put through: an engine that takes 250 ms whatever the batch, at most 4 images a
+batch, one worker, 8 may wait, 30 requests at once. Triton's 400 ms there bound the wait in the queue: what started by
+then was answered, after 505 ms. Here a budget bounds the answer. So there are two readings: 650 ms, in which as in
+Triton two batches fit (ideal: 8 answered) and a third does not, and 400 ms, in which one fits (ideal: 4). In a third
+the engine becomes five times slower than the server has learned and 12 requests, one every 5 ms, have 200 ms each:
+else nothing that was accepted ever expires, and with 30 at once a caller's clock would show the sending of the
+others, too. In the last, 6 requests with a gRPC deadline of 100 ms must not be computed at all. One call before each
+volley finds the server as one that serves already.
 """
 
 import asyncio
