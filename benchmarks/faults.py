@@ -12,7 +12,7 @@ import shutil
 import signal
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -57,7 +57,7 @@ class Result:
         return ends + answers + lost + [f"not so: {effect}" for effect, so in self.effects.items() if not so]
 
 
-Scenario = Callable[[Path], Awaitable[Result]]
+Scenario = Callable[[Path], Coroutine[Any, Any, Result]]
 
 
 def _connect(server: Server) -> grpc.aio.Channel:
@@ -254,7 +254,7 @@ def main(
         if chosen and not any(part in name for part in chosen):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            result = asyncio.run(scenario(Path(folder)))  # type: ignore[arg-type]
+            result = asyncio.run(scenario(Path(folder)))
         seen, wrong = result.callers, result.wrong()
         others = {end: count for end, count in seen.ends.items() if end != "OK"}
         said = ", ".join(f"{count} {end}" for end, count in others.items())

@@ -177,7 +177,7 @@ def pictures(sizes: Sequence[int] = (640, 480, 320)) -> list[bytes]:
 
 def reason(error: grpc.aio.AioRpcError) -> str:
     """The reason in an error's details; empty where gRPC itself ended the call."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # the stubs know no calls of grpc.aio
+    status = rpc_status.from_call(error)
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):

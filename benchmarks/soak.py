@@ -1,6 +1,6 @@
 """Half an hour of everything that callers do, good and bad, and the server's memory meanwhile.
 
-    python -m benchmarks.soak [--minutes 30] [--callers 8] [--json FILE]
+    python -m benchmarks.soak [--minutes 30] [--callers 8] [--reload-seconds 60] [--json FILE]
 
 Calls by tier and by profile, detection streams, KServe v2, broken images, too short deadlines; once a minute another
 version of the model is loaded. Memory is read every ten seconds: resident (RSS) and anonymous, which no other process
@@ -29,9 +29,9 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 
 SAMPLE_SECONDS = 10.0
-RELOAD_SECONDS = 60.0
 TIMEOUT = 10.0
 FRAMES = 12
+OVERLOADS = (pb.StreamOptions.OVERLOAD_WAIT, pb.StreamOptions.OVERLOAD_DROP_OLDEST)
 KSERVE = "/inference.GRPCInferenceService/ModelInfer"
 MAX_GROWTH = 0.02
 
@@ -52,6 +52,8 @@ class Soak:
     server: Server
     images: Sequence[bytes]
     pause: float
+    reload_seconds: float
+    """0: never."""
     ends: dict[str, Counter[str]] = field(default_factory=dict)
     memory: list[Memory] = field(default_factory=list)
 
@@ -102,7 +104,7 @@ class Soak:
 
     async def _stream(self, channel: grpc.aio.Channel, rng: random.Random) -> str:
         async def frames() -> AsyncIterator[pb.DetectStreamRequest]:
-            yield pb.DetectStreamRequest(options=pb.StreamOptions(on_overload=rng.choice((1, 2))))
+            yield pb.DetectStreamRequest(options=pb.StreamOptions(on_overload=rng.choice(OVERLOADS)))
             for number in range(FRAMES):
                 yield pb.DetectStreamRequest(frame=pb.Frame(id=number, image=pb.Image(content=rng.choice(self.images))))
 
@@ -128,8 +130,8 @@ class Soak:
         version = 2
         async with grpc.aio.insecure_channel(self.server.admin) as channel:
             admin = admin_pb2_grpc.AdminServiceStub(channel)
-            while time.monotonic() + RELOAD_SECONDS < end:
-                await asyncio.sleep(RELOAD_SECONDS)
+            while self.reload_seconds and time.monotonic() + self.reload_seconds < end:
+                await asyncio.sleep(self.reload_seconds)
                 await admin.ReloadModel(admin_pb2.ReloadModelRequest(model=MODEL, version=version), timeout=120)
                 self.ends.setdefault("reload", Counter())["OK"] += 1
                 version = 3 - version
@@ -178,13 +180,14 @@ def main(
     minutes: Annotated[float, typer.Option(min=2)] = 30.0,
     callers: Annotated[int, typer.Option(min=1)] = 8,
     pause: Annotated[float, typer.Option(help="Mean seconds that a caller waits between calls.")] = 0.5,
+    reload_seconds: Annotated[float, typer.Option(min=0, help="Between two reloads. 0: none.")] = 60.0,
     file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Exit code 1 if memory grew by more than 2 %, or a call ended in a code that the contract does not have."""
     with tempfile.TemporaryDirectory() as folder:
         copy_bundled(Path(folder), versions=(1, 2))
         with real_server(repository=folder) as (server, _):
-            soak = Soak(server, pictures(), pause)
+            soak = Soak(server, pictures(), pause, reload_seconds)
             asyncio.run(soak.run(60 * minutes, callers))
     growth = _growth(soak.memory, 60 * minutes)
     windows = _windows(soak.memory, 60 * minutes)
