@@ -1,6 +1,6 @@
 """What the server costs over the work itself: a plain loop against the server at saturation, on the same cores.
 
-    python benchmarks/ceiling.py --profile int8 [--repository FOLDER] [--rounds 5]
+    python -m benchmarks.ceiling --profile int8 [--repository FOLDER] [--rounds 5]
 
 The plain loop decodes, infers and suppresses in two threads with a session of one thread each. The server does the same
 for callers over loopback, which run in a third process, all on the same cores. Rounds alternate; the ratio of each pair
@@ -12,10 +12,7 @@ stages that the server reports.
 import json
 import multiprocessing
 import os
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,6 +27,7 @@ import numpy as np
 import psutil
 import typer
 
+from benchmarks.serving import PICTURE, real_server
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.imaging import Size, decode, resize, shown_size
@@ -128,18 +126,8 @@ def server(repository: Path, profile: str) -> Iterator[tuple[str, psutil.Process
         target = Path(root, name, str(version))
         target.mkdir(parents=True)
         (target / profile).symlink_to(Repository(repository).folder(name, version, profile).path.resolve())
-        environment = os.environ | {
-            "DAMOSERVE_REPOSITORY": root,
-            "DAMOSERVE_PORT": "0",
-            "DAMOSERVE_METRICS_PORT": "0",
-            "DAMOSERVE_WORKERS": str(CORES),
-        }
-        command = [sys.executable, "-m", "damoserve_server"]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            announced = process.stdout.readline()
-            yield announced.partition(" on ")[2].partition(",")[0], psutil.Process(process.pid)
-            process.send_signal(signal.SIGTERM)
+        with real_server(repository=root, workers=CORES) as (served, _):
+            yield served.address, psutil.Process(served.pid)
 
 
 def main(
@@ -150,7 +138,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=1, help="Of each half of a round.")] = 8.0,
 ) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    images = [path.read_bytes() for path in image or [Path("docs/images/smear.jpg")]]
+    images = [path.read_bytes() for path in image or [PICTURE]]
     context = multiprocessing.get_context("spawn")
     ratios, rates, p99s, shares = [], [], [], []
     with server(repository, profile) as (address, process), context.Pool(1) as pool:

@@ -8,5 +8,5 @@ COMMON=$("$PYTHON" -c 'import google.rpc.status_pb2 as module, pathlib; print(pa
 "$PYTHON" -m grpc_tools.protoc -I. -I"$COMMON" --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. \
     damoserve/v1/detection.proto damoserve/v1/admin.proto
 # Messages only: the server registers its methods under the protocol's own service name.
-${PYTHON:-python} -m grpc_tools.protoc -I. --python_out=. --mypy_out=. \
+"$PYTHON" -m grpc_tools.protoc -I. --python_out=. --mypy_out=. \
     damoserve/kserve/v2/inference.proto

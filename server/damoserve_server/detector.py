@@ -189,7 +189,7 @@ class Detector:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Inference] = loop.create_future()
         decoding = self._images.submit(partial(self._prepare, preparing, answer))
-        expiry = loop.call_at(preparing.request.deadline, settle, answer, _expired())
+        expiry = loop.call_at(preparing.request.deadline, _expire, answer)
         try:
             return await answer
         finally:
@@ -244,8 +244,8 @@ def _reason(tier: Tier | None, found: Inference) -> Reason:
     return Reason.MOST_ACCURATE_IN_TIME if found.in_time else Reason.QUICKEST
 
 
-def _expired() -> DeadlineExpired:
-    return DeadlineExpired("the time ran out before the answer was there")
+def _expire(answer: asyncio.Future[Inference]) -> None:
+    settle(answer, DeadlineExpired("the time ran out before the answer was there"))
 
 
 def _thresholds(profile: ActiveProfile, request: DetectionRequest) -> Thresholds:

@@ -27,6 +27,14 @@ FAREWELL_SECONDS = 0.005
 TYPES = {(False, False): "unary", (False, True): "server_stream", (True, True): "bidi_stream"}
 """By whether requests and answers are streams; the names are go-grpc-middleware's."""
 
+MAKERS: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
+"""What holds a handler's behaviour, and what makes such a handler, by the same."""
+
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -49,13 +57,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return handler
         service, _, name = handler_call_details.method.lstrip("/").partition("/")
         call = _Call(handler, f"{service}/{name}", self._metrics.calls((kind, service, name)), self._metrics.refused)
-        method = {
-            "unary": grpc.unary_unary_rpc_method_handler,
-            "server_stream": grpc.unary_stream_rpc_method_handler,
-            "bidi_stream": grpc.stream_stream_rpc_method_handler,
-        }[kind]
+        _, make = MAKERS[handler.request_streaming, handler.response_streaming]
         # Without a deserializer: gRPC answers bytes that it cannot read with UNKNOWN and a traceback in the log.
-        return method(call.answer, response_serializer=handler.response_serializer)
+        wrapped: Handler = make(call.answer, response_serializer=handler.response_serializer)
+        return wrapped
 
 
 @dataclass(frozen=True)

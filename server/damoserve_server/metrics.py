@@ -154,14 +154,9 @@ class Metrics:
     def add_profile(self, manifest: Manifest) -> None:
         """Creates the series of a profile that serves."""
         model, profile = manifest.model, manifest.profile
-        for tier in (*Tier, NO_TIER):
-            self.request_seconds.labels(model, profile, tier)
-        for stage in STAGES:
-            self.stage_seconds.labels(model, profile, stage)
-        for tier in Tier:
-            for reason in (Reason.MOST_ACCURATE_IN_TIME, Reason.QUICKEST):
-                self.routed.labels(model, profile, tier, reason)
-        self.routed.labels(model, profile, NO_TIER, Reason.REQUESTED)
+        for tier, reason in product(Tier, (Reason.MOST_ACCURATE_IN_TIME, Reason.QUICKEST)):
+            self.answered((model, profile), tier, reason)
+        self.answered((model, profile), NO_TIER, Reason.REQUESTED)
         self.batch_size.labels(model, profile)
         self.profile_info.labels(model, profile, manifest.version, manifest.variant).set(1)
 

@@ -1,6 +1,7 @@
 """Between protobuf messages and the client's own types; the sync and the async client share it."""
 
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -26,17 +27,7 @@ def detect_request(content: bytes, options: DetectOptions) -> pb.DetectRequest:
     """Raises TypeError on an unknown option, ValueError on an unknown tier; values are judged by the server."""
     if unknown := options.keys() - DetectOptions.__annotations__.keys():
         raise TypeError(f"detect() got unexpected options: {', '.join(sorted(unknown))}")
-    return pb.DetectRequest(
-        image=pb.Image(content=content),
-        model=options.get("model") or "",
-        profile=options.get("profile") or "",
-        latency_tier=_tier(options),
-        latency_budget=_budget(options),
-        min_accuracy=options.get("min_accuracy"),
-        score_threshold=options.get("score_threshold"),
-        max_detections=options.get("max_detections"),
-        priority=options.get("priority"),
-    )
+    return pb.DetectRequest(image=pb.Image(content=content), **_wishes(options))
 
 
 def stream_options(options: StreamOptions) -> pb.StreamOptions:
@@ -44,17 +35,22 @@ def stream_options(options: StreamOptions) -> pb.StreamOptions:
     if unknown := options.keys() - StreamOptions.__annotations__.keys():
         raise TypeError(f"stream() got unexpected options: {', '.join(sorted(unknown))}")
     policy = options.get("on_overload") or "unspecified"
-    return pb.StreamOptions(
-        model=options.get("model") or "",
-        profile=options.get("profile") or "",
-        latency_tier=_tier(options),
-        latency_budget=_budget(options),
-        min_accuracy=options.get("min_accuracy"),
-        score_threshold=options.get("score_threshold"),
-        max_detections=options.get("max_detections"),
-        priority=options.get("priority"),
-        on_overload=pb.StreamOptions.Overload.Value(f"OVERLOAD_{policy.upper()}"),
-    )
+    overload = pb.StreamOptions.Overload.Value(f"OVERLOAD_{policy.upper()}")
+    return pb.StreamOptions(on_overload=overload, **_wishes(options))
+
+
+def _wishes(options: DetectOptions) -> dict[str, Any]:
+    """The fields that a call and a stream share."""
+    return {
+        "model": options.get("model") or "",
+        "profile": options.get("profile") or "",
+        "latency_tier": _tier(options),
+        "latency_budget": _budget(options),
+        "min_accuracy": options.get("min_accuracy"),
+        "score_threshold": options.get("score_threshold"),
+        "max_detections": options.get("max_detections"),
+        "priority": options.get("priority"),
+    }
 
 
 def to_result(response: pb.DetectResponse) -> DetectionResult:

@@ -13,6 +13,7 @@ import grpc
 from damoserve_server.access.limits import Allowance, Bucket
 from damoserve_server.access.tokens import Holder, Right, Tokens
 from damoserve_server.errors import DamoserveError, PermissionDenied, TokenInvalid, TokenMissing
+from damoserve_server.interceptors import MAKERS
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 """Not `Watch`: whoever may hold calls open without a token could keep everybody else out."""
@@ -29,14 +30,6 @@ CHANGING_METHODS = {
     "/inference.GRPCInferenceService/RepositoryModelUnload",
 }
 """For administrators too, though their service is not."""
-
-MAKERS: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
-}
-"""By whether requests and responses are streams."""
 
 log = logging.getLogger(__name__)
 

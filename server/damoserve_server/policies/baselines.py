@@ -21,7 +21,7 @@ class FixedProfile:
         if not line:
             return None
         allowed = line[0].wish.allowed
-        return _start(state, line, next((one for one in allowed if one == self.profile), allowed[0]))
+        return _start(state, line, _among(allowed, self.profile, allowed[0]))
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class StaticTiers:
         budget = head.wish.due - head.ready_at
         named = next((profile for least, profile in self.table if budget >= least), self.table[-1][1])
         allowed = head.wish.allowed
-        return _start(state, line, next((one for one in allowed if one == named), allowed[-1]))
+        return _start(state, line, _among(allowed, named, allowed[-1]))
 
 
 @dataclass
@@ -62,7 +62,7 @@ class ModelSwitching:
         if state.now >= self._until:
             self._profile, self._until = self._switch(state), state.now + self.period
         allowed = line[0].wish.allowed
-        return _start(state, line, next((one for one in allowed if one == self._profile), allowed[-1]))
+        return _start(state, line, _among(allowed, self._profile, allowed[-1]))
 
     def _switch(self, state: State[P, W]) -> P:
         workers = state.free + len(state.busy)
@@ -110,6 +110,10 @@ def _line(state: State[P, W]) -> list[W]:
 
 def _quickest(costs: Mapping[P, Cost]) -> Callable[[tuple[P, ...]], float]:
     return lambda allowed: min(costs[profile].seconds[0] for profile in allowed)
+
+
+def _among(allowed: tuple[P, ...], profile: object, otherwise: P) -> P:
+    return next((one for one in allowed if one == profile), otherwise)
 
 
 def _start(state: State[P, W], line: list[W], profile: P, most: int | None = None) -> Start[P, W]:

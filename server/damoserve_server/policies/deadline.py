@@ -54,21 +54,19 @@ class DeadlinePolicy:
         line = _line_up(state)
         options = _options(line, state)
         best = _best(line, options, state)
-        profile, size = line.profiles[options.profile[best]], int(options.size[best])
-        until = self._company(line, state, profile, size)
+        column = int(options.profile[best])
+        members = options.members[: options.size[best], column]
+        until = self._company(line, state, column, members)
         if until is not None:
             return Pause(until)
-        members = np.flatnonzero(line.startable[:, options.profile[best]])[:size]
-        return Start(profile, tuple(line.tickets[index] for index in members))
+        return Start(line.profiles[column], tuple(line.tickets[index] for index in members))
 
-    def _company(self, line: "_Line", state: State[P, W], profile: P, size: int) -> float | None:
-        """Until when to wait for a larger batch, if that gains time and makes nobody late."""
-        cost = state.costs[profile]
+    def _company(self, line: "_Line", state: State[P, W], column: int, members: NDArray[np.intp]) -> float | None:
+        """Until when to wait for a larger batch of that profile, if it gains time and makes nobody late."""
+        cost, size = state.costs[line.profiles[column]], len(members)
         larger = next((other for other in cost.sizes if other > size), None)
         if larger is None or state.free > 1:
             return None
-        column = line.profiles.index(profile)
-        members = np.flatnonzero(line.startable[:, column])[:size]
         waited = state.now - min(line.tickets[index].ready_at for index in members)
         joining = np.flatnonzero(line.allowed[:, column] & ~line.ready)
         coming = sorted(line.tickets[index].ready_at for index in joining)[: larger - size]
