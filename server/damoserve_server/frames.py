@@ -56,9 +56,7 @@ class StreamCaller:
         budget = convert.frame_budget(options, self.budget)
         window.drop_oldest = convert.OVERLOADS[options.on_overload]
         self._detector = await self.ready()
-        model = self._detector.catalogue.model(options.model)
-        if options.profile:
-            model.find(options.profile)
+        self._check_names(options)
         async for request in self.requests:
             _expect("frame", request, "every message of a stream but the first has to carry a frame")
             taken = request.frame.answers_taken if request.frame.HasField("answers_taken") else None
@@ -72,6 +70,12 @@ class StreamCaller:
         except Exception as error:
             return self._refusal(frame, to_known(error, f"frame {frame.identifier}"))
         return pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
+
+    def _check_names(self, options: pb.StreamOptions) -> None:
+        """Keeps nothing of the model: it may be replaced while the stream is open."""
+        model = self._detector.catalogue.model(options.model)
+        if options.profile:
+            model.find(options.profile)
 
     def _refusal(self, frame: Frame, error: DamoserveError) -> pb.DetectStreamResponse:
         self.metrics.refused.labels(error.reason).inc()
