@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Workers:
         self._alive = alive
         self._loop = asyncio.get_running_loop()
         self._profiles: set[ActiveProfile] = set()
+        self._removed: weakref.WeakSet[ActiveProfile] = weakref.WeakSet()
         self._scheduler: Scheduler[ActiveProfile, Job] = Scheduler(
             policy,
             lambda profile: profile.latency.cost(profile.accuracy),
@@ -73,6 +75,7 @@ class Workers:
     def remove(self, profiles: Iterable[ActiveProfile]) -> None:
         """Once what they serve is answered, nothing here refers to these profiles any more."""
         self._profiles -= set(profiles)
+        self._removed |= weakref.WeakSet(profiles)
 
     @property
     def capacity(self) -> int:
@@ -167,7 +170,8 @@ class Workers:
                 ticket.payload.end(outcome)
 
     def _hire(self, number: int) -> None:
-        worker = Worker(number, self._limits.max_batch_size, self)
+        # Nobody makes an engine of a removed profile before it is needed, and its old one may hang.
+        worker = Worker(number, self._limits.max_batch_size, self, broken=weakref.WeakSet(self._removed))
         self._crew.add(worker)
         with self._changed:
             self._scheduler.workers = len(self._crew)
