@@ -124,9 +124,12 @@ class Application:
         catalogue = await asyncio.to_thread(load_catalogue, repository, loading, settings.default_model)
         if self._stopping.is_set():
             raise ShuttingDown
+        admin_server = self._bind_admin_server()  # before there are threads that would have to be ended
         detector = self._build_detector(catalogue, split)
         self._lifecycle = lifecycle = Lifecycle(repository, loading, detector, self._metrics, sights or {})
-        self._management = Management(lifecycle, self._build_admin_server(lifecycle), settings.watch_seconds)
+        if admin_server is not None:
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(lifecycle), admin_server)
+        self._management = Management(lifecycle, admin_server, settings.watch_seconds)
         self._detector.set_result(detector)
         await self._management.start()
         await self.health.serving()
@@ -173,13 +176,12 @@ class Application:
             self._metrics.add_methods(kserve.SERVICE, kserve.STREAMING, TYPES[True, True])
         return server
 
-    def _build_admin_server(self, lifecycle: Lifecycle) -> grpc.aio.Server | None:
-        """Raises OSError if its port is taken."""
+    def _bind_admin_server(self) -> grpc.aio.Server | None:
+        """Still without its service. Raises OSError if its port is taken."""
         settings = self._settings
         if settings.admin_port is None:
             return None
         server = self._listeners.server()
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(lifecycle), server)
         self._listeners.describe(server, list(admin_pb2.DESCRIPTOR.services_by_name.values()))
         self.admin_port = self._listeners.bind(server, settings.admin_host, settings.admin_port)
         return server

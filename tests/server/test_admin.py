@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 
 import grpc
 import pytest
@@ -127,11 +128,16 @@ def test_the_alias_decides_at_the_start(serve, repository, new_profile, pictures
     assert run(serve, scenario) == 3
 
 
-def test_a_taken_port_is_an_error(serve, application):
+def test_a_taken_port_is_an_error_and_leaves_no_worker(serve, application):
+    def workers():
+        return {thread for thread in threading.enumerate() if thread.name.startswith("worker-")}
+
     async def scenario(client, _):
+        before = workers()
         with pytest.raises(OSError, match="cannot listen on"):
             async with application(admin_port=client.application.admin_port):
                 pass
+        assert workers() == before
 
     run(serve, scenario)
 
