@@ -46,6 +46,8 @@ from damoserve_server.stream import Streams
 from damoserve_server.watch import look
 from damoserve_server.workers import WorkerLimits, Workers
 
+LAST_CALLS_SECONDS = 0.05
+"""Before the port is closed: time for calls that are on their way."""
 LAST_ANSWERS_SECONDS = 1.0
 """After the drain: time for answers on their way, and for streams that their clients leave open."""
 
@@ -75,6 +77,7 @@ class Application:
         self._lifecycle: Lifecycle | None = None
         self._has_workers = True
         self._telling: set[asyncio.Task[None]] = set()
+        self._startup = Startup(self._detector, settings.default_deadline_seconds)
         self._server = self._build_server()
         self._endpoint: Endpoint | None = None
         self._management: Management | None = None
@@ -146,13 +149,20 @@ class Application:
             self._streams.close()
             # Beside the drain: a profile that is being loaded may take as long.
             await asyncio.gather(self._management.stop(), loaded.drain(self._settings.drain_seconds))
-        await self._server.stop(LAST_ANSWERS_SECONDS)
+        await self._close_port()
         if loaded is not None:
             await loaded.close()
             for engine in (engine for profile in loaded.catalogue.active() for engine in profile.engines):
                 close_engine(engine)
         if self._endpoint is not None:
             await self._endpoint.close()
+
+    async def _close_port(self) -> None:
+        with self._startup.closing():
+            await asyncio.sleep(LAST_CALLS_SECONDS)
+            closing = asyncio.create_task(self._server.stop(LAST_ANSWERS_SECONDS))
+            await asyncio.sleep(0)  # it has begun then
+        await closing
 
     def describe(self) -> str:
         """One line for the operator: what is served where."""
@@ -163,7 +173,7 @@ class Application:
 
     def _build_server(self) -> grpc.aio.Server:
         server = self._listeners.server()
-        startup = Startup(self._detector, self._settings.default_deadline_seconds)
+        startup = self._startup
         pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup, self._streams, self._metrics), server)
         pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
