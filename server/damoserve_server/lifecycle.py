@@ -66,12 +66,13 @@ class Lifecycle:
         """Stops serving a profile. Raises NotFound or OperationRunning."""
         return await self._alone(partial(self._unload_profile, model, profile))
 
-    async def reload(self, model: str, target: int | str | None = None) -> Model:
+    async def reload(self, model: str, target: int | str | None = None, *, whole: bool = False) -> Model:
         """Serves a version, by number or alias; None is the one that the repository wants served.
 
+        Profiles that were unloaded stay so, unless it is to be served as a `whole`.
         Raises NotFound, OperationRunning, RepositoryUnusable or VersionRefused.
         """
-        return await self._alone(partial(self._reload, model, target))
+        return await self._alone(partial(self._reload, model, target, whole))
 
     async def remove(self, model: str) -> None:
         """Serves a model no longer. Raises OperationRunning."""
@@ -133,7 +134,7 @@ class Lifecycle:
         self._publish(after)
         return after
 
-    async def _reload(self, name: str, target: int | str | None, loading: Loading) -> Model:
+    async def _reload(self, name: str, target: int | str | None, whole: bool, loading: Loading) -> Model:
         before = self.catalogue.models.get(name)
         try:
             version = await asyncio.to_thread(find_version, self.repository, name, target)
@@ -142,7 +143,7 @@ class Lifecycle:
             raise
         tried, self.tried[name] = self.tried.get(name), await asyncio.to_thread(self.repository.look, name)
         folders = await asyncio.to_thread(self.repository.profiles, name, version)
-        unloaded = frozenset(idle.name for idle in before.idle) if before is not None else frozenset()
+        unloaded = frozenset(() if before is None or whole else (idle.name for idle in before.idle))
         if before is None:
             self._publish(Model(name, version, idle=tuple(IdleProfile(each, None, State.LOADING) for each in folders)))
         try:

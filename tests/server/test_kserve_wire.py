@@ -205,6 +205,8 @@ def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
                 (unloading, unload(model_name="colours/quick")),
                 (unloading, unload(model_name="colours")),
                 (loading, load(model_name="colours/quick")),
+                (unloading, unload(model_name="colours")),
+                (loading, load(model_name="colours")),
             ):
                 await call(request, timeout=PATIENCE)
                 states.append(await is_ready())
@@ -216,7 +218,7 @@ def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
             return states, refused, (await metadata(pb.ServerMetadataRequest(), timeout=PATIENCE)).extensions
 
     states, refused, extensions = asyncio.run(scenario())
-    assert states == [[True, False], [False, False], [True, True]]
+    assert states == [[True, False], [False, False], [True, True], [False, False], [True, True]]
     assert refused == ["NOT_OFFERED"] * 2
     assert "model_repository" in extensions
 

@@ -17,7 +17,7 @@ class LifecycleAdministration:
     async def load(self, name: str) -> None:
         model, profile = split(name)
         if profile is None:
-            await self._lifecycle().reload(model)
+            await self._lifecycle().reload(model, whole=True)
         else:
             await self._lifecycle().load_profile(model, profile)
 
