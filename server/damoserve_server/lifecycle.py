@@ -55,6 +55,7 @@ class Lifecycle:
         self._metrics = metrics
         self._running: asyncio.Task[Any] | None = None
         self._stop = threading.Event()
+        self._closed = False
         for model in self.catalogue.models.values():
             self._show(model)
 
@@ -83,13 +84,16 @@ class Lifecycle:
         await self._alone(lambda _: asyncio.to_thread(set_alias, self.repository, model, alias, version))
 
     async def close(self) -> None:
-        """Ends the operation that runs, without a change."""
+        """Ends the operation that runs, without a change, and takes no other."""
+        self._closed = True
         self._stop.set()
         if self._running is not None:
             await asyncio.wait([self._running])
 
     async def _alone(self, operation: Callable[[Loading], Coroutine[Any, Any, T]]) -> T:
         """The operation outlives a caller that leaves, but only to end without a change."""
+        if self._closed:
+            raise ShuttingDown
         if self._running is not None:
             raise OperationRunning("another operation runs; try again when it has ended")
         self._stop = stop = threading.Event()

@@ -223,6 +223,28 @@ def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
     assert "model_repository" in extensions
 
 
+def test_a_server_that_drains_changes_no_model(serve, pictures, valve):
+    unload = pb.RepositoryModelUnloadRequest(model_name="colours/quick")
+
+    async def scenario():
+        async with serve(valve.load, kserve_admin=True) as client:
+            unloading = method(client, "RepositoryModelUnload", pb.RepositoryModelUnloadResponse)
+            valve.shut()
+            accepted = asyncio.ensure_future(client.detect(pictures.red))
+            await valve.entered()
+            stopping = asyncio.ensure_future(client.application.stop())
+            while (refused := await client.failure(client.detect(b""))).reason != "SHUTTING_DOWN":
+                pass
+            failure = await client.failure(unloading(unload, timeout=PATIENCE))
+            valve.open()
+            await accepted
+            await stopping
+            return refused, failure
+
+    for failure in asyncio.run(scenario()):
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+
+
 def test_only_what_serves_is_listed_if_so_asked(serve, repository, new_profile):
     new_profile(repository, "broken", ap=0.9, model=b"no network")
     new_profile(repository, "fp32", ap=0.9, model=b"no network", name="shapes")
