@@ -223,6 +223,37 @@ def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
     assert "model_repository" in extensions
 
 
+def test_streams_are_bounded(serve, pictures):
+    """Each may have as many requests in the memory of the server as it may work on."""
+
+    async def scenario():
+        async with serve(max_streams=1) as client:
+            open_stream = client.channel.stream_stream(
+                "/inference.GRPCInferenceService/ModelStreamInfer",
+                request_serializer=pb.ModelInferRequest.SerializeToString,
+                response_deserializer=pb.ModelStreamInferResponse.FromString,
+            )
+
+            async def answered():
+                stream = open_stream(timeout=PATIENCE)
+                await stream.write(pb.ModelInferRequest(id="one"))
+                answer = await stream.read()
+                assert answer is not grpc.aio.EOF, stream.debug_error_string()
+                assert answer.infer_response.id == "one"
+                return stream
+
+            first = await answered()
+            refused = await client.failure(open_stream(timeout=PATIENCE).read())
+            first.cancel()
+            labels = {"grpc_method": "ModelStreamInfer", "grpc_code": "CANCELLED"}
+            await client.until(lambda now: now.sum("grpc_server_handled_total", **labels) == 1)
+            (await answered()).cancel()
+            return refused
+
+    refused = asyncio.run(scenario())
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
+
+
 def test_a_server_that_drains_changes_no_model(serve, pictures, valve):
     unload = pb.RepositoryModelUnloadRequest(model_name="colours/quick")
 
