@@ -145,8 +145,11 @@ class Lifecycle:
         except RepositoryUnusable:
             self._count(name, "refused")
             raise
-        tried, self.tried[name] = self.tried.get(name), await asyncio.to_thread(self.repository.look, name)
+        sight = await asyncio.to_thread(self.repository.look, name)
+        if target is None and sight is not None and sight.version is not None:
+            version = sight.version  # what is noted as tried has to be what is loaded: the aliases may have changed
         folders = await asyncio.to_thread(self.repository.profiles, name, version)
+        tried, self.tried[name] = self.tried.get(name), sight
         unloaded = frozenset(() if before is None or whole else (idle.name for idle in before.idle))
         if before is None:
             self._publish(Model(name, version, idle=tuple(IdleProfile(each, None, State.LOADING) for each in folders)))
