@@ -284,6 +284,20 @@ def test_a_server_that_stops_ends_what_runs(serve, repository, new_profile, valv
     assert run(serve, scenario, only_version(4, valve.load)).code == CODE.UNAVAILABLE
 
 
+def test_numbers_that_the_contract_cannot_hold_are_no_versions(serve, repository, new_profile, pictures):
+    (repository / "colours" / "20261124120000").mkdir()
+    new_profile(repository, "fp32", ap=0.9, name="shapes", version=1)
+
+    async def scenario(client, admin):
+        (repository / "shapes" / ALIASES_FILE).write_text('{"good": 20261124120000}')
+        listed = await admin.ListModels(admin_pb.ListModelsRequest())
+        return {model.model: list(model.versions) for model in listed.models}, await client.detect(pictures.red)
+
+    versions, answer = run(serve, scenario)
+    assert versions == {"colours": [3], "shapes": [1]}
+    assert answer.model_version == 3
+
+
 def test_the_only_profile_may_go_and_come(serve, repository, pictures):
     shutil.rmtree(repository / "colours" / "3" / "quick")
 
