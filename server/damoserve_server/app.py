@@ -207,7 +207,7 @@ class Application:
         telling.add_done_callback(self._telling.discard)
 
     def _is_ready(self) -> bool:
-        return self._detector.done() and not self._stopping.is_set()
+        return self._detector.done() and self._has_workers and not self._stopping.is_set()
 
     def _split(self, options: EngineOptions, repository: Repository) -> Split:
         settings = self._settings

@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
+from damoserve.kserve.v2 import inference_pb2 as kserve
 from damoserve.v1 import admin_pb2
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.repository import Repository
@@ -242,3 +243,34 @@ def test_the_worker_after_one_that_hangs_does_not_use_its_engine_even_of_a_profi
     assert lost.reason == "WORKERS_LOST"
     assert answer.profile == "quick"
     assert not stuck.shared
+
+
+def test_a_server_without_workers_is_not_ready_in_either_protocol(serve, pictures):
+    let_go, made = threading.Event(), threading.Event()
+    faulty = Faulty(lambda: let_go.wait(20))
+
+    def load(model, manifest, options):
+        assert made.wait(20)
+        return faulty.load(model, manifest, options)
+
+    async def readiness(client):
+        ready = client.channel.unary_unary(
+            "/inference.GRPCInferenceService/ServerReady",
+            request_serializer=kserve.ServerReadyRequest.SerializeToString,
+            response_deserializer=kserve.ServerReadyResponse.FromString,
+        )
+        return await client.health(), (await ready(kserve.ServerReadyRequest())).ready
+
+    async def scenario():
+        made.set()
+        async with serve(load, worker_timeout_seconds=0.2) as client:
+            made.clear()
+            faulty.armed.set()
+            await client.failure(client.detect(pictures.red, profile="quick"))
+            without = await readiness(client)
+            made.set()
+            await client.until(lambda now: now.sum("damoserve_workers") == 1)
+            let_go.set()
+            return without, await readiness(client)
+
+    assert asyncio.run(scenario()) == (("NOT_SERVING", False), ("SERVING", True))
