@@ -150,8 +150,7 @@ class Application:
             # Beside the drain: a profile that is being loaded may take as long.
             await asyncio.gather(self._management.stop(), loaded.drain(self._settings.drain_seconds))
         await self._close_port()
-        if loaded is not None:
-            await loaded.close()
+        if loaded is not None and await loaded.close():
             for engine in (engine for profile in loaded.catalogue.active() for engine in profile.engines):
                 close_engine(engine)
         if self._endpoint is not None:

@@ -163,10 +163,11 @@ class Detector:
         await self._gate.close(patience)
         self._workers.refuse()
 
-    async def close(self) -> None:
-        """Ends the threads. No request may be inside."""
-        await self._workers.close()
+    async def close(self) -> bool:
+        """Ends the threads. No request may be inside. False if an engine still computes."""
+        ended = await self._workers.close()
         await self._images.close()
+        return ended
 
     def _wishes(self, request: DetectionRequest, tier: Tier | None) -> list[Wish[ActiveProfile]]:
         profiles = self.catalogue.model(request.model).serving(request.profile)

@@ -101,8 +101,10 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=f"worker-{self.number}", daemon=True)
         self._thread.start()
 
-    def join(self, timeout: float) -> None:
+    def join(self, timeout: float) -> bool:
+        """False if its thread has not ended by then, in seconds."""
         self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:

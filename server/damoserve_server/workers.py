@@ -117,8 +117,8 @@ class Workers:
             waiting = self._scheduler.close()
         self._settle([(ticket, ShuttingDown()) for ticket in waiting])
 
-    async def close(self) -> None:
-        """Waits for the batches that run."""
+    async def close(self) -> bool:
+        """Waits for the batches that run. False if one hangs."""
         self.refuse()
         self._watchdog.cancel()
         for replacing in self._replacing:
@@ -130,7 +130,7 @@ class Workers:
             asyncio.to_thread(worker.join, JOIN_SECONDS if worker.batch is None else self._limits.patience)
             for worker in self._crew
         ]
-        await asyncio.gather(*joins)
+        return all(await asyncio.gather(*joins))
 
     def next_batch(self, worker: Worker) -> JobBatch | None:
         with self._changed:

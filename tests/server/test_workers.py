@@ -274,3 +274,46 @@ def test_a_server_without_workers_is_not_ready_in_either_protocol(serve, picture
             return without, await readiness(client)
 
     assert asyncio.run(scenario()) == (("NOT_SERVING", False), ("SERVING", True))
+
+
+@dataclass
+class _ClosableEngine:
+    engine: OnnxRuntimeEngine
+    closed: list
+    hang: threading.Event | None = None
+    running: bool = False
+
+    def run(self, images):
+        self.running = True
+        if self.hang is not None:
+            self.hang.wait(20)
+        outputs = self.engine.run(images)
+        self.running = False
+        return outputs
+
+    def close(self):
+        self.closed.append(self.running)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_stopping_server_closes_engines_unless_one_still_computes(serve, pictures, hangs):
+    let_go = threading.Event()
+    engines, calls, closed = [], [], []
+
+    def load(model, manifest, options):
+        engines.append(_ClosableEngine(OnnxRuntimeEngine(model, manifest, options), closed))
+        return engines[-1]
+
+    async def scenario():
+        async with serve(load, worker_timeout_seconds=2, drain_seconds=0) as client:
+            await client.detect(pictures.red)
+            if hangs:
+                for engine in engines:
+                    engine.hang = let_go
+                calls.append(client.detect(pictures.red))  # ends with the connection
+                while not any(engine.running for engine in engines):
+                    await asyncio.sleep(0)
+        let_go.set()
+
+    asyncio.run(scenario())
+    assert closed == ([] if hangs else [False, False])
