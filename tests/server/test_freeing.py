@@ -8,7 +8,6 @@ import gc
 import logging
 import weakref
 
-import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -16,11 +15,12 @@ from damoserve.kserve.v2 import inference_pb2 as kserve
 from damoserve.v1 import admin_pb2 as admin_pb
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
+from damoserve_profiles.repository import ALIASES_FILE
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.kserve.tensors import pack
 from tests.server.administration import active, administered
 
-PATIENCE = 5
+PATIENCE = 20
 BRIEF = Duration(nanos=50_000_000)
 UNLOAD = admin_pb.UnloadProfileRequest(profile="quick")
 
@@ -114,24 +114,52 @@ def test_an_open_stream_keeps_nothing_but_its_frames(serve, pictures):
     asyncio.run(scenario())
 
 
-def test_a_version_that_is_refused_keeps_nothing(serve, repository, new_profile):
-    """Its first profile is loaded already when the second turns out to be damaged."""
-    new_profile(repository, "accurate", ap=0.7, version=4)
-    new_profile(repository, "quick", ap=0.5, version=4, model=b"no network")
+@pytest.fixture
+def loading(valve):
+    """A loader that the valve holds up in version 4, and the engines of that version."""
     engines = []
 
     def load(model, manifest, options):
-        engine = OnnxRuntimeEngine(model, manifest, options)
+        engine = (valve.load if manifest.version == 4 else OnnxRuntimeEngine)(model, manifest, options)
         if manifest.version == 4:
             engines.append(weakref.ref(engine))
         return engine
 
-    (repository / "colours" / "aliases.json").write_text('{"serving": 3}')
+    return load, engines
+
+
+def test_a_version_that_is_refused_keeps_nothing(serve, repository, new_profile, loading):
+    """Its first profile is loaded already when the second turns out to be damaged."""
+    (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
+    new_profile(repository, "accurate", ap=0.7, version=4)
+    new_profile(repository, "quick", ap=0.5, version=4, model=b"no network")
+    load, engines = loading
 
     async def scenario():
         async with administered(serve, load) as (client, admin):
             call = admin.ReloadModel(admin_pb.ReloadModelRequest(model="colours", version=4))
-            assert (await client.failure(call)).code == grpc.StatusCode.FAILED_PRECONDITION
+            assert (await client.failure(call)).reason == "VERSION_REFUSED"
+            assert len(engines) == 1
+            await freed(*engines)
+
+    asyncio.run(scenario())
+
+
+def test_a_version_whose_loading_is_given_up_keeps_nothing(serve, repository, new_profile, valve, loading):
+    (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
+    new_profile(repository, "accurate", ap=0.7, version=4)
+    load, engines = loading
+
+    async def scenario():
+        async with administered(serve, load) as (client, admin):
+            valve.shut()
+            call = admin.ReloadModel(admin_pb.ReloadModelRequest(model="colours", version=4))
+            await valve.entered()
+            call.cancel()
+            labels = {"grpc_method": "ReloadModel", "grpc_code": "CANCELLED"}
+            await client.until(lambda now: now.sum("grpc_server_handled_total", **labels) == 1)
+            valve.open()
+            await client.until(lambda now: now.sum("damoserve_reloads_total", result="abandoned") == 1)
             assert len(engines) == 1
             await freed(*engines)
 
