@@ -214,12 +214,13 @@ def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
             refused = [
                 (await client.failure(loading(configured, timeout=PATIENCE))).reason,
                 (await client.failure(unloading(unload(repository_name="other"), timeout=PATIENCE))).reason,
+                *[(await client.failure(unloading(unload(model_name=name)))).reason for name in ("", "/quick")],
             ]
             return states, refused, (await metadata(pb.ServerMetadataRequest(), timeout=PATIENCE)).extensions
 
     states, refused, extensions = asyncio.run(scenario())
     assert states == [[True, False], [False, False], [True, True], [False, False], [True, True]]
-    assert refused == ["NOT_OFFERED"] * 2
+    assert refused == ["NOT_OFFERED"] * 2 + ["MODEL_NOT_FOUND"] * 2
     assert "model_repository" in extensions
 
 
