@@ -115,7 +115,7 @@ class Settings(BaseSettings):
     """Folder where engines that were built for a GPU are kept. Unset: they are built at every start."""
 
     max_batch_size: Positive = 4
-    max_batch_wait_ms: Annotated[float, Field(ge=0)] = 5.0
+    max_batch_wait_ms: Annotated[float, Field(ge=0)] = 25.0
     """How long a free worker waits at most to fill a batch; only where larger batches have measured a gain does it."""
     max_queue: Positive = 64
     """Requests that wait, of all profiles. For each input size, so many and a batch for each worker fit into memory."""
