@@ -22,6 +22,7 @@ from damoserve_server.metrics import NO_TIER, Metrics
 from damoserve_server.policies import LOWEST_PRIORITY, Wish
 from damoserve_server.router import Reason, Tier, accurate_enough
 from damoserve_server.settings import Settings
+from damoserve_server.telemetry.records import Record, current
 from damoserve_server.worker import Inference, Job, JobTicket, settle
 from damoserve_server.workers import Workers
 
@@ -77,6 +78,7 @@ class Preparing:
     request: DetectionRequest
     ticket: JobTicket
     lease: Lease
+    record: Record
     started: float = 0.0
     decoded: float = 0.0
     image_size: Size = UNKNOWN
@@ -129,10 +131,12 @@ class Detector:
         with self._gate.passage():
             self._images.limits.check(request.image)
             tier = None if request.profile is not None else request.tier or self._settings.default_tier
+            record = current.get()
+            record.wanted(request, tier)
             size = bytes_to_decode(request.image)
             ticket = self._workers.admit(self._wishes(request, tier), self._decoding.expected(size))
             try:
-                preparing = Preparing(request, ticket, self._lease(ticket))
+                preparing = Preparing(request, ticket, self._lease(ticket), record)
             except DamoserveError:
                 self._workers.withdraw(ticket)
                 raise
@@ -146,7 +150,8 @@ class Detector:
                 found.batch_size,
                 preparing.timings(found),
             )
-            self._record(result, tier)
+            self._record(result, tier, record.span.trace_id)
+            record.answered(result, request.arrival)
             return result
 
     def free_slots(self) -> int:
@@ -213,17 +218,17 @@ class Detector:
                 return select(scores, boxes, _thresholds(profile, request), shown, preparing.image_size)
 
             preparing.decoded = time.monotonic()
-            self._workers.make_ready(ticket, Job(lease, find, answer))
+            self._workers.make_ready(ticket, Job(lease, find, answer, preparing.record))
         except Exception as error:
             lease.release()
             answer.get_loop().call_soon_threadsafe(settle, answer, error)
 
-    def _record(self, result: DetectionResult, tier: Tier | None) -> None:
+    def _record(self, result: DetectionResult, tier: Tier | None, trace_id: str) -> None:
         series = self._metrics.answered(result.profile.key, tier or NO_TIER, result.reason)
         series.routed.inc()
         for stage, histogram in series.stages.items():
             histogram.observe(getattr(result.timings, stage))
-        series.request.observe(result.timings.total)
+        series.request.observe(result.timings.total, {"trace_id": trace_id} if trace_id else None)
 
 
 def _by_input(profiles: Sequence[ActiveProfile], left: float) -> list[tuple[ActiveProfile, ...]]:

@@ -13,6 +13,7 @@ from damoserve_server.detector import DetectionRequest, Detector
 from damoserve_server.errors import DamoserveError, StreamOutOfOrder
 from damoserve_server.metrics import Metrics
 from damoserve_server.status import to_known, to_status
+from damoserve_server.telemetry.records import current
 from damoserve_server.window import Slot, Window
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Frame:
 
     identifier: int
     wanted: DetectionRequest | DamoserveError
+    arrival: float
     deadline: float
 
 
@@ -66,9 +68,10 @@ class StreamCaller:
 
     async def compute(self, frame: Frame) -> pb.DetectStreamResponse:
         try:
-            if isinstance(frame.wanted, DamoserveError):
-                raise frame.wanted
-            result = await self._detector.detect(frame.wanted)
+            with current.get().part("frame", frame.identifier, frame.arrival):
+                if isinstance(frame.wanted, DamoserveError):
+                    raise frame.wanted
+                result = await self._detector.detect(frame.wanted)
             return pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
         except Exception as error:
             known = to_known(error, f"frame {frame.identifier}")
@@ -78,6 +81,8 @@ class StreamCaller:
     async def send(self, slot: FrameSlot) -> None:
         if slot.dropped is not None:
             outcome = f"dropped_{slot.dropped}_behind"
+            with current.get().part("frame", slot.frame.identifier, slot.frame.arrival) as record:
+                record.known["outcome"] = outcome
             answer = pb.DetectStreamResponse(frame_id=slot.frame.identifier, dropped=convert.DROPS[slot.dropped])
         else:
             assert slot.answer is not None
@@ -97,5 +102,5 @@ def _arrived(frame: pb.Frame, template: DetectionRequest, budget: float) -> Fram
     try:
         wanted = convert.to_frame(frame, template, now, budget)
     except DamoserveError as error:
-        return Frame(frame.id, error, now)
-    return Frame(frame.id, wanted, wanted.deadline)
+        return Frame(frame.id, error, now, now)
+    return Frame(frame.id, wanted, now, wanted.deadline)

@@ -14,6 +14,7 @@ from damoserve_server.access.tokens import Tokens
 from damoserve_server.interceptors import TYPES, CallInterceptor
 from damoserve_server.metrics import Metrics
 from damoserve_server.settings import Settings
+from damoserve_server.telemetry.records import Telemetry
 from damoserve_server.tls import server_credentials
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 class Listeners:
     """Makes servers that share the limits of the tokens."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, telemetry: Telemetry) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics)]  # the outer first
+        # The outer first.
+        self._interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics, telemetry)]
         access = settings.access
         if access.tokens is not None:
             tokens = Tokens(access.tokens, partial(metrics.count_credential_reload, "tokens"))

@@ -14,6 +14,7 @@ from damoserve_server.errors import ShuttingDown, WorkersLost
 from damoserve_server.metrics import Metrics
 from damoserve_server.policies import Policy, Wish
 from damoserve_server.scheduler import Scheduler
+from damoserve_server.telemetry.records import batch_computed
 from damoserve_server.worker import Job, JobBatch, JobTicket, Outcome, Worker
 
 WATCHES = 4
@@ -154,6 +155,10 @@ class Workers:
 
     def _answer(self, batch: JobBatch, outcomes: list[Outcome]) -> None:
         self._metrics.batch_size.labels(*batch.profile.key).observe(len(outcomes))
+        jobs = (ticket.payload for ticket in batch.tickets)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        failure = failures[0] if len(failures) == len(outcomes) else None
+        batch_computed([job.record for job in jobs if job is not None], batch.profile, batch.started, failure)
         self._settle(zip(batch.tickets, outcomes, strict=True))
 
     def _tell(self, news: Callable[[], None]) -> None:

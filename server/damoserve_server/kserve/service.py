@@ -4,6 +4,7 @@ from __future__ import annotations  # gRPC's context is generic for type checker
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +19,7 @@ from damoserve_server.kserve.streaming import in_order
 from damoserve_server.metrics import Metrics
 from damoserve_server.service import Startup
 from damoserve_server.settings import Settings, usable_cores
+from damoserve_server.telemetry.records import current
 
 if TYPE_CHECKING:
     import grpc
@@ -117,7 +119,8 @@ class InferenceService:
 
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             try:
-                response = await self._inference.answer(request, context.time_remaining(), places)
+                with current.get().part("request", request.id, time.monotonic()):
+                    response = await self._inference.answer(request, context.time_remaining(), places)
             except DamoserveError as error:
                 return self._failure(request, error)
             except Exception:

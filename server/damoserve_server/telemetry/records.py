@@ -1,0 +1,149 @@
+"""What is known of a call while it is answered, and told at its end: to its trace and to the access log."""
+
+from __future__ import annotations  # the detector's classes are named for type checkers only: it imports this
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from damoserve_server.errors import DamoserveError
+from damoserve_server.telemetry.spans import NO_SPAN, Fields, Span, Tracer
+
+if TYPE_CHECKING:
+    from damoserve_server.catalogue import ActiveProfile
+    from damoserve_server.detector import DetectionRequest, DetectionResult
+    from damoserve_server.router import Tier
+
+MAX_IDENTIFIER_LENGTH = 128
+"""Of what a caller names a request; the rest is not told."""
+OWN_SERVICES = "grpc."
+"""Health and reflection: probes would be most of what is told, and their watches last."""
+
+access_log = logging.getLogger("damoserve_server.access_log")
+
+
+@dataclass(eq=False)
+class Record:
+    """One call, or one part of it: a frame or request of a stream, or an image of several."""
+
+    method: str = ""
+    span: Span = NO_SPAN
+    logged: bool = False
+    known: dict[str, str | int | float] = field(default_factory=dict)
+    kind: str = "call"
+    error: DamoserveError | None = None
+    _began: float = field(default_factory=time.monotonic)
+    _stages: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def watched(self) -> bool:
+        return self.logged or self.span is not NO_SPAN
+
+    def wanted(self, request: DetectionRequest, tier: Tier | None) -> None:
+        """Until it is answered, profile and model are those that were asked for."""
+        if self.watched:
+            asked = {"tier": tier, "profile": request.profile, "model": request.model}
+            self.known |= {name: value for name, value in asked.items() if value}
+
+    def answered(self, result: DetectionResult, arrival: float) -> None:
+        if not self.watched:
+            return
+        manifest, timings = result.profile.manifest, result.timings
+        self.known |= {
+            "model": manifest.model,
+            "model_version": manifest.version,
+            "profile": manifest.profile,
+            "selection_reason": result.reason,
+            "batch_size": result.batch_size,
+        }
+        names = (each.name for each in fields(timings) if each.name != "total")
+        self._stages = {name: getattr(timings, name) for name in names}
+        self.span.stages(arrival, self._stages)
+
+    @contextmanager
+    def part(self, kind: str, identifier: str | int, began: float) -> Iterator[Record]:
+        """What is done inside belongs to a part of this, and so do its errors. `began` is on the monotonic clock."""
+        if not self.watched:
+            yield self
+            return
+        name = identifier if isinstance(identifier, int) else identifier[:MAX_IDENTIFIER_LENGTH]
+        known = {"request_id": self.known["request_id"], f"{kind}_id": name}
+        inner = Record(self.method, self.span.part(kind, began), self.logged, known, kind, _began=began)
+        token = current.set(inner)
+        code = grpc.StatusCode.INTERNAL
+        try:
+            yield inner
+            code = grpc.StatusCode.OK
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except DamoserveError as error:
+            code, inner.error = error.code, error
+            raise
+        finally:
+            current.reset(token)
+            inner.ended(code)
+
+    def ended(self, code: grpc.StatusCode) -> None:
+        if not self.watched:
+            return
+        self.span.end(code, self.error, self.known)
+        if self.logged:
+            self._log(code)
+
+    def _log(self, code: grpc.StatusCode) -> None:
+        line: dict[str, Any] = {
+            "method": self.method,
+            **self.known,
+            "trace_id": self.span.trace_id,
+            "code": code.name,
+            "reason": self.error.reason if self.error is not None else "",
+            "seconds": round(time.monotonic() - self._began, 6),
+            "stage_seconds": {stage: round(seconds, 6) for stage, seconds in self._stages.items()},
+        }
+        told = {name: value for name, value in line.items() if value not in ("", {})}
+        access_log.info(self.kind, extra={"fields": told})
+
+
+UNWATCHED = Record()
+current: ContextVar[Record] = ContextVar("current", default=UNWATCHED)
+"""Of what is being answered; the tasks of a call inherit it."""
+
+
+class Telemetry:
+    """Makes the records of calls."""
+
+    def __init__(self, tracer: Tracer, access_log: bool) -> None:
+        self._tracer = tracer
+        self._logged = access_log
+
+    def call(self, method: str, request_id: str, metadata: Mapping[str, str | bytes]) -> Record:
+        """The record of a call that begins, from now on the current one. `method` is `package.Service/Method`."""
+        record = UNWATCHED
+        if not method.startswith(OWN_SERVICES):
+            span = self._tracer.call(method, metadata)
+            if self._logged or span is not NO_SPAN:
+                record = Record(method, span, self._logged, {"request_id": request_id})
+        current.set(record)
+        return record
+
+    def close(self) -> None:
+        """Tells what is left; may take seconds."""
+        self._tracer.close()
+
+
+def batch_computed(records: Sequence[Record], profile: ActiveProfile, began: float, failure: Exception | None) -> None:
+    """The batch that these requests were computed in has just ended; to be called before they are answered."""
+    spans = [record.span for record in records if record.span is not NO_SPAN]
+    if spans:
+        model, name = profile.key
+        version, size = profile.manifest.version, len(records)
+        known: Fields = {"model": model, "model_version": version, "profile": name, "batch_size": size}
+        spans[0].batch(spans, known, began, failure)
