@@ -91,7 +91,8 @@ class _Call:
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
-                record.error = known = to_known(error, self.method)
+                known = to_known(error, self.method)
+                record.failed(known)
                 await self._fail(known, identifier, context)
 
     async def _single(self, request: bytes, context: Context) -> Any:

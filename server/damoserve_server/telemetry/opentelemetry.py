@@ -24,9 +24,8 @@ from opentelemetry.trace import (
 from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace import Tracer as OtelTracer
 
-from damoserve_server.errors import DamoserveError
 from damoserve_server.telemetry.settings import TracingSettings
-from damoserve_server.telemetry.spans import NO_SPAN, Fields, Span, Tracer
+from damoserve_server.telemetry.spans import NO_SPAN, Fault, Fields, Span, Tracer
 
 PREFIX = "damoserve."
 STEP_NANOSECONDS = 10**8
@@ -116,12 +115,12 @@ class TracedSpan(Span):
             span = self._calls.start_span(stage, inside, links=self._links.get(stage), start_time=start)
             span.end(_wall(began, self._offset))
 
-    def end(self, code: grpc.StatusCode, error: DamoserveError | None, fields: Fields) -> None:
+    def end(self, code: grpc.StatusCode, fault: Fault | None, fields: Fields) -> None:
         self._span.set_attributes({**_own(fields), "rpc.response.status_code": code.name})
         if code is not grpc.StatusCode.OK:
-            self._span.set_attribute("error.type", error.reason if error is not None else code.name)
+            self._span.set_attribute("error.type", code.name if fault is None else fault.reason)
         if code in FAULTS:
-            self._span.set_status(Status(StatusCode.ERROR, str(error or "")))
+            self._span.set_status(Status(StatusCode.ERROR, None if fault is None else fault.message))
         self._span.end(_wall(time.monotonic(), self._offset))
 
 

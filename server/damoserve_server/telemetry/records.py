@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from damoserve_server.errors import DamoserveError
-from damoserve_server.telemetry.spans import NO_SPAN, Fields, Span, Tracer
+from damoserve_server.telemetry.spans import NO_SPAN, Fault, Fields, Span, Tracer
 
 if TYPE_CHECKING:
     from damoserve_server.catalogue import ActiveProfile
@@ -38,7 +38,7 @@ class Record:
     logged: bool = False
     known: dict[str, str | int | float] = field(default_factory=dict)
     kind: str = "call"
-    error: DamoserveError | None = None
+    fault: Fault | None = None
     _began: float = field(default_factory=time.monotonic)
     _stages: Mapping[str, float] = field(default_factory=dict)
 
@@ -85,16 +85,22 @@ class Record:
             code = grpc.StatusCode.CANCELLED
             raise
         except DamoserveError as error:
-            code, inner.error = error.code, error
+            code = error.code
+            inner.failed(error)
             raise
         finally:
             current.reset(token)
             inner.ended(code)
 
+    def failed(self, error: DamoserveError) -> None:
+        """Keeps nothing of the error itself: its traceback refers to whoever keeps it, and to the request."""
+        if self.watched:
+            self.fault = Fault(error.reason, str(error))
+
     def ended(self, code: grpc.StatusCode) -> None:
         if not self.watched:
             return
-        self.span.end(code, self.error, self.known)
+        self.span.end(code, self.fault, self.known)
         if self.logged:
             self._log(code)
 
@@ -104,7 +110,7 @@ class Record:
             **self.known,
             "trace_id": self.span.trace_id,
             "code": code.name,
-            "reason": self.error.reason if self.error is not None else "",
+            "reason": self.fault.reason if self.fault is not None else "",
             "seconds": round(time.monotonic() - self._began, 6),
             "stage_seconds": {stage: round(seconds, 6) for stage, seconds in self._stages.items()},
         }

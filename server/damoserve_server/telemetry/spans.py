@@ -1,12 +1,19 @@
 """What the server tells a trace. The classes here are its interface, and tell nobody."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import grpc
 
-from damoserve_server.errors import DamoserveError
-
 Fields = Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why something failed: the reason of the contract's table, and what its caller is told."""
+
+    reason: str
+    message: str
 
 
 class Span:
@@ -25,7 +32,7 @@ class Span:
     def stages(self, began: float, seconds: Mapping[str, float]) -> None:
         """Stages that have followed one another."""
 
-    def end(self, code: grpc.StatusCode, error: DamoserveError | None, fields: Fields) -> None:
+    def end(self, code: grpc.StatusCode, fault: Fault | None, fields: Fields) -> None:
         """What became of it, and what else is known."""
 
 
