@@ -1,11 +1,11 @@
 """The command `damoserve serve`, found through the entry point group `damoserve.commands`."""
 
-import asyncio
 import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import uvloop
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
@@ -43,7 +43,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one argument for each option
         settings = Settings(**given)
         configure(settings.log_level, settings.log_format)
         announce = log.info if settings.log_format is LogFormat.JSON else typer.echo
-        asyncio.run(serve_until_stopped(settings, announce))
+        uvloop.run(serve_until_stopped(settings, announce))
     except (CatalogueError, ValidationError, SettingsError, OSError) as error:
         typer.echo(f"damoserve cannot start: {_in_one_line(error)}", err=True)
         raise typer.Exit(1) from error

@@ -72,11 +72,13 @@ class StreamCaller:
                 if isinstance(frame.wanted, DamoserveError):
                     raise frame.wanted
                 result = await self._detector.detect(frame.wanted)
-            return pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
         except Exception as error:
-            known = to_known(error, f"frame {frame.identifier}")
-            self.metrics.refused.labels(known.reason).inc()
-            return pb.DetectStreamResponse(frame_id=frame.identifier, error=to_status(known))
+            return self._refusal(frame, to_known(error, f"frame {frame.identifier}"))
+        return pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
+
+    def _refusal(self, frame: Frame, error: DamoserveError) -> pb.DetectStreamResponse:
+        self.metrics.refused.labels(error.reason).inc()
+        return pb.DetectStreamResponse(frame_id=frame.identifier, error=to_status(error))
 
     async def send(self, slot: FrameSlot) -> None:
         if slot.dropped is not None:

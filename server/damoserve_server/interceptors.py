@@ -93,7 +93,7 @@ class _Call:
             except Exception as error:
                 known = to_known(error, self.method)
                 record.failed(known)
-                await self._fail(known, identifier, context)
+                self._fail(known, identifier, context)
 
     async def _single(self, request: bytes, context: Context) -> Any:
         behaviour: Any = self.handler.unary_unary
@@ -135,7 +135,7 @@ class _Call:
         code = grpc.StatusCode.UNKNOWN
         try:
             yield
-            code = grpc.StatusCode.OK
+            code = context.code() or grpc.StatusCode.OK
         except asyncio.CancelledError:
             remaining: float | None = context.time_remaining()
             expired = remaining is not None and remaining <= 0
@@ -149,10 +149,14 @@ class _Call:
             self.series.handling.observe(time.monotonic() - started)
             record.ended(code)
 
-    async def _fail(self, error: DamoserveError, identifier: str, context: Context) -> None:
+    def _fail(self, error: DamoserveError, identifier: str, context: Context) -> None:
+        """Not by `context.abort`: gRPC keeps what that raises, and so the request, until a garbage collection."""
         self.refused.labels(error.reason).inc()
-        metadata = ((STATUS_DETAILS, to_status(error).SerializeToString()), (REQUEST_ID, identifier))
-        await context.abort(error.code, str(error), metadata)
+        context.set_code(error.code)
+        context.set_details(str(error))
+        context.set_trailing_metadata(
+            ((STATUS_DETAILS, to_status(error).SerializeToString()), (REQUEST_ID, identifier))
+        )
 
 
 class _CountingContext:
