@@ -17,6 +17,7 @@ from prometheus_client import Counter
 
 from damoserve_server.errors import DamoserveError, MessageUndecodable
 from damoserve_server.metrics import Calls, Metrics
+from damoserve_server.outcomes import REQUEST_METHODS, Requests
 from damoserve_server.status import request_id, to_known, to_status
 from damoserve_server.telemetry.records import Record, Telemetry
 
@@ -44,8 +45,9 @@ if TYPE_CHECKING:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Streams are counted as long as they are open: health watches and reflection stay so while the client likes."""
 
-    def __init__(self, metrics: Metrics, telemetry: Telemetry) -> None:
+    def __init__(self, metrics: Metrics, requests: Requests, telemetry: Telemetry) -> None:
         self._metrics = metrics
+        self._requests = requests
         self._telemetry = telemetry
 
     async def intercept_service(
@@ -58,8 +60,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or kind is None:
             return handler
         service, _, name = handler_call_details.method.lstrip("/").partition("/")
-        series, refused = self._metrics.calls((kind, service, name)), self._metrics.refused
-        call = _Call(handler, f"{service}/{name}", series, refused, self._telemetry)
+        series = self._metrics.calls.of((kind, service, name))
+        call = _Call(handler, f"{service}/{name}", series, self._requests, self._telemetry)
         _, make = MAKERS[handler.request_streaming, handler.response_streaming]
         # Without a deserializer: gRPC answers bytes that it cannot read with UNKNOWN and a traceback in the log.
         wrapped: Handler = make(call.answer, response_serializer=handler.response_serializer)
@@ -73,7 +75,7 @@ class _Call:
     handler: Handler
     method: str
     series: Calls
-    refused: Counter
+    requests: Requests
     telemetry: Telemetry
 
     async def answer(self, request: Any, context: Context) -> Any:
@@ -130,7 +132,7 @@ class _Call:
 
     @contextmanager
     def _observed(self, context: Context, record: Record) -> Iterator[None]:
-        self.series.started.inc()
+        self.series.begin()
         started = time.monotonic()
         code = grpc.StatusCode.UNKNOWN
         try:
@@ -145,13 +147,14 @@ class _Call:
             code = context.code()
             raise
         finally:
-            self.series.handled[code].inc()
-            self.series.handling.observe(time.monotonic() - started)
+            self.series.end(code, time.monotonic() - started)
             record.ended(code)
 
     def _fail(self, error: DamoserveError, identifier: str, context: Context) -> None:
         """Not by `context.abort`: gRPC keeps what that raises, and so the request, until a garbage collection."""
-        self.refused.labels(error.reason).inc()
+        self.requests.metrics.refused.labels(error.reason).inc()
+        if self.method in REQUEST_METHODS:
+            self.requests.unread(error)
         context.set_code(error.code)
         context.set_details(str(error))
         context.set_trailing_metadata(

@@ -17,9 +17,9 @@ from damoserve_server.errors import DamoserveError
 from damoserve_server.telemetry.spans import NO_SPAN, Fault, Fields, Span, Tracer
 
 if TYPE_CHECKING:
-    from damoserve_server.catalogue import ActiveProfile
     from damoserve_server.detector import DetectionRequest, DetectionResult
     from damoserve_server.router import Tier
+    from damoserve_server.worker import JobBatch
 
 MAX_IDENTIFIER_LENGTH = 128
 """Of what a caller names a request; the rest is not told."""
@@ -63,8 +63,7 @@ class Record:
             "selection_reason": result.reason,
             "batch_size": result.batch_size,
         }
-        names = (each.name for each in fields(timings) if each.name != "total")
-        self._stages = {name: getattr(timings, name) for name in names}
+        self._stages = {stage.name: getattr(timings, stage.name) for stage in fields(timings)}
         self.span.stages(arrival, self._stages)
 
     @contextmanager
@@ -145,11 +144,18 @@ class Telemetry:
         self._tracer.close()
 
 
-def batch_computed(records: Sequence[Record], profile: ActiveProfile, began: float, failure: Exception | None) -> None:
-    """The batch that these requests were computed in has just ended; to be called before they are answered."""
-    spans = [record.span for record in records if record.span is not NO_SPAN]
+def batch_computed(batch: JobBatch, outcomes: Sequence[object]) -> None:
+    """To be called when it has ended, and before its requests are answered."""
+    jobs = (ticket.payload for ticket in batch.tickets)
+    spans = [job.record.span for job in jobs if job is not None and job.record.span is not NO_SPAN]
     if spans:
-        model, name = profile.key
-        version, size = profile.manifest.version, len(records)
-        known: Fields = {"model": model, "model_version": version, "profile": name, "batch_size": size}
-        spans[0].batch(spans, known, began, failure)
+        model, name = batch.profile.key
+        known: Fields = {
+            "model": model,
+            "model_version": batch.profile.manifest.version,
+            "profile": name,
+            "batch_size": len(outcomes),
+            "closing": batch.closing,
+        }
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        spans[0].batch(spans, known, batch.started, failures[0] if len(failures) == len(outcomes) else None)
