@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from damoserve.kserve.v2 import inference_pb2 as kserve_pb
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
+from damoserve_client import AsyncClient, Client
 from damoserve_server.detector import Timings
 from damoserve_server.scheduler import Closing
 from damoserve_server.telemetry.settings import TracingSettings
@@ -294,6 +295,29 @@ def test_calls_by_kserve_are_traced_and_each_of_several_images(serve, pictures):
     assert sorted((image.name, own(image)["image_id"]) for image in images) == [("image", 0), ("image", 1)]
     for image in images:
         assert_stages(traces, image)
+
+
+def test_our_client_names_the_span_that_it_is_called_in(serve, pictures):
+    traces = Traces()
+
+    async def scenario():
+        async with serve(tracer=traces.tracer) as server:
+            address = f"127.0.0.1:{server.application.port}"
+            async with AsyncClient(address, timeout=PATIENCE) as client:
+                with traces.callers.start_as_current_span("asynchronous"):
+                    await client.detect(pictures.red)
+                    assert [frame async for frame in client.stream([pictures.red])]
+
+            def synchronous():
+                with Client(address, timeout=PATIENCE) as client, traces.callers.start_as_current_span("synchronous"):
+                    client.detect(pictures.red)
+                    assert list(client.stream([pictures.red]))
+
+            await asyncio.to_thread(synchronous)
+
+    asyncio.run(scenario())
+    for name in ("asynchronous", "synchronous"):
+        assert [span.name for span in traces.inside(traces.only(name))] == [DETECT, DETECT_STREAM]
 
 
 def test_what_callers_or_the_ratio_leave_out_is_not_traced(serve, pictures):
