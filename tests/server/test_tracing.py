@@ -1,9 +1,11 @@
 """Traces of real calls, as they arrive at an exporter in memory and at a collector that speaks OTLP."""
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
+import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -354,6 +356,19 @@ async def exemplars(client):
     return [sample.exemplar.labels for family in families for sample in family.samples if sample.exemplar]
 
 
+def test_the_access_log_names_the_trace_of_a_call(serve, pictures, caplog):
+    traces = Traces()
+
+    async def scenario():
+        async with serve(tracer=traces.tracer, access_log=True) as client:
+            with caplog.at_level(logging.INFO, "damoserve_server.access_log"):
+                await client.detect(pictures.red)
+
+    asyncio.run(scenario())
+    (line,) = [record.fields for record in caplog.records if record.name == "damoserve_server.access_log"]
+    assert line["trace_id"] == format_trace_id(traces.only(DETECT).context.trace_id)
+
+
 def test_the_histogram_names_the_trace_of_a_request(serve, pictures):
     traces = Traces()
 
@@ -371,9 +386,12 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     def __init__(self):
         self.resources = []
+        self.answers = threading.Event()
+        self.answers.set()
 
     def Export(self, request, context):
         self.resources += request.resource_spans
+        assert self.answers.wait(PATIENCE)
         return trace_service_pb2.ExportTraceServiceResponse()
 
     @property
@@ -390,6 +408,7 @@ def collector():
     collector.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     yield collector
+    collector.answers.set()
     server.stop(None).wait()
 
 
@@ -403,6 +422,22 @@ def test_spans_arrive_at_a_collector_before_the_server_has_stopped(serve, pictur
     assert collector.names == sorted([DETECT, "batch", *STAGES])
     attributes = {each.key: each.value.string_value for each in collector.resources[0].resource.attributes}
     assert attributes["service.name"] == "eyes"
+
+
+def test_a_collector_that_does_not_answer_keeps_no_server_from_stopping(serve, pictures, collector, monkeypatch):
+    """OpenTelemetry alone would wait for 30 s."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+
+    async def scenario():
+        async with (
+            asyncio.timeout(PATIENCE),
+            serve(tracing={"endpoint": collector.endpoint, "sample_ratio": 1}) as client,
+        ):
+            collector.answers.clear()
+            await client.detect(pictures.red)
+
+    asyncio.run(scenario())
+    assert not collector.answers.is_set()
 
 
 def test_an_endpoint_is_an_address_with_its_scheme():

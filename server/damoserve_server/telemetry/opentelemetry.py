@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from threading import Thread
 
 import grpc
 from opentelemetry import propagate
@@ -30,6 +31,8 @@ from damoserve_server.telemetry.spans import NO_SPAN, Fault, Fields, Span, Trace
 PREFIX = "damoserve."
 STEP_NANOSECONDS = 10**8
 """When the clock of the day is set, by more than NTP would turn it to slowly, spans follow; else they fit together."""
+LAST_SPANS_SECONDS = 2.0
+"""How long a server that stops waits for the collector to take them."""
 FAULTS = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -73,7 +76,10 @@ class OpenTelemetryTracer(Tracer):
         return TracedSpan(self._calls, self._batches, span, self._offset) if span.is_recording() else NO_SPAN
 
     def close(self) -> None:
-        self._processor.shutdown()
+        # The library waits half a minute for a collector that does not answer, and offers no other limit.
+        ending = Thread(target=self._processor.shutdown, name="last-spans", daemon=True)
+        ending.start()
+        ending.join(LAST_SPANS_SECONDS)
 
 
 class TracedSpan(Span):

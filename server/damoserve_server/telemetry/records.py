@@ -140,7 +140,7 @@ class Telemetry:
         return record
 
     def close(self) -> None:
-        """Tells what is left; may take seconds."""
+        """Tells what is left; may take two seconds."""
         self._tracer.close()
 
 

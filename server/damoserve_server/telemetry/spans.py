@@ -44,7 +44,7 @@ class Tracer:
         return NO_SPAN
 
     def close(self) -> None:
-        """Sends what is left; may take seconds."""
+        """Sends what is left; may take two seconds."""
 
 
 NO_SPAN = Span()
