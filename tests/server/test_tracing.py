@@ -1,105 +1,37 @@
-"""Traces of real calls, as they arrive at an exporter in memory and at a collector that speaks OTLP."""
+"""Traces of real calls, as they arrive at an exporter in memory."""
 
 import asyncio
-import logging
-import os
-import subprocess
-import sys
-import threading
-import urllib.request
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from pydantic import ValidationError
 
 from damoserve.kserve.v2 import inference_pb2 as kserve_pb
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_client import AsyncClient, Client
-from damoserve_server.detector import Timings
 from damoserve_server.scheduler import Closing
-from damoserve_server.telemetry.settings import TracingSettings
+from tests.server.traces import (
+    DETECT,
+    DETECT_STREAM,
+    PATIENCE,
+    UNSAMPLED,
+    Traces,
+    assert_stages,
+    detect_with,
+    exemplars,
+    follow_one_another,
+    own,
+)
 
-pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="the extra tracing is not installed")
+pytest.importorskip("opentelemetry.trace", reason="the extra tracing is not installed")
 
-from opentelemetry import propagate
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode, format_trace_id
+from opentelemetry.trace import SpanKind, StatusCode
 
-from damoserve_server.telemetry.opentelemetry import OpenTelemetryTracer
-
-PATIENCE = 20.0
+INFER = "inference.GRPCInferenceService/ModelInfer"
+STREAM_INFER = "inference.GRPCInferenceService/ModelStreamInfer"
 ROUNDING = 1000
 """Nanoseconds: the stages are added up in seconds."""
-STAGES = [stage.name for stage in fields(Timings)]
-DETECT = "damoserve.v1.DetectionService/Detect"
-DETECT_STREAM = "damoserve.v1.DetectionService/DetectStream"
-INFER = "inference.GRPCInferenceService/ModelInfer"
-UNSAMPLED = ("traceparent", f"00-{'1' * 32}-{'2' * 16}-00")
-
-
-@dataclass
-class Traces:
-    """What a server tells, and callers' spans among it."""
-
-    sample_ratio: float = 1.0
-    exporter: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
-
-    def __post_init__(self):
-        processor = SimpleSpanProcessor(self.exporter)
-        self.tracer = OpenTelemetryTracer(TracingSettings(sample_ratio=self.sample_ratio), processor)
-        callers = TracerProvider(shutdown_on_exit=False)
-        callers.add_span_processor(processor)
-        self.callers = callers.get_tracer("caller")
-
-    def named(self, name):
-        return [span for span in self.exporter.get_finished_spans() if span.name == name]
-
-    def only(self, name):
-        (span,) = self.named(name)
-        return span
-
-    def inside(self, outer):
-        """The spans right inside another, by their start."""
-        spans = self.exporter.get_finished_spans()
-        inner = [span for span in spans if span.parent is not None and span.parent.span_id == outer.context.span_id]
-        return sorted(inner, key=lambda span: (span.start_time, span.end_time))
-
-    async def detect(self, client, image, name="caller", **wishes):
-        """A call inside a span of the caller."""
-        with self.callers.start_as_current_span(name):
-            carrier = {}
-            propagate.inject(carrier)
-            return await detect_with(client, image, *carrier.items(), **wishes)
-
-
-async def detect_with(client, image, *metadata, **wishes):
-    request = pb.DetectRequest(image=pb.Image(content=image), **wishes)
-    return await pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=PATIENCE, metadata=metadata)
-
-
-def own(span):
-    """The span's own attributes, without their prefix."""
-    return {k.removeprefix("damoserve."): v for k, v in span.attributes.items() if k.startswith("damoserve.")}
-
-
-def follow_one_another(spans, outer):
-    times = [outer.start_time, *(time for span in spans for time in (span.start_time, span.end_time)), outer.end_time]
-    return times == sorted(times)
-
-
-def assert_stages(traces, outer):
-    stages = traces.inside(outer)
-    assert sorted(stage.name for stage in stages) == sorted(STAGES)
-    assert follow_one_another(stages, outer)
-    assert {stage.context.trace_id for stage in stages} == {outer.context.trace_id}
 
 
 def test_a_trace_has_the_callers_span_ours_for_each_stage_and_the_batch(serve, pictures, valve):
@@ -269,17 +201,30 @@ def test_a_frame_that_is_dropped_has_a_span_that_says_so(serve, pictures, valve)
     assert outcomes == {0: None, 1: "dropped_server_behind", 2: None}
 
 
-async def infer(client, *images):
+def infer_request(*images, identifier=""):
     contents = kserve_pb.InferTensorContents(bytes_contents=images)
     tensor = kserve_pb.ModelInferRequest.InferInputTensor(
         name="images", datatype="BYTES", shape=[len(images)], contents=contents
     )
+    return kserve_pb.ModelInferRequest(id=identifier, model_name="colours", inputs=[tensor])
+
+
+async def infer(client, *images):
     method = client.channel.unary_unary(
         f"/{INFER}",
         request_serializer=kserve_pb.ModelInferRequest.SerializeToString,
         response_deserializer=kserve_pb.ModelInferResponse.FromString,
     )
-    return await method(kserve_pb.ModelInferRequest(model_name="colours", inputs=[tensor]), timeout=PATIENCE)
+    return await method(infer_request(*images), timeout=PATIENCE)
+
+
+async def stream_infer(client, requests):
+    method = client.channel.stream_stream(
+        f"/{STREAM_INFER}",
+        request_serializer=kserve_pb.ModelInferRequest.SerializeToString,
+        response_deserializer=kserve_pb.ModelStreamInferResponse.FromString,
+    )
+    return [answer async for answer in method(iter(requests), timeout=PATIENCE)]
 
 
 def test_calls_by_kserve_are_traced_and_each_of_several_images(serve, pictures):
@@ -297,6 +242,23 @@ def test_calls_by_kserve_are_traced_and_each_of_several_images(serve, pictures):
     assert sorted((image.name, own(image)["image_id"]) for image in images) == [("image", 0), ("image", 1)]
     for image in images:
         assert_stages(traces, image)
+
+
+def test_a_stream_by_kserve_has_a_span_for_each_message(serve, pictures):
+    traces = Traces()
+
+    async def scenario():
+        async with serve(tracer=traces.tracer) as client:
+            requests = [infer_request(image, identifier=name) for name, image in [("one", pictures.red), ("two", b"")]]
+            return await stream_infer(client, requests)
+
+    assert len(asyncio.run(scenario())) == 2
+    stream = traces.only(STREAM_INFER)
+    messages = {own(message)["message_id"]: message for message in traces.inside(stream)}
+    assert messages.keys() == {"one", "two"}
+    assert_stages(traces, messages["one"])
+    assert messages["two"].attributes["error.type"] == "IMAGE_EMPTY"
+    assert {own(message)["request_id"] for message in messages.values()} == {own(stream)["request_id"]}
 
 
 def test_our_client_names_the_span_that_it_is_called_in(serve, pictures):
@@ -345,138 +307,3 @@ def test_health_checks_are_not_traced(serve):
 
     asyncio.run(scenario())
     assert traces.exporter.get_finished_spans() == ()
-
-
-async def exemplars(client):
-    """Of all buckets of damoserve_request_seconds."""
-    accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
-    url = urllib.request.Request(f"http://127.0.0.1:{client.application.metrics_port}/metrics", headers=accept)
-    text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=PATIENCE).read().decode())
-    families = [each for each in text_string_to_metric_families(text) if each.name == "damoserve_request_seconds"]
-    return [sample.exemplar.labels for family in families for sample in family.samples if sample.exemplar]
-
-
-def test_the_access_log_names_the_trace_of_a_call(serve, pictures, caplog):
-    traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer, access_log=True) as client:
-            with caplog.at_level(logging.INFO, "damoserve_server.access_log"):
-                await client.detect(pictures.red)
-
-    asyncio.run(scenario())
-    (line,) = [record.fields for record in caplog.records if record.name == "damoserve_server.access_log"]
-    assert line["trace_id"] == format_trace_id(traces.only(DETECT).context.trace_id)
-
-
-def test_the_histogram_names_the_trace_of_a_request(serve, pictures):
-    traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer) as client:
-            await client.detect(pictures.red)
-            return await exemplars(client)
-
-    labels = asyncio.run(scenario())
-    assert labels == [{"trace_id": format_trace_id(traces.only(DETECT).context.trace_id)}]
-
-
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes spans by OTLP."""
-
-    def __init__(self):
-        self.resources = []
-        self.answers = threading.Event()
-        self.answers.set()
-
-    def Export(self, request, context):
-        self.resources += request.resource_spans
-        assert self.answers.wait(PATIENCE)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-    @property
-    def names(self):
-        scopes = [scope for resource in self.resources for scope in resource.scope_spans]
-        return sorted(span.name for scope in scopes for span in scope.spans)
-
-
-@pytest.fixture
-def collector():
-    server = grpc.server(ThreadPoolExecutor(1))
-    collector = Collector()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
-    collector.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    server.start()
-    yield collector
-    collector.answers.set()
-    server.stop(None).wait()
-
-
-def test_spans_arrive_at_a_collector_before_the_server_has_stopped(serve, pictures, collector):
-    async def scenario():
-        tracing = {"endpoint": collector.endpoint, "sample_ratio": 1, "service_name": "eyes"}
-        async with serve(tracing=tracing) as client:
-            await client.detect(pictures.red)
-
-    asyncio.run(scenario())
-    assert collector.names == sorted([DETECT, "batch", *STAGES])
-    attributes = {each.key: each.value.string_value for each in collector.resources[0].resource.attributes}
-    assert attributes["service.name"] == "eyes"
-
-
-def test_a_collector_that_does_not_answer_keeps_no_server_from_stopping(serve, pictures, collector, monkeypatch):
-    """OpenTelemetry alone would wait for 30 s."""
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
-
-    async def scenario():
-        async with (
-            asyncio.timeout(PATIENCE),
-            serve(tracing={"endpoint": collector.endpoint, "sample_ratio": 1}) as client,
-        ):
-            collector.answers.clear()
-            await client.detect(pictures.red)
-
-    asyncio.run(scenario())
-    assert not collector.answers.is_set()
-
-
-def test_an_endpoint_is_an_address_with_its_scheme():
-    with pytest.raises(ValidationError, match="endpoint"):
-        TracingSettings(endpoint="127.0.0.1:4317")
-
-
-def without_opentelemetry(script):
-    block = "import sys; sys.modules['opentelemetry'] = None\n"
-    environment = {**os.environ, "DAMOSERVE_PORT": "0", "DAMOSERVE_METRICS_PORT": "0"}
-    return subprocess.run(
-        [sys.executable, "-c", block + script], env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def test_without_the_packages_the_server_serves(repository):
-    script = f"""
-import asyncio, signal, os
-from damoserve_server.app import serve
-from damoserve_server.settings import Settings
-settings = Settings(repository={str(repository)!r}, access_log=True, workers=1)
-asyncio.run(serve(settings, lambda line: os.kill(os.getpid(), signal.SIGTERM)))
-print("served", [name for name in sys.modules if name.startswith("opentelemetry")])
-"""
-    done = without_opentelemetry(script)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "served ['opentelemetry']\n"  # the one that is blocked
-
-
-def test_without_the_packages_an_endpoint_is_an_error_that_says_what_to_install(repository):
-    script = """
-import os
-os.environ["DAMOSERVE_TRACING__ENDPOINT"] = "http://127.0.0.1:4317"
-import typer
-from damoserve_server.cli import serve
-typer.run(serve)
-"""
-    done = without_opentelemetry(script)
-    assert done.returncode == 1
-    assert done.stderr.startswith("damoserve cannot start: tracing: ")
-    assert "pip install 'damoserve[tracing]'" in done.stderr
-    assert "Traceback" not in done.stderr

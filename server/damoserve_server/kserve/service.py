@@ -117,7 +117,7 @@ class InferenceService:
 
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             try:
-                with current.get().part("request", request.id, time.monotonic()):
+                with current.get().part("message", request.id, time.monotonic()):
                     response = await self._inference.answer(request, context.time_remaining(), places)
             except Exception as error:
                 return self._failure(request, to_known(error, f"request {request.id!r} of a stream"))

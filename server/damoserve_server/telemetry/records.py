@@ -31,7 +31,7 @@ access_log = logging.getLogger("damoserve_server.access_log")
 
 @dataclass(eq=False)
 class Record:
-    """One call, or one part of it: a frame or request of a stream, or an image of several."""
+    """One call, or one part of it: a frame or message of a stream, or an image of several."""
 
     method: str = ""
     span: Span = NO_SPAN
