@@ -6,7 +6,6 @@ from importlib.metadata import version
 from threading import Thread
 
 import grpc
-from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
@@ -24,11 +23,14 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace import Tracer as OtelTracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from damoserve_server.telemetry.settings import TracingSettings
 from damoserve_server.telemetry.spans import NO_SPAN, Fault, Fields, Span, Tracer
 
 PREFIX = "damoserve."
+TRACE_CONTEXT = TraceContextTextMapPropagator()
+"""Nothing else of what OpenTelemetry could read: a caller's baggage is not used."""
 STEP_NANOSECONDS = 10**8
 """When the clock of the day is set, by more than NTP would turn it to slowly, spans follow; else they fit together."""
 LAST_SPANS_SECONDS = 2.0
@@ -68,7 +70,7 @@ class OpenTelemetryTracer(Tracer):
             self._offset = offset
         span = self._calls.start_span(
             method,
-            propagate.extract(metadata, Context()),
+            TRACE_CONTEXT.extract(metadata, Context()),
             SpanKind.SERVER,
             {"rpc.system.name": "grpc", "rpc.method": method},
             start_time=_wall(now, self._offset),

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from damoserve_server.router import Tier
     from damoserve_server.worker import JobBatch
 
-MAX_IDENTIFIER_LENGTH = 128
-"""Of what a caller names a request; the rest is not told."""
+MAX_NAME_LENGTH = 128
+"""Of what a caller has named; the rest is not told."""
 OWN_SERVICES = "grpc."
 """Health and reflection: probes would be most of what is told, and their watches last."""
 
@@ -50,7 +50,7 @@ class Record:
         """Until it is answered, profile and model are those that were asked for."""
         if self.watched:
             asked = {"tier": tier, "profile": request.profile, "model": request.model}
-            self.known |= {name: value for name, value in asked.items() if value}
+            self.known |= {name: value[:MAX_NAME_LENGTH] for name, value in asked.items() if value}
 
     def answered(self, result: DetectionResult, arrival: float) -> None:
         if not self.watched:
@@ -72,7 +72,8 @@ class Record:
         if not self.watched:
             yield self
             return
-        name = identifier if isinstance(identifier, int) else identifier[:MAX_IDENTIFIER_LENGTH]
+        # As text: numbers of frames have 64 bits, and of those of a trace one is the sign.
+        name = str(identifier)[:MAX_NAME_LENGTH]
         known = {"request_id": self.known["request_id"], f"{kind}_id": name}
         inner = Record(self.method, self.span.part(kind, began), self.logged, known, kind, _began=began)
         token = current.set(inner)
