@@ -85,19 +85,21 @@ class StreamCaller:
                 result = await self._detector.detect(frame.wanted)
             answer = pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
         except Exception as error:
-            known = to_known(error, f"frame {frame.identifier}")
-            self.requests.metrics.refused.labels(known.reason).inc()
-            self._ended(frame).failed(known)
-            return pb.DetectStreamResponse(frame_id=frame.identifier, error=to_status(known))
+            return self._refusal(frame, to_known(error, f"frame {frame.identifier}"))
         self._ended(frame).answered(result)
         return answer
+
+    def _refusal(self, frame: Frame, error: DamoserveError) -> pb.DetectStreamResponse:
+        self.requests.metrics.refused.labels(error.reason).inc()
+        self._ended(frame).failed(error)
+        return pb.DetectStreamResponse(frame_id=frame.identifier, error=to_status(error))
 
     async def send(self, slot: FrameSlot) -> None:
         if slot.dropped is not None:
             self._ended(slot.frame).dropped()
             outcome = f"dropped_{slot.dropped}_behind"
             with current.get().part("frame", slot.frame.identifier, slot.frame.arrival) as record:
-                record.known["outcome"] = outcome
+                record.dropped(outcome)
             answer = pb.DetectStreamResponse(frame_id=slot.frame.identifier, dropped=convert.DROPS[slot.dropped])
         else:
             assert slot.answer is not None

@@ -106,7 +106,7 @@ def test_the_access_log_has_a_line_for_each_frame_and_one_for_the_stream(serve, 
 
     asyncio.run(scenario())
     told = accesses(lines())
-    assert sorted((line["message"], line.get("frame_id")) for line in told[:2]) == [("frame", 7), ("frame", 8)]
+    assert sorted((line["message"], line.get("frame_id")) for line in told[:2]) == [("frame", "7"), ("frame", "8")]
     assert told[2]["message"] == "call"
     assert len({line["request_id"] for line in told}) == 1
 

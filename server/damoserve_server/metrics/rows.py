@@ -65,6 +65,9 @@ class Rows(Collector, ABC):
     def rows(self) -> Iterable[Row]:
         """May be called by any thread."""
 
+    def describe(self) -> Iterable[Metric]:
+        return self._heads
+
     def collect(self) -> Iterator[Metric]:
         rows = [row.samples(row.numbers.copy()) for row in self.rows()]
         for place, head in enumerate(self._heads):

@@ -66,6 +66,11 @@ class Record:
         self._stages = {stage.name: getattr(timings, stage.name) for stage in fields(timings)}
         self.span.stages(arrival, self._stages)
 
+    def dropped(self, outcome: str) -> None:
+        """A frame that is not computed."""
+        if self.watched:
+            self.known["outcome"] = outcome
+
     @contextmanager
     def part(self, kind: str, identifier: str | int, began: float) -> Iterator[Record]:
         """What is done inside belongs to a part of this, and so do its errors. `began` is on the monotonic clock."""
