@@ -43,6 +43,9 @@ from damoserve_server.service import DetectionService, ProfileService, Startup
 from damoserve_server.settings import Settings, usable_cores
 from damoserve_server.splits import Split, Trial, possible_splits
 from damoserve_server.stream import Streams
+from damoserve_server.telemetry.records import Telemetry
+from damoserve_server.telemetry.settings import TracingSettings
+from damoserve_server.telemetry.spans import Tracer
 from damoserve_server.watch import look
 from damoserve_server.workers import WorkerLimits, Workers
 
@@ -59,9 +62,13 @@ class Application:
     """One server. Made and used on a running event loop; `async with` starts and stops it."""
 
     def __init__(
-        self, settings: Settings, load_engine: EngineLoader = load_engine, policy: Policy | None = None
+        self,
+        settings: Settings,
+        load_engine: EngineLoader = load_engine,
+        policy: Policy | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        """`policy` is what the server's own is to be compared with."""
+        """`policy` is what the server's own is to be compared with; `tracer` goes before what the settings say."""
         self._settings = settings
         self._policy = policy or DeadlinePolicy(settings.max_batch_wait_ms / 1000)
         self._load_engine = load_engine
@@ -72,7 +79,8 @@ class Application:
         self._detector: asyncio.Future[Detector] = asyncio.get_running_loop().create_future()
         self._stopping = threading.Event()
         self._streams = Streams(settings.max_streams, settings.stream_window, settings.stream_idle_seconds)
-        self._listeners = Listeners(settings, self._metrics, self._requests)
+        self._telemetry = Telemetry(tracer or _tracer(settings.tracing), settings.access_log)
+        self._listeners = Listeners(settings, self._metrics, self._requests, self._telemetry)
         self._lifecycle: Lifecycle | None = None
         self._has_workers = True
         self._telling: set[asyncio.Task[None]] = set()
@@ -145,6 +153,7 @@ class Application:
             # Beside the drain: a profile that is being loaded may take as long.
             await asyncio.gather(self._management.stop(), loaded.drain(self._settings.drain_seconds))
         await self._server.stop(LAST_ANSWERS_SECONDS)
+        await asyncio.to_thread(self._telemetry.close)
         if loaded is not None:
             await loaded.close()
             for engine in (engine for profile in loaded.catalogue.active() for engine in profile.engines):
@@ -223,6 +232,14 @@ class Application:
         device.watch_queue(partial(workers.queued, ready=False), partial(workers.queued, ready=True))
         device.workers_busy.set_function(lambda: workers.busy)
         return detector
+
+
+def _tracer(settings: TracingSettings) -> Tracer:
+    if settings.endpoint is None:
+        return Tracer()
+    from damoserve_server.telemetry.opentelemetry import open_tracer
+
+    return open_tracer(settings)
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:

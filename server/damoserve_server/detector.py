@@ -23,6 +23,7 @@ from damoserve_server.metrics import Metrics
 from damoserve_server.policies import LOWEST_PRIORITY, Wish
 from damoserve_server.router import Reason, Tier, accurate_enough
 from damoserve_server.settings import Settings
+from damoserve_server.telemetry.records import Record, current
 from damoserve_server.worker import Inference, Job, JobTicket, settle
 from damoserve_server.workers import Workers
 
@@ -102,6 +103,7 @@ class Preparing:
     request: DetectionRequest
     ticket: JobTicket
     lease: Lease
+    record: Record
     started: float = 0.0
     decoded: float = 0.0
     image_size: Size = UNKNOWN
@@ -183,16 +185,18 @@ class Detector:
     async def _detect(self, request: DetectionRequest) -> DetectionResult:
         self._images.limits.check(request.image)
         tier = None if request.profile is not None else request.tier or self._settings.default_tier
+        record = current.get()
+        record.wanted(request, tier)
         size = bytes_to_decode(request.image)
         ticket = self._workers.admit(self._wishes(request, tier), self._decoding.expected(size))
         try:
-            preparing = Preparing(request, ticket, self._lease(ticket))
+            preparing = Preparing(request, ticket, self._lease(ticket), record)
         except DamoserveError:
             self._workers.withdraw(ticket)
             raise
         found = await self._infer(preparing)
         self._decoding.observe(preparing.decoded - preparing.started, size)
-        return DetectionResult(
+        result = DetectionResult(
             found.detections,
             preparing.image_size,
             found.profile,
@@ -200,6 +204,8 @@ class Detector:
             found.batch_size,
             preparing.timings(found),
         )
+        record.answered(result, request.arrival)
+        return result
 
     def _wishes(self, request: DetectionRequest, tier: Tier | None) -> list[Wish[ActiveProfile]]:
         profiles = self.catalogue.model(request.model).serving(request.profile)
@@ -249,7 +255,7 @@ class Detector:
                 return select(scores, boxes, _thresholds(profile, request), shown, size)
 
             preparing.decoded = time.monotonic()
-            self._workers.make_ready(ticket, Job(lease, find, answer))
+            self._workers.make_ready(ticket, Job(lease, find, answer, preparing.record))
         except Exception as error:
             lease.release()
             answer.get_loop().call_soon_threadsafe(settle, answer, error)

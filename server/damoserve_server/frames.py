@@ -14,6 +14,7 @@ from damoserve_server.detector import DetectionRequest, Detector
 from damoserve_server.errors import DamoserveError, StreamOutOfOrder
 from damoserve_server.outcomes import Arrived, Requests
 from damoserve_server.status import to_known, to_status
+from damoserve_server.telemetry.records import current
 from damoserve_server.window import Slot, Window
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Frame:
 
     identifier: int
     wanted: DetectionRequest | DamoserveError
+    arrival: float
     deadline: float
     arrived: Arrived
 
@@ -76,10 +78,11 @@ class StreamCaller:
             yield self._arrived(request.frame, template, budget), taken
 
     async def compute(self, frame: Frame) -> pb.DetectStreamResponse:
-        if isinstance(frame.wanted, DamoserveError):
-            return self._refusal(frame, frame.wanted)
         try:
-            result = await self._detector.detect(frame.wanted)
+            with current.get().part("frame", frame.identifier, frame.arrival):
+                if isinstance(frame.wanted, DamoserveError):
+                    raise frame.wanted
+                result = await self._detector.detect(frame.wanted)
             answer = pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
         except Exception as error:
             return self._refusal(frame, to_known(error, f"frame {frame.identifier}"))
@@ -95,6 +98,8 @@ class StreamCaller:
         if slot.dropped is not None:
             self._ended(slot.frame).dropped()
             outcome = f"dropped_{slot.dropped}_behind"
+            with current.get().part("frame", slot.frame.identifier, slot.frame.arrival) as record:
+                record.dropped(outcome)
             answer = pb.DetectStreamResponse(frame_id=slot.frame.identifier, dropped=convert.DROPS[slot.dropped])
         else:
             assert slot.answer is not None
@@ -117,7 +122,7 @@ class StreamCaller:
             request, wanted = replace(template, arrival=now, deadline=now), error
         arrived = self.requests.arrived(request)
         self._open[arrived] = None
-        return Frame(frame.id, wanted, request.deadline, arrived)
+        return Frame(frame.id, wanted, now, request.deadline, arrived)
 
     def _ended(self, frame: Frame) -> Arrived:
         del self._open[frame.arrived]

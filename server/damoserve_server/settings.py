@@ -22,6 +22,7 @@ from damoserve_server.access.settings import AccessSettings
 from damoserve_server.connections import ConnectionSettings
 from damoserve_server.engines import CPU_PROVIDER
 from damoserve_server.router import Tier
+from damoserve_server.telemetry.settings import LogFormat, LogLevel, TracingSettings
 from damoserve_server.tls import TlsSettings
 
 Positive = Annotated[int, Field(gt=0)]
@@ -146,6 +147,11 @@ class Settings(BaseSettings):
     tls: TlsSettings | None = None
     """Unset: plain text."""
     access: AccessSettings = AccessSettings()
+    tracing: TracingSettings = TracingSettings()
+    log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.TEXT
+    access_log: bool = False
+    """Whether each call, frame of a stream and image of several is told of in the log."""
     connections: ConnectionSettings = ConnectionSettings()
 
     @model_validator(mode="after")

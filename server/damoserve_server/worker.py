@@ -18,6 +18,7 @@ from damoserve_server.catalogue import ActiveProfile
 from damoserve_server.engines import EngineError, Outputs
 from damoserve_server.memory import Lease, aligned
 from damoserve_server.scheduler import Batch, Ticket
+from damoserve_server.telemetry.records import UNWATCHED, Record
 
 Select = Callable[[ActiveProfile, NDArray[np.float32], NDArray[np.float32]], Detections]
 """From the profile, the scores `[K, C]` and the boxes `[K, 4]` of one image to its detections."""
@@ -48,6 +49,7 @@ class Job:
     lease: Lease
     select: Select
     future: asyncio.Future[Inference]
+    record: Record = UNWATCHED
 
     def end(self, outcome: "Outcome | None" = None) -> bool:
         """Gives the row back; None when nobody waits for the outcome. False: it came too late."""

@@ -14,6 +14,7 @@ from damoserve_server.errors import ShuttingDown, WorkersLost
 from damoserve_server.metrics import Metrics
 from damoserve_server.policies import Policy, Wish
 from damoserve_server.scheduler import Scheduler
+from damoserve_server.telemetry.records import batch_computed
 from damoserve_server.worker import Inference, Job, JobBatch, JobTicket, Outcome, Worker
 
 WATCHES = 4
@@ -163,6 +164,7 @@ class Workers:
         key = batch.profile.key
         self._device.batch_size.labels(*key).observe(len(outcomes))
         self._device.batches.labels(*key, batch.closing).inc()
+        batch_computed(batch, outcomes)
         unused = self._settle(zip(batch.tickets, outcomes, strict=True))
         if unused:
             self._unused_answers.labels(*key).inc(unused)

@@ -39,6 +39,7 @@ from damoserve_server.app import Application
 from damoserve_server.engines import Engine, EngineOptions, Outputs
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.settings import Settings
+from damoserve_server.telemetry.spans import Tracer
 
 WIDTH, HEIGHT = 64, 32
 LABELS = ("red", "green", "blue")
@@ -335,9 +336,11 @@ def serve(repository: Path) -> Serve:
     return running
 
 
-def make_application(root: Path, load_engine: Any = OnnxRuntimeEngine, **settings: Any) -> Application:
+def make_application(
+    root: Path, load_engine: Any = OnnxRuntimeEngine, tracer: Tracer | None = None, **settings: Any
+) -> Application:
     defaults = {"repository": root, "port": 0, "metrics_port": 0, "workers": 1}
-    return Application(Settings(**(defaults | settings)), load_engine)
+    return Application(Settings(**(defaults | settings)), load_engine, tracer=tracer)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import grpc
 
@@ -15,6 +16,7 @@ from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.targets import Target, find
 from damoserve_server.outcomes import Requests
 from damoserve_server.service import Startup
+from damoserve_server.telemetry.records import current
 
 
 class Inference:
@@ -63,9 +65,11 @@ async def _detect_all(
     """The first failure withdraws the others."""
 
     async def detect(number: int, request: DetectionRequest) -> DetectionResult:
+        record = current.get()
         async with places:
             try:
-                return await detector.detect(request)
+                with record.part("image", number, request.arrival) if len(requests) > 1 else nullcontext():
+                    return await detector.detect(request)
             except InvalidRequest as error:
                 raise _of_image(number, error) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations  # gRPC's context is generic for type checkers only
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +19,7 @@ from damoserve_server.outcomes import Requests
 from damoserve_server.service import Startup
 from damoserve_server.settings import Settings, usable_cores
 from damoserve_server.status import to_known
+from damoserve_server.telemetry.records import current
 
 if TYPE_CHECKING:
     import grpc
@@ -115,7 +117,8 @@ class InferenceService:
 
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             try:
-                response = await self._inference.answer(request, context.time_remaining(), places)
+                with current.get().part("message", request.id, time.monotonic()):
+                    response = await self._inference.answer(request, context.time_remaining(), places)
             except Exception as error:
                 return self._failure(request, to_known(error, f"request {request.id!r} of a stream"))
             return pb.ModelStreamInferResponse(infer_response=response)
