@@ -14,6 +14,7 @@ from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.postprocess import Detections, select
 from damoserve_server.catalogue import ActiveProfile, Catalogue
 from damoserve_server.errors import DamoserveError, DeadlineExpired
+from damoserve_server.fidelity.monitor import FidelityMonitor
 from damoserve_server.gate import Gate
 from damoserve_server.images import Image, ImageReader, bytes_to_decode
 from damoserve_server.latency import DecodeEstimate
@@ -98,6 +99,7 @@ class Detector:
         self, settings: Settings, catalogue: Catalogue, images: ImageReader, workers: Workers, metrics: Metrics
     ) -> None:
         self.catalogue = catalogue
+        self.fidelity = FidelityMonitor(settings.fidelity, metrics.fidelity)
         self._gate = Gate()
         self._settings = settings
         self._images = images
@@ -116,17 +118,19 @@ class Detector:
                 self._pools[profile.size] = Pool(slots, profile.size)
             self._metrics.add_profile(profile.manifest)
         self._workers.add(profiles)
+        self.fidelity.add(profiles)
 
     def retire(self, profiles: Sequence[ActiveProfile]) -> None:
         """Forgets profiles that no new request gets; what they still serve they finish."""
         self._workers.remove(profiles)
+        self.fidelity.remove(profiles)
         successors = {profile.key: profile.manifest for profile in self.catalogue.active()}
         for profile in profiles:
             self._metrics.drop_profile(profile.manifest, successors.get(profile.key))
 
     async def detect(self, request: DetectionRequest) -> DetectionResult:
         """Raises any DamoserveError; DeadlineExpired at the deadline, whatever the request is waiting for then."""
-        with self._gate.passage():
+        with self._gate.passage(), self.fidelity.pause():
             self._images.limits.check(request.image)
             tier = None if request.profile is not None else request.tier or self._settings.default_tier
             size = bytes_to_decode(request.image)
@@ -165,7 +169,7 @@ class Detector:
 
     async def close(self) -> None:
         """Ends the threads. No request may be inside."""
-        await self._workers.close()
+        await asyncio.gather(self._workers.close(), asyncio.to_thread(self.fidelity.close))
         await self._images.close()
 
     def _wishes(self, request: DetectionRequest, tier: Tier | None) -> list[Wish[ActiveProfile]]:
@@ -210,6 +214,7 @@ class Detector:
             shown = shown_size(preparing.image_size, expected.size, mode)
 
             def find(profile: ActiveProfile, scores: Floats, boxes: Floats) -> Detections:
+                self.fidelity.offer(profile, lease.row, (scores, boxes), shown)
                 return select(scores, boxes, _thresholds(profile, request), shown, preparing.image_size)
 
             preparing.decoded = time.monotonic()

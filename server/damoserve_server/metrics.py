@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from damoserve_profiles.manifest import Manifest
 from damoserve_server import errors
 from damoserve_server.catalogue import State
+from damoserve_server.fidelity.metrics import FidelityMetrics
 from damoserve_server.router import Reason, Tier
 
 # fmt: off
@@ -114,6 +115,7 @@ class Metrics:
         self.reloads = Counter(
             "damoserve_reloads", "Attempts to change the version of a model.", ["model", "result"], registry=registry
         )
+        self.fidelity = FidelityMetrics(registry)
         self._shown: dict[str, dict[str, State]] = {}
         self._answered: dict[tuple[tuple[str, str], str, Reason], Answered] = {}
         self._calls: dict[tuple[str, str, str], Calls] = {}
@@ -158,6 +160,7 @@ class Metrics:
             self.answered((model, profile), tier, reason)
         self.answered((model, profile), NO_TIER, Reason.REQUESTED)
         self.batch_size.labels(model, profile)
+        self.fidelity.add_profile(manifest)
         self.profile_info.labels(model, profile, manifest.version, manifest.variant).set(1)
 
     def drop_profile(self, manifest: Manifest, successor: Manifest | None) -> None:
