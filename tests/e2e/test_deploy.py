@@ -48,8 +48,11 @@ def registry() -> CollectorRegistry:
     metrics = Metrics(registry)
     for service in pb.DESCRIPTOR.services_by_name.values():
         metrics.add_methods(service.full_name, [method.name for method in service.methods])
-    manifest = Manifest.model_construct(model="cells", profile="int8+pruned", version=1, variant="P")
+    manifest = Manifest.model_construct(
+        model="cells", profile="int8+pruned", version=1, variant="P", labels=("RBC", "WBC")
+    )
     metrics.add_profile(manifest)
+    metrics.fidelity.expect("cells", "int8+pruned", 0.9)
     metrics.watch_queue(lambda: 0, lambda: 0)
     metrics.show_states("cells", {"int8+pruned": State.ACTIVE})
     metrics.watch_pools(lambda: 1, lambda: 0)

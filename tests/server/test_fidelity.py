@@ -101,6 +101,8 @@ class WatchedEngine:
 
 
 class InterruptibleEngine(WatchedEngine):
+    interruptible = True
+
     def interrupt(self) -> None:
         self.interrupted.set()
 
@@ -526,6 +528,7 @@ def test_onnx_runtime_can_be_interrupted(pristine):
     folder = Repository(pristine).folder("colours", 3, "quick")
     engine = OnnxRuntimeEngine(folder.model_path.read_bytes(), folder.read_manifest(), EngineOptions(1))
     assert isinstance(engine, Interruptible)
+    assert engine.interruptible
     images = np.zeros((1, 32, 64, 3), np.uint8)
     engine.interrupt()
     with pytest.raises(Exception, match="terminate"):

@@ -56,7 +56,11 @@ class Closable(Protocol):
 
 @runtime_checkable
 class Interruptible(Protocol):
-    """An engine whose run another thread can end. Both methods return at once."""
+    """An engine whose run another thread can end. The methods return at once."""
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether it can where this one runs; else the methods are not to be used."""
 
     def interrupt(self) -> None:
         """Makes the run that goes on, and every later one until `resume`, raise within milliseconds or finish."""

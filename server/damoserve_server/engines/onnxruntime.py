@@ -59,6 +59,7 @@ class OnnxRuntimeEngine:
         self._binding = self._session.io_binding()
         self._run_options = onnxruntime.RunOptions()
         self._run_options.log_severity_level = FATAL  # an interruption is no error
+        self.interruptible = not options.on_gpu  # what a GPU was told to do it does
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         check_batch(images, len(self._outputs["scores"]))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from math import inf
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,7 +181,7 @@ class FidelityMonitor:
         return next(iter(self._needed() - self._engines.keys()), None)
 
     def _interrupt(self) -> None:
-        if isinstance(self._running, Interruptible) and not self._interrupted:
+        if _can_be_interrupted(self._running) and not self._interrupted:
             self._interrupted = True
             self._running.interrupt()
 
@@ -218,14 +219,14 @@ class FidelityMonitor:
         if self._requests or not self._samples:
             return None
         reference = self._samples[0].reference
-        interruptible = isinstance(self._engines[reference], Interruptible)
-        quiet = SETTLE_SECONDS if interruptible else QUIET_RUNS * reference.latency.expected()
+        promptly = _can_be_interrupted(self._engines[reference])
+        quiet = SETTLE_SECONDS if promptly else QUIET_RUNS * reference.latency.expected()
         return max(self._idle_since + quiet, self._rested_at) - time.monotonic()
 
     def _begin(self) -> Sample:
         sample = self._samples.popleft()
         self._running, self._interrupted = self._engines[sample.reference], False
-        if isinstance(self._running, Interruptible):
+        if _can_be_interrupted(self._running):
             self._running.resume()
         return sample
 
@@ -269,3 +270,7 @@ class FidelityMonitor:
 
 def _version(profile: ActiveProfile) -> tuple[str, int]:
     return profile.manifest.model, profile.manifest.version
+
+
+def _can_be_interrupted(engine: Engine | None) -> TypeGuard[Interruptible]:
+    return isinstance(engine, Interruptible) and engine.interruptible
