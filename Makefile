@@ -72,5 +72,5 @@ clean: ## Removes what the other targets made.
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/python
-	$(INSTALL) '.[server,openvino,compress,dev]'
+	$(INSTALL) '.[server,openvino,tracing,compress,dev]'
 	@touch $@

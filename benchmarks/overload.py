@@ -192,7 +192,7 @@ HEADS = (
 
 def main(
     repeats: Annotated[int, typer.Option(min=1)] = 5,
-    wait_ms: Annotated[float, typer.Option(help="The server's setting max_batch_wait_ms.")] = 5.0,
+    wait_ms: Annotated[float, typer.Option(help="The server's setting max_batch_wait_ms.")] = 25.0,
     file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Exit code 1 when a bar is missed in any repeat."""

@@ -14,7 +14,6 @@ from typing import Self
 import cv2
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry
 
 from damoserve.v1 import admin_pb2, admin_pb2_grpc
 from damoserve.v1 import detection_pb2 as pb
@@ -36,13 +35,17 @@ from damoserve_server.lifecycle import Lifecycle
 from damoserve_server.listeners import Listeners
 from damoserve_server.loading import Loading, load_catalogue
 from damoserve_server.management import Management
-from damoserve_server.metrics import Endpoint, Metrics
+from damoserve_server.metrics import Endpoint, Metrics, Registry
+from damoserve_server.outcomes import Requests
 from damoserve_server.policies import Policy
 from damoserve_server.policies.deadline import DeadlinePolicy
 from damoserve_server.service import DetectionService, ProfileService, Startup
 from damoserve_server.settings import Settings, usable_cores
 from damoserve_server.splits import Split, Trial, possible_splits
 from damoserve_server.stream import Streams
+from damoserve_server.telemetry.records import Telemetry
+from damoserve_server.telemetry.settings import TracingSettings
+from damoserve_server.telemetry.spans import Tracer
 from damoserve_server.watch import look
 from damoserve_server.workers import WorkerLimits, Workers
 
@@ -61,19 +64,25 @@ class Application:
     """One server. Made and used on a running event loop; `async with` starts and stops it."""
 
     def __init__(
-        self, settings: Settings, load_engine: EngineLoader = load_engine, policy: Policy | None = None
+        self,
+        settings: Settings,
+        load_engine: EngineLoader = load_engine,
+        policy: Policy | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        """`policy` is what the server's own is to be compared with."""
+        """`policy` is what the server's own is to be compared with; `tracer` goes before what the settings say."""
         self._settings = settings
         self._policy = policy or DeadlinePolicy(settings.max_batch_wait_ms / 1000)
         self._load_engine = load_engine
-        self._registry = CollectorRegistry()
-        self._metrics = Metrics(self._registry)
+        self._registry = Registry()
+        self._metrics = Metrics(self._registry, settings.tiers)
+        self._requests = Requests(settings, self._metrics)
         self.health = Health()
         self._detector: asyncio.Future[Detector] = asyncio.get_running_loop().create_future()
         self._stopping = threading.Event()
         self._streams = Streams(settings.max_streams, settings.stream_window, settings.stream_idle_seconds)
-        self._listeners = Listeners(settings, self._metrics)
+        self._telemetry = Telemetry(tracer or _tracer(settings.tracing), settings.access_log)
+        self._listeners = Listeners(settings, self._metrics, self._requests, self._telemetry)
         self._lifecycle: Lifecycle | None = None
         self._has_workers = True
         self._telling: set[asyncio.Task[None]] = set()
@@ -135,6 +144,7 @@ class Application:
         self._management = Management(lifecycle, admin_server, settings.watch_seconds)
         self._detector.set_result(detector)
         await self._management.start()
+        await asyncio.to_thread(detector.fidelity.wait_until_ready)
         await self.health.serving()
 
     async def stop(self) -> None:
@@ -150,6 +160,7 @@ class Application:
             # Beside the drain: a profile that is being loaded may take as long.
             await asyncio.gather(self._management.stop(), loaded.drain(self._settings.drain_seconds))
         await self._close_port()
+        await asyncio.to_thread(self._telemetry.close)
         if loaded is not None and await loaded.close():
             for engine in (engine for profile in loaded.catalogue.active() for engine in profile.engines):
                 close_engine(engine)
@@ -173,13 +184,13 @@ class Application:
     def _build_server(self) -> grpc.aio.Server:
         server = self._listeners.server()
         startup = self._startup
-        pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup, self._streams, self._metrics), server)
+        pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup, self._streams, self._requests), server)
         pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         self._listeners.describe(server, SERVICES)
         if self._settings.kserve:
             administration = LifecycleAdministration(lambda: self._lifecycle) if self._settings.kserve_admin else None
-            inference = InferenceService(startup, self._settings, self._metrics, self._is_ready, administration)
+            inference = InferenceService(startup, self._settings, self._requests, self._is_ready, administration)
             kserve.add_to_server(inference, server)
             self._metrics.add_methods(kserve.SERVICE, kserve.UNARY)
             self._metrics.add_methods(kserve.SERVICE, kserve.STREAMING, TYPES[True, True])
@@ -197,7 +208,7 @@ class Application:
 
     def _count_workers(self, alive: int) -> None:
         before, self._has_workers = self._has_workers, alive > 0
-        self._metrics.workers.set(alive)
+        self._metrics.device.workers.set(alive)
         if before == self._has_workers:
             return
         told = self.health.recovered() if alive else self.health.degraded("no worker is left; they are being replaced")
@@ -222,15 +233,25 @@ class Application:
         cv2.setNumThreads(1)
         decoders = ThreadPoolExecutor(usable_cores(), "decode")
         images = ImageReader(ImageLimits(settings.max_image_bytes, settings.max_pixels), decoders)
-        self._metrics.worker_threads.set(split.threads)
+        self._metrics.device.worker_threads.set(split.threads)
         limits = WorkerLimits(
             split.workers, settings.max_batch_size, settings.max_queue, settings.worker_timeout_seconds
         )
         workers = Workers(self._policy, limits, self._metrics, self._count_workers)
         detector = Detector(settings, catalogue, images, workers, self._metrics)
-        self._metrics.watch_pools(detector.free_slots, detector.leased_slots)
-        self._metrics.watch_queue(partial(workers.queued, ready=False), partial(workers.queued, ready=True))
+        device = self._metrics.device
+        device.watch_pools({"free": detector.free_slots, "leased": detector.leased_slots}, detector.most_slots)
+        device.watch_queue(partial(workers.queued, ready=False), partial(workers.queued, ready=True))
+        device.workers_busy.set_function(lambda: workers.busy)
         return detector
+
+
+def _tracer(settings: TracingSettings) -> Tracer:
+    if settings.endpoint is None:
+        return Tracer()
+    from damoserve_server.telemetry.opentelemetry import open_tracer
+
+    return open_tracer(settings)
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +15,16 @@ from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.postprocess import Detections, select
 from damoserve_server.catalogue import ActiveProfile, Catalogue
 from damoserve_server.errors import DamoserveError, DeadlineExpired
+from damoserve_server.fidelity.monitor import FidelityMonitor
 from damoserve_server.gate import Gate
-from damoserve_server.images import Image, ImageReader, bytes_to_decode
+from damoserve_server.images import DECODE_FAILURES, Image, ImageReader, bytes_to_decode
 from damoserve_server.latency import DecodeEstimate
 from damoserve_server.memory import Lease, Pool, affordable_slots
-from damoserve_server.metrics import NO_TIER, Metrics
+from damoserve_server.metrics import Metrics
 from damoserve_server.policies import LOWEST_PRIORITY, Wish
 from damoserve_server.router import Reason, Tier, accurate_enough
 from damoserve_server.settings import Settings
+from damoserve_server.telemetry.records import Record, current
 from damoserve_server.worker import Inference, Job, JobTicket, settle
 from damoserve_server.workers import Workers
 
@@ -49,13 +52,37 @@ class DetectionRequest:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds in each stage; they follow one another."""
+    """Seconds in each stage, from the arrival to the answer; the next begins where one ends."""
 
+    decode_wait: float
     decode: float
     queue: float
+    batch_wait: float
     inference: float
     postprocess: float
-    total: float
+    respond: float
+
+    @property
+    def stages(self) -> tuple[float, ...]:
+        """In the order of `metrics.STAGES`."""
+        return (
+            self.decode_wait,
+            self.decode,
+            self.queue,
+            self.batch_wait,
+            self.inference,
+            self.postprocess,
+            self.respond,
+        )
+
+    @property
+    def waiting(self) -> float:
+        """For a worker, or with one for company in the batch."""
+        return self.queue + self.batch_wait
+
+    @property
+    def total(self) -> float:
+        return sum(self.stages)
 
 
 @dataclass(frozen=True)
@@ -77,18 +104,16 @@ class Preparing:
     request: DetectionRequest
     ticket: JobTicket
     lease: Lease
+    record: Record
     started: float = 0.0
     decoded: float = 0.0
     image_size: Size = UNKNOWN
 
     def timings(self, found: Inference) -> Timings:
-        return Timings(
-            decode=self.decoded - self.started,
-            queue=found.started - self.decoded,
-            inference=found.inference,
-            postprocess=found.postprocess,
-            total=time.monotonic() - self.request.arrival,
-        )
+        held = min(max(self.decoded, found.held_since), found.started)
+        before = (self.request.arrival, self.started, self.decoded, held)
+        after = (found.started, found.computed, found.selected, time.monotonic())
+        return Timings(*(end - begin for begin, end in pairwise((*before, *after))))
 
 
 class Detector:
@@ -98,6 +123,7 @@ class Detector:
         self, settings: Settings, catalogue: Catalogue, images: ImageReader, workers: Workers, metrics: Metrics
     ) -> None:
         self.catalogue = catalogue
+        self.fidelity = FidelityMonitor(settings.fidelity, metrics.fidelity)
         self._gate = Gate()
         self._settings = settings
         self._images = images
@@ -105,6 +131,7 @@ class Detector:
         self._metrics = metrics
         self._decoding = DecodeEstimate()
         self._pools: dict[Size, Pool] = {}
+        self._most_leased = 0
         self.prepare(catalogue.active())
 
     def prepare(self, profiles: Sequence[ActiveProfile]) -> None:
@@ -115,45 +142,36 @@ class Detector:
                 slots = affordable_slots(self._settings.max_queue + running, running + 1, profile.size)
                 self._pools[profile.size] = Pool(slots, profile.size)
             self._metrics.add_profile(profile.manifest)
+        self._metrics.device.pool_bytes.set(sum(pool.bytes for pool in self._pools.values()))
         self._workers.add(profiles)
+        self.fidelity.add(profiles)
 
     def retire(self, profiles: Sequence[ActiveProfile]) -> None:
         """Forgets profiles that no new request gets; what they still serve they finish."""
         self._workers.remove(profiles)
+        self.fidelity.remove(profiles)
         successors = {profile.key: profile.manifest for profile in self.catalogue.active()}
         for profile in profiles:
-            self._metrics.drop_profile(profile.manifest, successors.get(profile.key))
+            self._metrics.models.drop_profile(profile.manifest, successors.get(profile.key))
 
     async def detect(self, request: DetectionRequest) -> DetectionResult:
         """Raises any DamoserveError; DeadlineExpired at the deadline, whatever the request is waiting for then."""
-        with self._gate.passage():
-            self._images.limits.check(request.image)
-            tier = None if request.profile is not None else request.tier or self._settings.default_tier
-            size = bytes_to_decode(request.image)
-            ticket = self._workers.admit(self._wishes(request, tier), self._decoding.expected(size))
+        with self._gate.passage(), self.fidelity.pause():
             try:
-                preparing = Preparing(request, ticket, self._lease(ticket))
-            except DamoserveError:
-                self._workers.withdraw(ticket)
+                return await self._detect(request)
+            except tuple(DECODE_FAILURES) as error:
+                self._metrics.requests.decode_failures.labels(DECODE_FAILURES[type(error)]).inc()
                 raise
-            found = await self._infer(preparing)
-            self._decoding.observe(preparing.decoded - preparing.started, size)
-            result = DetectionResult(
-                found.detections,
-                preparing.image_size,
-                found.profile,
-                _reason(tier, found),
-                found.batch_size,
-                preparing.timings(found),
-            )
-            self._record(result, tier)
-            return result
 
     def free_slots(self) -> int:
         return sum(pool.free for pool in self._pools.values())
 
     def leased_slots(self) -> int:
         return sum(pool.leased for pool in self._pools.values())
+
+    def most_slots(self) -> int:
+        """That were leased at the same time."""
+        return self._most_leased
 
     async def drain(self, patience: float) -> None:
         """Refuses new requests; returns when the accepted ones are answered.
@@ -165,9 +183,34 @@ class Detector:
 
     async def close(self) -> bool:
         """Ends the threads. No request may be inside. False if an engine still computes."""
-        ended = await self._workers.close()
+        ended, _ = await asyncio.gather(self._workers.close(), asyncio.to_thread(self.fidelity.close))
         await self._images.close()
         return ended
+
+    async def _detect(self, request: DetectionRequest) -> DetectionResult:
+        self._images.limits.check(request.image)
+        tier = None if request.profile is not None else request.tier or self._settings.default_tier
+        record = current.get()
+        record.wanted(request, tier)
+        size = bytes_to_decode(request.image)
+        ticket = self._workers.admit(self._wishes(request, tier), self._decoding.expected(size))
+        try:
+            preparing = Preparing(request, ticket, self._lease(ticket), record)
+        except DamoserveError:
+            self._workers.withdraw(ticket)
+            raise
+        found = await self._infer(preparing)
+        self._decoding.observe(preparing.decoded - preparing.started, size)
+        result = DetectionResult(
+            found.detections,
+            preparing.image_size,
+            found.profile,
+            _reason(tier, found),
+            found.batch_size,
+            preparing.timings(found),
+        )
+        record.answered(result, request.arrival)
+        return result
 
     def _wishes(self, request: DetectionRequest, tier: Tier | None) -> list[Wish[ActiveProfile]]:
         profiles = self.catalogue.model(request.model).serving(request.profile)
@@ -183,7 +226,9 @@ class Detector:
 
     def _lease(self, ticket: JobTicket) -> Lease:
         """Raises QueueFull."""
-        return self._pools[ticket.wish.allowed[0].size].lease()
+        lease = self._pools[ticket.wish.allowed[0].size].lease()
+        self._most_leased = max(self._most_leased, self.leased_slots())
+        return lease
 
     async def _infer(self, preparing: "Preparing") -> Inference:
         """The request's only wait. What is left when it ends early, by deadline or caller, its threads clean up."""
@@ -212,20 +257,14 @@ class Detector:
 
             # Not to refer to the ticket, which will refer to it: the profile would stay until a garbage collection.
             def find(profile: ActiveProfile, scores: Floats, boxes: Floats) -> Detections:
+                self.fidelity.offer(profile, lease.row, (scores, boxes), shown)
                 return select(scores, boxes, _thresholds(profile, request), shown, size)
 
             preparing.decoded = time.monotonic()
-            self._workers.make_ready(ticket, Job(lease, find, answer))
+            self._workers.make_ready(ticket, Job(lease, find, answer, preparing.record))
         except Exception as error:
             lease.release()
             answer.get_loop().call_soon_threadsafe(settle, answer, error)
-
-    def _record(self, result: DetectionResult, tier: Tier | None) -> None:
-        series = self._metrics.answered(result.profile.key, tier or NO_TIER, result.reason)
-        series.routed.inc()
-        for stage, histogram in series.stages.items():
-            histogram.observe(getattr(result.timings, stage))
-        series.request.observe(result.timings.total)
 
 
 def _by_input(profiles: Sequence[ActiveProfile], left: float) -> list[tuple[ActiveProfile, ...]]:

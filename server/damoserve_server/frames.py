@@ -2,17 +2,19 @@
 
 from __future__ import annotations  # gRPC's context is generic for type checkers only
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_server import convert
 from damoserve_server.detector import DetectionRequest, Detector
 from damoserve_server.errors import DamoserveError, StreamOutOfOrder
-from damoserve_server.metrics import Metrics
+from damoserve_server.outcomes import Arrived, Requests
 from damoserve_server.status import to_known, to_status
+from damoserve_server.telemetry.records import current
 from damoserve_server.window import Slot, Window
 
 if TYPE_CHECKING:
@@ -27,49 +29,63 @@ class Frame:
 
     identifier: int
     wanted: DetectionRequest | DamoserveError
+    arrival: float
     deadline: float
+    arrived: Arrived
 
 
 FrameSlot = Slot[Frame, pb.DetectStreamResponse]
 FrameWindow = Window[Frame, pb.DetectStreamResponse]
 
 
-@dataclass
-class StreamCaller:
+@dataclass(frozen=True)
+class Origin:
     """One call of DetectStream. `ready` gives the detector, `budget` is for frames that have none, in seconds."""
 
-    requests: AsyncIterator[pb.DetectStreamRequest]
+    messages: AsyncIterator[pb.DetectStreamRequest]
     context: Context
     ready: Callable[[], Awaitable[Detector]]
     budget: float
-    metrics: Metrics
+
+
+@dataclass
+class StreamCaller:
+    """The caller of one stream. Frames that have no end when it is closed are counted as cancelled."""
+
+    origin: Origin
+    requests: Requests
     _detector: Detector = field(init=False)
+    _open: dict[Arrived, None] = field(default_factory=dict)
 
     async def frames(self, window: FrameWindow) -> AsyncIterator[tuple[Frame, int | None]]:
         """Raises StreamOutOfOrder, ModelNotFound, ProfileNotFound, and what `ready` or the options raise."""
-        first = await anext(self.requests, None)
+        origin = self.origin
+        first = await anext(origin.messages, None)
         if first is None:
             return
         _expect("options", first, "the first message of a stream has to carry its options, and no other")
         options = first.options
-        template = convert.to_template(options, time.monotonic(), self.context.time_remaining())
-        budget = convert.frame_budget(options, self.budget)
+        template = convert.to_template(options, time.monotonic(), origin.context.time_remaining())
+        budget = convert.frame_budget(options, origin.budget)
         window.drop_oldest = convert.OVERLOADS[options.on_overload]
-        self._detector = await self.ready()
+        self._detector = await origin.ready()
         self._check_names(options)
-        async for request in self.requests:
+        async for request in origin.messages:
             _expect("frame", request, "every message of a stream but the first has to carry a frame")
             taken = request.frame.answers_taken if request.frame.HasField("answers_taken") else None
-            yield _arrived(request.frame, template, budget), taken
+            yield self._arrived(request.frame, template, budget), taken
 
     async def compute(self, frame: Frame) -> pb.DetectStreamResponse:
-        if isinstance(frame.wanted, DamoserveError):
-            return self._refusal(frame, frame.wanted)
         try:
-            result = await self._detector.detect(frame.wanted)
+            with current.get().part("frame", frame.identifier, frame.arrival):
+                if isinstance(frame.wanted, DamoserveError):
+                    raise frame.wanted
+                result = await self._detector.detect(frame.wanted)
+            answer = pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
         except Exception as error:
             return self._refusal(frame, to_known(error, f"frame {frame.identifier}"))
-        return pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
+        self._ended(frame).answered(result)
+        return answer
 
     def _check_names(self, options: pb.StreamOptions) -> None:
         """Keeps nothing of the model: it may be replaced while the stream is open."""
@@ -78,30 +94,45 @@ class StreamCaller:
             model.find(options.profile)
 
     def _refusal(self, frame: Frame, error: DamoserveError) -> pb.DetectStreamResponse:
-        self.metrics.refused.labels(error.reason).inc()
+        self.requests.metrics.refused.labels(error.reason).inc()
+        self._ended(frame).failed(error)
         return pb.DetectStreamResponse(frame_id=frame.identifier, error=to_status(error))
 
     async def send(self, slot: FrameSlot) -> None:
         if slot.dropped is not None:
+            self._ended(slot.frame).dropped()
             outcome = f"dropped_{slot.dropped}_behind"
+            with current.get().part("frame", slot.frame.identifier, slot.frame.arrival) as record:
+                record.dropped(outcome)
             answer = pb.DetectStreamResponse(frame_id=slot.frame.identifier, dropped=convert.DROPS[slot.dropped])
         else:
             assert slot.answer is not None
             answer = slot.answer
             outcome = "answered" if answer.HasField("result") else "refused"
-        await self.context.write(answer)
-        self.metrics.frames.labels(outcome).inc()
+        await self.origin.context.write(answer)
+        self.requests.metrics.frames.labels(outcome).inc()
+
+    def close(self) -> None:
+        """The stream has ended, and nothing of it is computed any more."""
+        for arrived in self._open:
+            arrived.failed(asyncio.CancelledError())
+
+    def _arrived(self, frame: pb.Frame, template: DetectionRequest, budget: float) -> Frame:
+        now = time.monotonic()
+        wanted: DetectionRequest | DamoserveError
+        try:
+            request = wanted = convert.to_frame(frame, template, now, budget)
+        except DamoserveError as error:
+            request, wanted = replace(template, arrival=now, deadline=now), error
+        arrived = self.requests.arrived(request)
+        self._open[arrived] = None
+        return Frame(frame.id, wanted, now, request.deadline, arrived)
+
+    def _ended(self, frame: Frame) -> Arrived:
+        del self._open[frame.arrived]
+        return frame.arrived
 
 
 def _expect(kind: str, request: pb.DetectStreamRequest, message: str) -> None:
     if request.WhichOneof("message") != kind:
         raise StreamOutOfOrder("message", message)
-
-
-def _arrived(frame: pb.Frame, template: DetectionRequest, budget: float) -> Frame:
-    now = time.monotonic()
-    try:
-        wanted = convert.to_frame(frame, template, now, budget)
-    except DamoserveError as error:
-        return Frame(frame.id, error, now)
-    return Frame(frame.id, wanted, wanted.deadline)

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,9 @@ from prometheus_client import Counter
 
 from damoserve_server.errors import DamoserveError, MessageUndecodable
 from damoserve_server.metrics import Calls, Metrics
+from damoserve_server.outcomes import REQUEST_METHODS, Requests
 from damoserve_server.status import request_id, to_known, to_status
+from damoserve_server.telemetry.records import Record, Telemetry
 
 REQUEST_ID = "x-request-id"
 MAX_REQUEST_ID_LENGTH = 128
@@ -43,8 +45,10 @@ if TYPE_CHECKING:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Streams are counted as long as they are open: health watches and reflection stay so while the client likes."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, requests: Requests, telemetry: Telemetry) -> None:
         self._metrics = metrics
+        self._requests = requests
+        self._telemetry = telemetry
 
     async def intercept_service(
         self,
@@ -56,7 +60,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or kind is None:
             return handler
         service, _, name = handler_call_details.method.lstrip("/").partition("/")
-        call = _Call(handler, f"{service}/{name}", self._metrics.calls((kind, service, name)), self._metrics.refused)
+        series = self._metrics.calls.of((kind, service, name))
+        call = _Call(handler, f"{service}/{name}", series, self._requests, self._telemetry)
         _, make = MAKERS[handler.request_streaming, handler.response_streaming]
         # Without a deserializer: gRPC answers bytes that it cannot read with UNKNOWN and a traceback in the log.
         wrapped: Handler = make(call.answer, response_serializer=handler.response_serializer)
@@ -70,13 +75,16 @@ class _Call:
     handler: Handler
     method: str
     series: Calls
-    refused: Counter
+    requests: Requests
+    telemetry: Telemetry
 
     async def answer(self, request: Any, context: Context) -> Any:
-        identifier = _request_id(context)
+        metadata = dict(context.invocation_metadata() or ())
+        identifier = _request_id(metadata)
         request_id.set(identifier)
+        record = self.telemetry.call(self.method, identifier, metadata)
         context.set_trailing_metadata(((REQUEST_ID, identifier),))
-        with self._observed(context):
+        with self._observed(context, record):
             try:
                 if not self.handler.response_streaming:
                     return await self._single(request, context)
@@ -85,7 +93,9 @@ class _Call:
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
-                self._fail(to_known(error, self.method), identifier, context)
+                known = to_known(error, self.method)
+                record.failed(known)
+                self._fail(known, identifier, context)
 
     async def _single(self, request: bytes, context: Context) -> Any:
         behaviour: Any = self.handler.unary_unary
@@ -122,8 +132,8 @@ class _Call:
             raise MessageUndecodable("", "the request is not the message that the method takes") from None
 
     @contextmanager
-    def _observed(self, context: Context) -> Iterator[None]:
-        self.series.started.inc()
+    def _observed(self, context: Context, record: Record) -> Iterator[None]:
+        self.series.begin()
         started = time.monotonic()
         code = grpc.StatusCode.UNKNOWN
         try:
@@ -138,12 +148,14 @@ class _Call:
             code = context.code()
             raise
         finally:
-            self.series.handled[code].inc()
-            self.series.handling.observe(time.monotonic() - started)
+            self.series.end(code, time.monotonic() - started)
+            record.ended(code)
 
     def _fail(self, error: DamoserveError, identifier: str, context: Context) -> None:
         """Not by `context.abort`: gRPC keeps what that raises, and so the request, until a garbage collection."""
-        self.refused.labels(error.reason).inc()
+        self.requests.metrics.refused.labels(error.reason).inc()
+        if self.method in REQUEST_METHODS:
+            self.requests.unread(error)
         context.set_code(error.code)
         context.set_details(str(error))
         context.set_trailing_metadata(
@@ -169,8 +181,8 @@ class _CountingContext:
         return getattr(self._context, name)
 
 
-def _request_id(context: Context) -> str:
+def _request_id(metadata: Mapping[str, str | bytes]) -> str:
     """The caller's id if it is usable, else a new one."""
-    given = dict(context.invocation_metadata() or ()).get(REQUEST_ID)
+    given = metadata.get(REQUEST_ID)
     usable = isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_LENGTH
     return str(given) if usable else f"{random.getrandbits(128):032x}"

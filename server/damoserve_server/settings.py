@@ -21,7 +21,9 @@ from damoserve_profiles.runtimes import EngineName
 from damoserve_server.access.settings import AccessSettings
 from damoserve_server.connections import ConnectionSettings
 from damoserve_server.engines import CPU_PROVIDER
+from damoserve_server.fidelity.settings import FidelitySettings
 from damoserve_server.router import Tier
+from damoserve_server.telemetry.settings import LogFormat, LogLevel, TracingSettings
 from damoserve_server.tls import TlsSettings
 
 Positive = Annotated[int, Field(gt=0)]
@@ -115,7 +117,7 @@ class Settings(BaseSettings):
     """Folder where engines that were built for a GPU are kept. Unset: they are built at every start."""
 
     max_batch_size: Positive = 4
-    max_batch_wait_ms: Annotated[float, Field(ge=0)] = 5.0
+    max_batch_wait_ms: Annotated[float, Field(ge=0)] = 25.0
     """How long a free worker waits at most to fill a batch; only where larger batches have measured a gain does it."""
     max_queue: Positive = 64
     """Requests that wait, of all profiles. For each input size, so many and a batch for each worker fit into memory."""
@@ -146,7 +148,13 @@ class Settings(BaseSettings):
     tls: TlsSettings | None = None
     """Unset: plain text."""
     access: AccessSettings = AccessSettings()
+    tracing: TracingSettings = TracingSettings()
+    log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.TEXT
+    access_log: bool = False
+    """Whether each call, frame of a stream and image of several is told of in the log."""
     connections: ConnectionSettings = ConnectionSettings()
+    fidelity: FidelitySettings = FidelitySettings()
 
     @model_validator(mode="after")
     def _image_fits_into_message(self) -> Self:

@@ -40,6 +40,7 @@ from damoserve_server.app import Application
 from damoserve_server.engines import Engine, EngineOptions, Outputs
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.settings import Settings
+from damoserve_server.telemetry.spans import Tracer
 
 WIDTH, HEIGHT = 64, 32
 LABELS = ("red", "green", "blue")
@@ -297,7 +298,19 @@ class Samples:
     """The metrics at one moment."""
 
     def __init__(self, text: str) -> None:
-        self._samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        self._families = list(text_string_to_metric_families(text))
+        self._samples = [sample for family in self._families for sample in family.samples]
+
+    def families(self) -> set[tuple[str, str, frozenset[str]]]:
+        """The name, the type and the labels of each."""
+        return {
+            (
+                f"{family.name}_total" if family.type == "counter" else family.name,
+                family.type,
+                frozenset(family.samples[0].labels) - {"le"},
+            )
+            for family in self._families
+        }
 
     def series(self) -> set[tuple[str, str]]:
         return {(sample.name, str(sample.labels)) for sample in self._samples}
@@ -328,9 +341,11 @@ def serve(repository: Path) -> Serve:
     return running
 
 
-def make_application(root: Path, load_engine: Any = OnnxRuntimeEngine, **settings: Any) -> Application:
+def make_application(
+    root: Path, load_engine: Any = OnnxRuntimeEngine, tracer: Tracer | None = None, **settings: Any
+) -> Application:
     defaults = {"repository": root, "port": 0, "metrics_port": 0, "workers": 1}
-    return Application(Settings(**(defaults | settings)), load_engine)
+    return Application(Settings(**(defaults | settings)), load_engine, tracer=tracer)
 
 
 @pytest.fixture

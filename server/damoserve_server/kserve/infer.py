@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import grpc
 
@@ -13,14 +14,19 @@ from damoserve_server.kserve.decode import Call, to_call
 from damoserve_server.kserve.encode import to_response
 from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.targets import Target, find
+from damoserve_server.outcomes import Requests
 from damoserve_server.service import Startup
+from damoserve_server.telemetry.records import current
 
 
 class Inference:
     """Answers requests. `unavailable_when_full` gives QueueFull the code that Triton's clients expect."""
 
-    def __init__(self, startup: Startup, statistics: Statistics, unavailable_when_full: bool) -> None:
+    def __init__(
+        self, startup: Startup, requests: Requests, statistics: Statistics, unavailable_when_full: bool
+    ) -> None:
         self._startup = startup
+        self._requests = requests
         self._statistics = statistics
         self._unavailable_when_full = unavailable_when_full
 
@@ -29,15 +35,16 @@ class Inference:
     ) -> pb.ModelInferResponse:
         """`places` bounds the images that are worked on at the same time. Raises any DamoserveError."""
         call = to_call(request, time.monotonic(), time_remaining, self._startup.default_budget)
-        detector = await self._startup.finished(call.deadline)
-        target = find(detector.catalogue, call.target, request.model_version)
-        try:
-            results = await self._counted(call, detector, target, places)
-        except QueueFull as error:
-            if self._unavailable_when_full:
-                error.code = grpc.StatusCode.UNAVAILABLE
-            raise
-        return to_response(request, results, call.outputs)
+        with self._requests.answering(call.detections) as results:
+            detector = await self._startup.finished(call.deadline)
+            target = find(detector.catalogue, call.target, request.model_version)
+            try:
+                results.extend(await self._counted(call, detector, target, places))
+            except QueueFull as error:
+                if self._unavailable_when_full:
+                    error.code = grpc.StatusCode.UNAVAILABLE
+                raise
+            return to_response(request, results, call.outputs)
 
     async def _counted(
         self, call: Call, detector: Detector, target: Target, places: asyncio.Semaphore
@@ -58,9 +65,11 @@ async def _detect_all(
     """The first failure withdraws the others."""
 
     async def detect(number: int, request: DetectionRequest) -> DetectionResult:
+        record = current.get()
         async with places:
             try:
-                return await detector.detect(request)
+                with record.part("image", number, request.arrival) if len(requests) > 1 else nullcontext():
+                    return await detector.detect(request)
             except InvalidRequest as error:
                 said = _of_image(number, error)
                 error.__traceback__ = error.__cause__ = error.__context__ = None  # see `to_known`

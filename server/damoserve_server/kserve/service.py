@@ -3,6 +3,7 @@
 from __future__ import annotations  # gRPC's context is generic for type checkers only
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,10 +15,11 @@ from damoserve_server.kserve import describe, targets
 from damoserve_server.kserve.infer import Inference
 from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.streaming import in_order
-from damoserve_server.metrics import Metrics
+from damoserve_server.outcomes import Requests
 from damoserve_server.service import Startup
 from damoserve_server.settings import Settings, usable_cores
 from damoserve_server.status import to_known
+from damoserve_server.telemetry.records import current
 
 if TYPE_CHECKING:
     import grpc
@@ -40,18 +42,18 @@ class InferenceService:
         self,
         startup: Startup,
         settings: Settings,
-        metrics: Metrics,
+        requests: Requests,
         ready: Callable[[], bool],
         administration: Administration | None = None,
     ) -> None:
         self._startup = startup
         self._settings = settings
-        self._metrics = metrics
+        self._requests = requests
         self._ready = ready
         self._administration = administration
         self._statistics = Statistics()
         self._streams = 0
-        self._inference = Inference(startup, self._statistics, settings.kserve_unavailable_when_full)
+        self._inference = Inference(startup, requests, self._statistics, settings.kserve_unavailable_when_full)
         # So many that one call can keep the workers busy, and so few that an idle server never refuses its own.
         # Workers that are still to be measured will not be more than the cores.
         workers = settings.workers or usable_cores()
@@ -116,7 +118,8 @@ class InferenceService:
 
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             try:
-                response = await self._inference.answer(request, context.time_remaining(), places)
+                with current.get().part("message", request.id, time.monotonic()):
+                    response = await self._inference.answer(request, context.time_remaining(), places)
             except Exception as error:
                 return self._failure(request, to_known(error, f"request {request.id!r} of a stream"))
             return pb.ModelStreamInferResponse(infer_response=response)
@@ -138,7 +141,8 @@ class InferenceService:
             self._streams -= 1
 
     def _failure(self, request: pb.ModelInferRequest, error: DamoserveError) -> pb.ModelStreamInferResponse:
-        self._metrics.refused.labels(error.reason).inc()
+        self._requests.metrics.refused.labels(error.reason).inc()
+        self._requests.unread(error)
         return pb.ModelStreamInferResponse(
             error_message=f"{error.reason}: {error}", infer_response=pb.ModelInferResponse(id=request.id)
         )
