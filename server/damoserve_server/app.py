@@ -49,6 +49,8 @@ from damoserve_server.telemetry.spans import Tracer
 from damoserve_server.watch import look
 from damoserve_server.workers import WorkerLimits, Workers
 
+LAST_CALLS_SECONDS = 0.05
+"""Before the port is closed: time for calls that are on their way."""
 LAST_ANSWERS_SECONDS = 1.0
 """After the drain: time for answers on their way, and for streams that their clients leave open."""
 
@@ -84,6 +86,7 @@ class Application:
         self._lifecycle: Lifecycle | None = None
         self._has_workers = True
         self._telling: set[asyncio.Task[None]] = set()
+        self._startup = Startup(self._detector, settings.default_deadline_seconds)
         self._server = self._build_server()
         self._endpoint: Endpoint | None = None
         self._management: Management | None = None
@@ -133,9 +136,12 @@ class Application:
         catalogue = await asyncio.to_thread(load_catalogue, repository, loading, settings.default_model)
         if self._stopping.is_set():
             raise ShuttingDown
+        admin_server = self._bind_admin_server()  # before there are threads that would have to be ended
         detector = self._build_detector(catalogue, split)
         self._lifecycle = lifecycle = Lifecycle(repository, loading, detector, self._metrics, sights or {})
-        self._management = Management(lifecycle, self._build_admin_server(lifecycle), settings.watch_seconds)
+        if admin_server is not None:
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(lifecycle), admin_server)
+        self._management = Management(lifecycle, admin_server, settings.watch_seconds)
         self._detector.set_result(detector)
         await self._management.start()
         await asyncio.to_thread(detector.fidelity.wait_until_ready)
@@ -153,14 +159,20 @@ class Application:
             self._streams.close()
             # Beside the drain: a profile that is being loaded may take as long.
             await asyncio.gather(self._management.stop(), loaded.drain(self._settings.drain_seconds))
-        await self._server.stop(LAST_ANSWERS_SECONDS)
+        await self._close_port()
         await asyncio.to_thread(self._telemetry.close)
-        if loaded is not None:
-            await loaded.close()
+        if loaded is not None and await loaded.close():
             for engine in (engine for profile in loaded.catalogue.active() for engine in profile.engines):
                 close_engine(engine)
         if self._endpoint is not None:
             await self._endpoint.close()
+
+    async def _close_port(self) -> None:
+        with self._startup.closing():
+            await asyncio.sleep(LAST_CALLS_SECONDS)
+            closing = asyncio.create_task(self._server.stop(LAST_ANSWERS_SECONDS))
+            await asyncio.sleep(0)  # it has begun then
+        await closing
 
     def describe(self) -> str:
         """One line for the operator: what is served where."""
@@ -171,7 +183,7 @@ class Application:
 
     def _build_server(self) -> grpc.aio.Server:
         server = self._listeners.server()
-        startup = Startup(self._detector, self._settings.default_deadline_seconds)
+        startup = self._startup
         pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup, self._streams, self._requests), server)
         pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
@@ -184,13 +196,12 @@ class Application:
             self._metrics.add_methods(kserve.SERVICE, kserve.STREAMING, TYPES[True, True])
         return server
 
-    def _build_admin_server(self, lifecycle: Lifecycle) -> grpc.aio.Server | None:
-        """Raises OSError if its port is taken."""
+    def _bind_admin_server(self) -> grpc.aio.Server | None:
+        """Still without its service. Raises OSError if its port is taken."""
         settings = self._settings
         if settings.admin_port is None:
             return None
         server = self._listeners.server()
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(lifecycle), server)
         self._listeners.describe(server, list(admin_pb2.DESCRIPTOR.services_by_name.values()))
         self.admin_port = self._listeners.bind(server, settings.admin_host, settings.admin_port)
         return server
@@ -206,7 +217,7 @@ class Application:
         telling.add_done_callback(self._telling.discard)
 
     def _is_ready(self) -> bool:
-        return self._detector.done() and not self._stopping.is_set()
+        return self._detector.done() and self._has_workers and not self._stopping.is_set()
 
     def _split(self, options: EngineOptions, repository: Repository) -> Split:
         settings = self._settings

@@ -181,10 +181,11 @@ class Detector:
         await self._gate.close(patience)
         self._workers.refuse()
 
-    async def close(self) -> None:
-        """Ends the threads. No request may be inside."""
-        await asyncio.gather(self._workers.close(), asyncio.to_thread(self.fidelity.close))
+    async def close(self) -> bool:
+        """Ends the threads. No request may be inside. False if an engine still computes."""
+        ended, _ = await asyncio.gather(self._workers.close(), asyncio.to_thread(self.fidelity.close))
         await self._images.close()
+        return ended
 
     async def _detect(self, request: DetectionRequest) -> DetectionResult:
         self._images.limits.check(request.image)

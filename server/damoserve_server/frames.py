@@ -69,9 +69,7 @@ class StreamCaller:
         budget = convert.frame_budget(options, origin.budget)
         window.drop_oldest = convert.OVERLOADS[options.on_overload]
         self._detector = await origin.ready()
-        model = self._detector.catalogue.model(options.model)
-        if options.profile:
-            model.find(options.profile)
+        self._check_names(options)
         async for request in origin.messages:
             _expect("frame", request, "every message of a stream but the first has to carry a frame")
             taken = request.frame.answers_taken if request.frame.HasField("answers_taken") else None
@@ -88,6 +86,12 @@ class StreamCaller:
             return self._refusal(frame, to_known(error, f"frame {frame.identifier}"))
         self._ended(frame).answered(result)
         return answer
+
+    def _check_names(self, options: pb.StreamOptions) -> None:
+        """Keeps nothing of the model: it may be replaced while the stream is open."""
+        model = self._detector.catalogue.model(options.model)
+        if options.profile:
+            model.find(options.profile)
 
     def _refusal(self, frame: Frame, error: DamoserveError) -> pb.DetectStreamResponse:
         self.requests.metrics.refused.labels(error.reason).inc()

@@ -7,7 +7,7 @@ import inspect
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +110,9 @@ class _Call:
         counting = _CountingContext(context, self.series.sent)
         answers = behaviour(received, counting)
         if inspect.isasyncgen(answers):
-            async for answer in answers:
-                await counting.write(answer)
+            async with aclosing(answers):  # at once, also when the client has gone during a write
+                async for answer in answers:
+                    await counting.write(answer)
         else:
             await answers
         await asyncio.sleep(FAREWELL_SECONDS)

@@ -124,7 +124,7 @@ class Settings(BaseSettings):
     max_concurrent_calls: Positive = 256
     """gRPC refuses more, unread. Above what can wait or run, so that a busy server can give its own reasons."""
     max_streams: Positive = 32
-    """Detection streams that are open at the same time; they count as calls, too."""
+    """Detection streams that are open at the same time, and as many of KServe; they count as calls, too."""
     stream_window: Positive = 8
     """Frames of one stream that are computed, or whose answers wait to be taken."""
     stream_idle_seconds: Annotated[float, Field(gt=0)] = 60.0

@@ -35,6 +35,7 @@ from damoserve_profiles.imaging import ResizeMode
 from damoserve_profiles.manifest import MODEL_FILE, Accuracy, InputSpec, Latency, Manifest, Source, Thresholds
 from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import Repository, describe_file
+from damoserve_server import app
 from damoserve_server.app import Application
 from damoserve_server.engines import Engine, EngineOptions, Outputs
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
@@ -115,8 +116,12 @@ def add_profile(
 
 @pytest.fixture(autouse=True)
 def quick_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The metrics server looks every half second whether it is to stop; tests need not wait so long."""
+    """The metrics server looks every half second whether it is to stop, and the port stays open for calls on their way.
+
+    Tests need not wait so long.
+    """
     monkeypatch.setattr(BaseServer.serve_forever, "__defaults__", (0.01,))
+    monkeypatch.setattr(app, "LAST_CALLS_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")

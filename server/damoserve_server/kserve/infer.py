@@ -71,12 +71,15 @@ async def _detect_all(
                 with record.part("image", number, request.arrival) if len(requests) > 1 else nullcontext():
                     return await detector.detect(request)
             except InvalidRequest as error:
-                raise _of_image(number, error) from error
+                said = _of_image(number, error)
+                error.__traceback__ = error.__cause__ = error.__context__ = None  # see `to_known`
+                raise said from None
 
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(detect(number, request)) for number, request in enumerate(requests)]
     except BaseExceptionGroup as failures:
+        failures.__traceback__ = None  # a frame of the group holds it, and so would keep what the images hold
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
 
