@@ -245,11 +245,12 @@ class Detector:
         mode = expected.manifest.input.resize
         preparing.started = time.monotonic()
         try:
-            preparing.image_size = self._images.read(request.image, lease.row, mode)
-            shown = shown_size(preparing.image_size, expected.size, mode)
+            size = preparing.image_size = self._images.read(request.image, lease.row, mode)
+            shown = shown_size(size, expected.size, mode)
 
+            # Not to refer to the ticket, which will refer to it: the profile would stay until a garbage collection.
             def find(profile: ActiveProfile, scores: Floats, boxes: Floats) -> Detections:
-                return select(scores, boxes, _thresholds(profile, request), shown, preparing.image_size)
+                return select(scores, boxes, _thresholds(profile, request), shown, size)
 
             preparing.decoded = time.monotonic()
             self._workers.make_ready(ticket, Job(lease, find, answer))
