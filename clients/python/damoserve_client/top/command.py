@@ -27,7 +27,7 @@ def top(
     try:
         from damoserve_client.top import watch
     except ModuleNotFoundError as error:
-        if error.name != "prometheus_client":
+        if (error.name or "").split(".")[0] != "prometheus_client":
             raise
         _fail("`damoserve top` needs prometheus-client. Install it: pip install 'damoserve[top]'")
     try:

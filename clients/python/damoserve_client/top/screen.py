@@ -59,10 +59,12 @@ def _sections(reading: Reading, history: History | None) -> Iterator[RenderableT
         yield _tiers(reading.tiers)
     if reading.profiles:
         yield _profiles(reading.profiles, several_models=len(reading.versions) > 1)
+    device = _line(_device(reading))
     if reading.stages:
         bar = Bar(reading.stages)
-        yield Group(bar, bar.legend())
-    yield _line(_device(reading))
+        yield Group(bar, bar.legend(), device)
+    else:
+        yield device
 
 
 def _header(url: str, reading: Reading | None) -> Table:
@@ -92,30 +94,39 @@ def _process(reading: Reading) -> Iterator[tuple[str, str]]:
 def _traffic(reading: Reading, history: History | None) -> Group:
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="dim")
-    grid.add_column(no_wrap=True, justify="right", style="bold", min_width=10)
-    values = {"requests": f"{reading.rate:.1f} /s", "p95": f"{_milliseconds(reading.latency.p95)} ms"}
+    grid.add_column(no_wrap=True, justify="right", style="bold", min_width=6)
+    lines = {"req/s": f"{reading.rate:.1f}", "p95 ms": _milliseconds(reading.latency.p95)}
+    for (label, value), graph in zip(lines.items(), _sparklines(history), strict=True):
+        grid.add_row(label, value, graph)
+    parts: list[RenderableType] = [grid]
+    if any(reading.outcomes.values()):
+        parts.append(_outcomes(reading))
+    if reading.refusals:
+        parts.append(_line((reason, f"{rate:.1f} /s") for reason, rate in reading.refusals.items()))
+    return Group(*parts)
+
+
+def _sparklines(history: History | None) -> tuple[RenderableType, RenderableType]:
     if history is None:
-        for label, value in values.items():
-            grid.add_row(label, value)
-    else:
-        grid.add_row("requests", values["requests"], Sparkline(history.rates, history.length, "cyan"))
-        grid.add_row("p95", values["p95"], Sparkline(history.p95, history.length, "magenta"))
-    refused = [(reason, f"{rate:.1f} /s") for reason, rate in reading.refusals.items()]
-    return Group(grid, *([_outcomes(reading)] if reading.outcomes else []), *([_line(refused)] if refused else []))
-
-
-def _outcomes(reading: Reading) -> Flow:
-    """The ends of the requests as shares."""
-    return Flow(
-        [
-            Text.assemble((f"{outcome} ".replace("_", " "), "dim"), _outcome(outcome, rate, reading.rate))
-            for outcome, rate in reading.outcomes.items()
-        ]
+        return "", ""
+    return (
+        Sparkline(tuple(history.rates), history.length, "cyan"),
+        Sparkline(tuple(history.p95), history.length, "magenta"),
     )
 
 
-def _outcome(outcome: str, rate: float, total: float) -> Text:
-    return Text(f"{rate / total:.1%}", OUTCOME_COLOURS.get(outcome, "red")) if rate else NOTHING
+def _outcomes(reading: Reading) -> Flow:
+    """The ends of the requests as shares, without those that did not occur."""
+    return Flow(
+        [
+            Text.assemble(
+                (f"{outcome} ".replace("_", " "), "dim"),
+                (f"{rate / reading.rate:.1%}", OUTCOME_COLOURS.get(outcome, "red")),
+            )
+            for outcome, rate in reading.outcomes.items()
+            if rate
+        ]
+    )
 
 
 def _tiers(tiers: Iterable[TierReading]) -> Table:
@@ -180,16 +191,14 @@ def _device(reading: Reading) -> Iterator[tuple[str, str]]:
         yield "workers", f"{busy}{device.workers:.0f}{used}"
     if device.restarts:
         yield "replaced", f"{device.restarts:.0f}"
-    if device.batch is not None:
-        yield "batch", f"{device.batch:.2f}"
     if device.leased is not None and device.slots is not None:
         most = "" if device.high_water is None else f" (at most {device.high_water:.0f})"
         yield "pool", f"{device.leased:.0f}/{device.slots:.0f}{most}"
 
 
-def _line(items: Iterable[tuple[str, str]], style: str = "") -> Flow:
+def _line(items: Iterable[tuple[str, str]]) -> Flow:
     """Names with their values."""
-    return Flow([Text.assemble((f"{label} ", "dim"), (value, style)) for label, value in items])
+    return Flow([Text.assemble((f"{label} ", "dim"), value) for label, value in items])
 
 
 def _agreement(profile: ProfileReading) -> Text | str:
