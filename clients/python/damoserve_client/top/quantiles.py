@@ -20,6 +20,9 @@ def quantile(share: float, buckets: Buckets) -> float | None:
     lower, below = 0.0, 0.0
     for upper, count in buckets:
         if count >= rank and count > below:
-            return lower if math.isinf(upper) else lower + (upper - lower) * (rank - below) / (count - below)
+            if math.isinf(upper):
+                return lower
+            within = (rank - below) / (count - below)
+            return min(upper, lower + (upper - lower) * within)  # rounding must not leave the bucket
         lower, below = upper, max(below, count)
     return lower
