@@ -60,7 +60,7 @@ class Outcomes:
     """Of each round."""
 
     def attainment(self) -> float:
-        return self.profiles.total() / self.sent
+        return self.profiles.total() / self.sent if self.sent else 1.0  # a short round may have no arrivals
 
     def accuracy(self) -> float:
         served = self.profiles.total()
@@ -93,10 +93,10 @@ class Contender:
         return request
 
 
-async def capacity(server: Server, image: bytes) -> float:
+async def capacity(server: Server, image: bytes, seconds: float) -> float:
     """Images a second of fp32, with callers enough to keep the server busy."""
     request = Contender("", server, "fp32").request(image)
-    end = time.monotonic() + CAPACITY_SECONDS
+    end = time.monotonic() + seconds
     answered = 0
     async with server.channel() as channel:
         stub: Any = pb_grpc.DetectionServiceStub(channel)
@@ -108,7 +108,7 @@ async def capacity(server: Server, image: bytes) -> float:
                 answered += 1
 
         await asyncio.gather(*(caller() for _ in range(SATURATING_CALLERS)))
-    return answered / CAPACITY_SECONDS
+    return answered / seconds
 
 
 async def play(contender: Contender, times: Sequence[float], image: bytes) -> Outcomes:
@@ -167,7 +167,7 @@ def measure(repository: Path, seconds: float, rounds: int) -> tuple[list[float],
             name: stack.enter_context(made_server(settings, load_engine, policy)) for name, policy in POLICIES.items()
         }
         for number in range(rounds):
-            capacities.append(asyncio.run(capacity(servers["ours"], image)))
+            capacities.append(asyncio.run(capacity(servers["ours"], image, min(seconds, CAPACITY_SECONDS))))
             for load in LOADS:
                 arrivals = bursts(load * capacities[-1], seconds, BUDGET, (), seed=number)
                 for contender in contenders(servers):
