@@ -168,7 +168,7 @@ def _windows(memory: Sequence[Memory], seconds: float) -> list[tuple[float, floa
         inside = [one for one in memory if tenth * seconds / 10 <= one.at < (tenth + 1) * seconds / 10]
         rss, anonymous = (statistics.median(getattr(one, name) for one in inside) for name in ("rss", "anonymous"))
         found.append(
-            (round(tenth * seconds / 600, 1), round(rss, 1), round(anonymous, 1), max(one.rss for one in inside))
+            (round(tenth * seconds / 600, 2), round(rss, 1), round(anonymous, 1), max(one.rss for one in inside))
         )
     return found
 

@@ -31,7 +31,7 @@ class Server(Protocol):
     def stop(self) -> int: ...
 
 
-def test_once_in_json_counts_every_request(server: Server, client: Client) -> None:
+def test_json_counts_every_request(server: Server, client: Client) -> None:
     command = [*TOP, "--json", "--metrics", server.metrics]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -50,11 +50,14 @@ def test_once_in_json_counts_every_request(server: Server, client: Client) -> No
             process.kill()
 
 
-def test_once_prints_a_picture(server: Server) -> None:
-    result = subprocess.run([*TOP, "--once", "--metrics", server.metrics], capture_output=True, text=True, check=True)
+def test_once_prints_one_sample(server: Server) -> None:
+    command = [*TOP, "--once", "--metrics", server.metrics]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "damoserve" in result.stdout
     assert re.search(r"^int8\+pruned +active ", result.stdout, re.MULTILINE)
     assert "\x1b" not in result.stdout
+    result = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout)["versions"] == {"blood-cells": "1"}
 
 
 @dataclass
