@@ -227,10 +227,6 @@ class Detector:
         expiry = loop.call_at(preparing.request.deadline, _expire, answer)
         try:
             return await answer
-        except asyncio.CancelledError:
-            if not answer.cancelled():  # it came, but the caller left before it could be taken
-                self._metrics.requests.unused_answers.labels(*answer.result().profile.key).inc()
-            raise
         finally:
             expiry.cancel()
             if not answer.done() or answer.cancelled() or answer.exception() is not None:
