@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("psutil")
-pytest.importorskip("torch")  # the benchmarks need the extra compress, too
 
 ROOT = Path(__file__).parents[2]
 # Without what a server else measures at its start.
