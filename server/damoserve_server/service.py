@@ -56,6 +56,8 @@ class Startup:
         if self._closed is not None:
             await self._closed.wait()
             raise ShuttingDown
+        if self._detector.done():  # as for nearly every call: no timer, no task
+            return self._detector.result()
         try:
             async with asyncio.timeout_at(time.monotonic() + self.default_budget if deadline is None else deadline):
                 return await asyncio.shield(self._detector)

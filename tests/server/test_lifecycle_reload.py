@@ -4,6 +4,7 @@ import asyncio
 import gc
 import shutil
 import weakref
+from collections import Counter
 from typing import Any
 
 import grpc
@@ -77,7 +78,8 @@ def test_back_and_forth_under_sixteen_callers(serve, next_version, pictures):
 
 
 def test_stopping_under_sixteen_callers_answers_or_refuses_every_call(serve, pictures, monkeypatch):
-    """Also those that come in the moment in which the port closes, which gRPC by itself cancels."""
+    """Also those that come in the moment in which the port closes. What gRPC has not handed out then it cancels itself:
+    hardly any, as `python -m benchmarks.faults SIGTERM` counts."""
     monkeypatch.setattr(app, "LAST_CALLS_SECONDS", 0.5)
 
     async def scenario():
@@ -88,7 +90,9 @@ def test_stopping_under_sixteen_callers_answers_or_refuses_every_call(serve, pic
 
     callers = asyncio.run(scenario())
     callers.check({3: LABELS[3]})
-    assert {failure.code() for failure in callers.failures} == {grpc.StatusCode.UNAVAILABLE}
+    codes = Counter(failure.code() for failure in callers.failures)
+    assert codes.keys() <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    assert codes[grpc.StatusCode.UNAVAILABLE] >= codes[grpc.StatusCode.CANCELLED]
 
 
 def corrupt(version):
