@@ -137,7 +137,7 @@ def _switched(folder: Path, **settings: Any) -> Iterator[tuple[Server, Switches]
 
 
 async def hang(folder: Path) -> Result:
-    with _switched(folder, worker_timeout_seconds=HANG_PATIENCE) as (server, switches):
+    with _switched(folder, workers=2, worker_timeout_seconds=HANG_PATIENCE) as (server, switches):
         async with Callers(lambda: _connect(server), CALLERS) as callers:
             switches.arm("hang")
             async with asyncio.timeout(PATIENCE):
