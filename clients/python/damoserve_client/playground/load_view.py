@@ -1,0 +1,97 @@
+"""The chart and the words about a load while it runs."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from damoserve_client.playground.controls import chart, markup
+from damoserve_client.playground.figures import PROFILE_COLOURS, profile_colour
+from damoserve_client.playground.load import BIN_SECONDS, SECONDS, Interval, Load, intervals, percentile
+
+FAILED_COLOUR = "#8b8f96"
+P50_COLOUR, P95_COLOUR = PROFILE_COLOURS[0], PROFILE_COLOURS[1]
+
+
+class LoadView:
+    """Made inside the element that holds it."""
+
+    def __init__(self) -> None:
+        self._words = markup("p", "Nothing has run yet.", "load-words")
+        self._words.props("role=status")
+        self._chart = chart(_options((), ()), "Latency and calls by profile over the seconds of the load")
+
+    def show(self, load: Load, profiles: Sequence[str], running: bool) -> None:
+        self._chart.options.update(_options(intervals(load.calls), profiles))
+        self._chart.update()
+        self._words.set_content(_words(load, running))
+
+
+def _words(load: Load, running: bool) -> str:
+    answered = sorted(call.latency for call in load.calls if call.profile)
+    p50, p95 = percentile(answered, 0.5), percentile(answered, 0.95)
+    words = f"{load.callers} callers {'are calling' if running else 'have called'}: {len(answered)} answers"
+    if p50 is not None and p95 is not None:
+        words += f", median {1e3 * p50:.1f} ms, 95 of 100 within {1e3 * p95:.1f} ms"
+    if load.last_error:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in load.errors.most_common())
+        words += f". Without an answer: {kinds}. {load.last_error.message}. {load.last_error.advice}"
+        return escape(words)
+    return f"{escape(words)}."
+
+
+def _options(bins: Sequence[Interval], profiles: Sequence[str]) -> dict[str, Any]:
+    """Above the latencies, below what served, both over the same seconds."""
+    lines = [
+        _line("median", P50_COLOUR, [(each.begin, each.p50) for each in bins]),
+        _line("95 of 100", P95_COLOUR, [(each.begin, each.p95) for each in bins]),
+    ]
+    bars = [
+        _bar(name, profile_colour(index), [(each.begin, each.calls_by_profile.get(name, 0)) for each in bins])
+        for index, name in enumerate(profiles)
+    ]
+    bars.append(_bar("no answer", FAILED_COLOUR, [(each.begin, each.failed) for each in bins]))
+    return {
+        "animation": False,
+        "grid": [
+            {"left": 56, "right": 16, "top": 44, "height": 120},
+            {"left": 56, "right": 16, "top": 208, "height": 84},
+        ],
+        "legend": [
+            {"data": [line["name"] for line in lines], "left": 48, "top": 4, "selectedMode": False},
+            {"data": [bar["name"] for bar in bars], "left": 48, "top": 174, "selectedMode": False},
+        ],
+        "xAxis": [_seconds(0, False), _seconds(1, True)],
+        "yAxis": [
+            {"type": "value", "gridIndex": 0, "min": 0, "axisLabel": {"formatter": "{value} ms"}, "splitNumber": 3},
+            {"type": "value", "gridIndex": 1, "min": 0, "axisLabel": {"formatter": "{value}"}, "splitNumber": 2},
+        ],
+        "series": lines + bars,
+    }
+
+
+def _seconds(grid: int, labelled: bool) -> dict[str, Any]:
+    label = {"show": labelled, "formatter": "{value} s"}
+    return {
+        "type": "value",
+        "gridIndex": grid,
+        "min": 0,
+        "max": SECONDS,
+        "axisLabel": label,
+        "splitLine": {"show": False},
+    }
+
+
+def _line(name: str, colour: str, points: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
+    data = [
+        [begin + BIN_SECONDS / 2, None if seconds is None else round(1e3 * seconds, 2)] for begin, seconds in points
+    ]
+    line = {"type": "line", "name": name, "xAxisIndex": 0, "yAxisIndex": 0, "data": data, "symbolSize": 5}
+    return {**line, "color": colour, "lineStyle": {"width": 2.5}}
+
+
+def _bar(name: str, colour: str, points: Sequence[tuple[float, int]]) -> dict[str, Any]:
+    data = [[begin + BIN_SECONDS / 2, count] for begin, count in points]
+    return {
+        **{"type": "bar", "name": name, "xAxisIndex": 1, "yAxisIndex": 1, "data": data, "stack": "calls"},
+        **{"color": colour, "barWidth": 14},
+    }
