@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 import uvicorn
 from fastapi import FastAPI
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from nicegui import ui
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from damoserve_client.aio import AsyncClient
 from damoserve_client.channel import DEFAULT_ADDRESS
@@ -51,7 +51,8 @@ def _application(address: str, security: Security) -> FastAPI:
             clients.append(client)
             yield
 
-    async def root() -> None:
+    @ui.page("/")
+    async def page() -> None:
         await Page(clients[0], address).show()
 
     application = FastAPI(lifespan=connected, docs_url=None, redoc_url=None, openapi_url=None)
@@ -59,7 +60,6 @@ def _application(address: str, security: Security) -> FastAPI:
     application.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     ui.run_with(
         application,
-        root=root,
         title="damoserve playground",
         favicon=FAVICON,
         dark=None,

@@ -11,13 +11,15 @@ SAME_OBJECT_IOU = 0.5
 # The same object, but with an edge where the eye sees the difference.
 UNMOVED_IOU = 0.85
 
+Kind = Literal["same", "moved", "extra", "missing"]
+
 
 @dataclass(frozen=True)
 class Mark:
     """A detection, and how it relates to those of the reference."""
 
     detection: Detection
-    kind: Literal["same", "moved", "extra", "missing"]
+    kind: Kind
     # Of the reference, for `same` and `moved`.
     partner: Detection | None = None
 

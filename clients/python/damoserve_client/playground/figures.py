@@ -4,13 +4,13 @@ import base64
 import dataclasses
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from PIL import Image
 
 from damoserve_client.draw import colour_of, to_rgb, upright
-from damoserve_client.playground.comparison import Mark
+from damoserve_client.playground.comparison import UNMOVED_IOU, Kind, Mark, intersection_over_union
 from damoserve_client.tables import milliseconds
 from damoserve_client.types import Box, DetectionResult, ProfileInfo, Timings
 
@@ -18,7 +18,11 @@ from damoserve_client.types import Box, DetectionResult, ProfileInfo, Timings
 SHOWN_PIXELS = 1100
 # Told apart in both colour schemes and in grey; a profile has the colour of its place in the server's list.
 PROFILE_COLOURS = ("#3b82b8", "#d98326", "#3f9a68", "#9a63b5", "#c65561", "#7c8796", "#a58b1c", "#2f9aa0")
-VERDICTS = {"missing": "missing", "extra": "extra", "moved": "moved"}
+DIFFERENCES: Mapping[Kind, str] = {
+    "missing": "only the reference has it",
+    "extra": "only this profile has it",
+    "moved": f"overlaps the reference's by less than {UNMOVED_IOU}",
+}
 
 
 def shown_picture(content: bytes) -> str:
@@ -36,7 +40,7 @@ def overlay(marks: Sequence[Mark], size: tuple[int, int]) -> str:
     width, height = size
     font = max(size) / 38
     boxes = "".join(_box(mark) for mark in reversed(marks))
-    tags = "".join(_tag(mark, font) for mark in reversed(marks))
+    tags = "".join(_tag(mark, place) for mark, place in zip(marks, _places(marks, font), strict=True))
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(findings(marks))}" '
         f'style="font-size:{font:.1f}px">{boxes}{tags}</svg>'
@@ -58,17 +62,33 @@ def _rect(box: Box, kind: str, colour: str = "") -> str:
     return f'<rect class="{kind}" x="{box.x_min:.1f}" y="{box.y_min:.1f}" {size} {stroke}/>'
 
 
-def _tag(mark: Mark, font: float) -> str:
-    box, colour = mark.detection.box, colour_of(mark.detection.label_id)
-    y = box.y_min - font / 4 if box.y_min > 1.5 * font else box.y_min + 1.1 * font
-    name = f"{mark.kind} " if mark.kind in VERDICTS else ""
-    return f'<text x="{box.x_min + 2:.1f}" y="{y:.1f}" stroke="{colour}">{name}{mark.detection.score:.2f}</text>'
+def _places(marks: Sequence[Mark], font: float) -> list[Box]:
+    """Where the texts go, the first the first choice: above the box, inside it, below it, else above all the same."""
+    taken: list[Box] = []
+    for mark in marks:
+        box = mark.detection.box
+        width = 0.62 * font * len(_words(mark))
+        tops = (box.y_min - 1.1 * font, box.y_min + 0.1 * font, box.y_max + 0.1 * font, box.y_max - 1.1 * font)
+        places = [Box(box.x_min, top, box.x_min + width, top + font) for top in tops if top >= 0] or [box]
+        free = (place for place in places if not any(intersection_over_union(place, other) for other in taken))
+        taken.append(next(free, places[0]))
+    return taken
+
+
+def _tag(mark: Mark, place: Box) -> str:
+    colour = colour_of(mark.detection.label_id)
+    return f'<text x="{place.x_min + 2:.1f}" y="{place.y_max - 2:.1f}" stroke="{colour}">{_words(mark)}</text>'
+
+
+def _words(mark: Mark) -> str:
+    name = f"{mark.kind} " if mark.kind in ("extra", "missing") else ""
+    return f"{name}{mark.detection.score:.2f}"
 
 
 def _remark(mark: Mark) -> str:
     if mark.kind == "same" and mark.partner:
         return f" (reference {mark.partner.score:.2f})"
-    return f", {mark.kind}" if mark.kind in VERDICTS else ""
+    return f", {mark.kind}" if mark.kind in DIFFERENCES else ""
 
 
 def findings(marks: Sequence[Mark]) -> str:
@@ -80,9 +100,7 @@ def findings(marks: Sequence[Mark]) -> str:
 def differences(marks: Sequence[Mark], reference: str) -> str:
     """How many boxes are not as the reference has them."""
     kinds = Counter(mark.kind for mark in marks)
-    chips = "".join(
-        f'<span class="chip {kind}">{kinds[kind]} {name}</span>' for kind, name in VERDICTS.items() if kinds[kind]
-    )
+    chips = "".join(f'<span class="chip {kind}">{kinds[kind]} {kind}</span>' for kind in DIFFERENCES if kinds[kind])
     return chips or f'<span class="chip same">the same boxes as {escape(reference)}</span>'
 
 
@@ -92,11 +110,10 @@ def legend(labels: Sequence[str]) -> str:
         f'<li><span class="swatch" style="background:{colour_of(index)}"></span>{escape(label)}</li>'
         for index, label in enumerate(labels)
     )
-    lines = (("missing", "only the reference has it"), ("extra", "only this profile has it"))
-    marks = "".join(f'<li><span class="line {kind}"></span>{kind}: {meaning}</li>' for kind, meaning in lines)
-    return (
-        f'{classes}{marks}<li><span class="line moved"></span>moved: overlaps the reference\'s by less than 0.85</li>'
+    marks = "".join(
+        f'<li><span class="line {kind}"></span>{kind}: {meaning}</li>' for kind, meaning in DIFFERENCES.items()
     )
+    return classes + marks
 
 
 def stages(timings: Timings, longest: float) -> str:
@@ -144,11 +161,19 @@ def candidates(infos: Sequence[ProfileInfo], served: str | None, budget: float |
 def _candidate(info: ProfileInfo, index: int, served: str | None, budget: float | None) -> str:
     too_slow = budget is not None and info.expected_latency > budget
     kind = "served" if info.profile == served else "slow" if too_slow else ""
-    verdict = {"served": "answers", "slow": "too slow alone", "": ""}[kind]
+    verdict = {"served": "answers", "slow": "too slow", "": ""}[kind]
     return (
         f'<tr class="{kind}"><th scope="row"><span class="swatch" style="background:{profile_colour(index)}"></span>'
         f"{escape(info.profile)}</th><td>{100 * info.average_precision:.1f}</td>"
         f"<td>{milliseconds(info.expected_latency)} ms</td><td>{verdict}</td></tr>"
+    )
+
+
+def ticks(infos: Sequence[ProfileInfo], position: Callable[[float], float]) -> str:
+    """Where the expected times of the profiles lie on a slider; `position` says it of seconds, 0 to 1."""
+    return "".join(
+        f'<i style="--at:{position(info.expected_latency):.3f};background:{profile_colour(index)}"></i>'
+        for index, info in enumerate(infos)
     )
 
 
@@ -160,9 +185,9 @@ def why(result: DetectionResult, infos: Sequence[ProfileInfo], budget: float | N
     """The router's choice in a sentence or two."""
     active = [info for info in infos if info.profile == result.profile]
     accuracy = f" (AP {100 * active[0].average_precision:.1f})" if active else ""
-    within = "without a budget of its own" if budget is None else f"within {milliseconds(budget)} ms"
+    within = "in time" if budget is None else f"within {1e3 * budget:g} ms"
     sentence = {
-        "most_accurate_in_time": f"The most accurate profile{accuracy} that is expected to answer in time, {within}.",
+        "most_accurate_in_time": f"The most accurate profile{accuracy} that is expected to answer {within}.",
         "quickest": "No profile is expected to meet the tier's objective, so the quickest one answers.",
     }.get(result.selection_reason, result.selection_reason.replace("_", " ").capitalize() + ".")
     quickest = min(infos, key=lambda info: info.expected_latency, default=None)

@@ -9,6 +9,8 @@ from damoserve_client.playground.figures import PROFILE_COLOURS, profile_colour
 from damoserve_client.playground.load import BIN_SECONDS, SECONDS, Interval, Load, intervals, percentile
 
 FAILED_COLOUR = "#8b8f96"
+# Seen on both grounds.
+RULE = {"lineStyle": {"color": "#8884"}}
 P50_COLOUR, P95_COLOUR = PROFILE_COLOURS[0], PROFILE_COLOURS[1]
 
 
@@ -20,7 +22,10 @@ class LoadView:
         self._words.props("role=status")
         self._chart = chart(_options((), ()), "Latency and calls by profile over the seconds of the load")
 
+        self._chart.set_visibility(False)
+
     def show(self, load: Load, profiles: Sequence[str], running: bool) -> None:
+        self._chart.set_visibility(True)
         self._chart.options.update(_options(intervals(load.calls), profiles))
         self._chart.update()
         self._words.set_content(_words(load, running))
@@ -34,8 +39,7 @@ def _words(load: Load, running: bool) -> str:
         words += f", median {1e3 * p50:.1f} ms, 95 of 100 within {1e3 * p95:.1f} ms"
     if load.last_error:
         kinds = ", ".join(f"{count} {kind}" for kind, count in load.errors.most_common())
-        words += f". Without an answer: {kinds}. {load.last_error.message}. {load.last_error.advice}"
-        return escape(words)
+        words += f". Without an answer: {kinds}; the last one, because {load.last_error.message}"
     return f"{escape(words)}."
 
 
@@ -52,40 +56,46 @@ def _options(bins: Sequence[Interval], profiles: Sequence[str]) -> dict[str, Any
     bars.append(_bar("no answer", FAILED_COLOUR, [(each.begin, each.failed) for each in bins]))
     return {
         "animation": False,
-        "grid": [
-            {"left": 56, "right": 16, "top": 44, "height": 120},
-            {"left": 56, "right": 16, "top": 208, "height": 84},
-        ],
+        "grid": [_grid(top=44, height=120), _grid(top=208, height=84)],
         "legend": [
             {"data": [line["name"] for line in lines], "left": 48, "top": 4, "selectedMode": False},
             {"data": [bar["name"] for bar in bars], "left": 48, "top": 174, "selectedMode": False},
         ],
         "xAxis": [_seconds(0, False), _seconds(1, True)],
-        "yAxis": [
-            {"type": "value", "gridIndex": 0, "min": 0, "axisLabel": {"formatter": "{value} ms"}, "splitNumber": 3},
-            {"type": "value", "gridIndex": 1, "min": 0, "axisLabel": {"formatter": "{value}"}, "splitNumber": 2},
-        ],
+        "yAxis": [_scale(0, " ms", 3), _scale(1, "", 2)],
         "series": lines + bars,
     }
 
 
+def _grid(top: int, height: int) -> dict[str, Any]:
+    return {"left": 64, "right": 16, "top": top, "height": height}
+
+
 def _seconds(grid: int, labelled: bool) -> dict[str, Any]:
     label = {"show": labelled, "formatter": "{value} s"}
-    return {
-        "type": "value",
-        "gridIndex": grid,
-        "min": 0,
-        "max": SECONDS,
-        "axisLabel": label,
-        "splitLine": {"show": False},
-    }
+    # What was under way at the end is answered a little later.
+    axis = {"type": "value", "gridIndex": grid, "min": 0, "max": SECONDS + BIN_SECONDS, "axisLabel": label}
+    return {**axis, "splitLine": {"show": False}, "axisLine": RULE}
+
+
+def _scale(grid: int, unit: str, splits: int) -> dict[str, Any]:
+    axis = {"type": "value", "gridIndex": grid, "min": 0, "axisLabel": {"formatter": f"{{value}}{unit}"}}
+    return {**axis, "splitNumber": splits, "splitLine": RULE}
 
 
 def _line(name: str, colour: str, points: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
     data = [
         [begin + BIN_SECONDS / 2, None if seconds is None else round(1e3 * seconds, 2)] for begin, seconds in points
     ]
-    line = {"type": "line", "name": name, "xAxisIndex": 0, "yAxisIndex": 0, "data": data, "symbolSize": 5}
+    line = {
+        "type": "line",
+        "name": name,
+        "xAxisIndex": 0,
+        "yAxisIndex": 0,
+        "data": data,
+        "symbolSize": 5,
+        "symbol": "circle",
+    }
     return {**line, "color": colour, "lineStyle": {"width": 2.5}}
 
 

@@ -1,14 +1,14 @@
 """The page of one browser tab: its controls and what they do."""
 
 import asyncio
-import statistics
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import get_args
 
-from nicegui import run, ui
+from nicegui import ui
 from nicegui.element import Element
 from nicegui.events import UiEventArguments, UploadEventArguments
 
@@ -28,7 +28,7 @@ SAMPLES = (Path(__file__).with_name("smear.jpg"), Path(__file__).parents[4] / "d
 FORMATS = "image/jpeg,image/png,image/webp,image/bmp"
 # What the page takes from a browser; the server has a limit of its own and says so.
 LARGEST_FILE = 64 * 1024 * 1024
-# Every profile is asked so often, all in turn, and the run with the median time of the network is shown.
+# Every profile is asked so often, all in turn; what else the machine did disturbs the quickest run least.
 ROUNDS = 3
 SCORE = Scale(0.05, 0.95, 0.05, 0.5, lambda score: f"{score:.2f}")
 # Twenty steps to a factor of ten, from 1 ms; the last position is no budget at all.
@@ -41,6 +41,11 @@ THEMES = {None: "automatic", False: "light", True: "dark"}
 def _budget(step: float) -> float | None:
     """Seconds, rounded to two digits; None: no budget."""
     return None if step >= LAST_STEP else float(f"{10 ** (step / STEPS_PER_DECADE):.2g}") / 1e3
+
+
+def _position(seconds: float) -> float:
+    """Where a budget lies on the slider, 0 to 1."""
+    return min(1.0, max(0.0, STEPS_PER_DECADE * math.log10(1e3 * seconds) / LAST_STEP))
 
 
 def _budget_name(budget: float | None) -> str:
@@ -112,17 +117,20 @@ class Page:
             slider("Lowest score shown", SCORE, self._set_score)
             self._models = ui.element("div")
         with _panel("Which profile answers in time?"):
-            slider("Latency budget", BUDGET, self._set_budget)
+            with ui.element("div"):
+                slider("Latency budget", BUDGET, self._set_budget)
+                self._ticks = markup("div", classes="ticks").props("aria-hidden=true")
             tiers = {"": "default", **{tier: tier for tier in get_args(Tier)}}
             choice("Latency tier", tiers, self._set_tier)
             with ui.element("div").classes("choice-made").props("role=status"):
-                self._served = markup("p", classes="served")
+                self._served = markup("p", classes="answer")
                 self._why = text("p", classes="quiet")
             self._candidates = markup("table", classes="candidates")
 
     def _add_results(self) -> None:
         with ui.element("section").props('aria-labelledby="profiles"'):
             text("h2", "Profiles side by side").props("id=profiles")
+            text("p", f"Each is asked {ROUNDS} times, all in turn; its quickest run is shown.", "quiet")
             self._legend = markup("ul", classes="legend")
             self._grid = ui.element("div").classes("cards")
             self._progress = text("p", classes="unseen").props("role=status")
@@ -155,7 +163,8 @@ class Page:
         self._legend.set_content(figures.legend(infos[0].labels if infos else ()))
         self._grid.clear()
         with self._grid:
-            self._cards = {info.profile: Card(info) for info in infos}
+            reference = _reference(infos) if infos else None
+            self._cards = {info.profile: Card(info) for info in sorted(infos, key=lambda info: info is not reference)}
             for line in tables.failures([info for info in self._infos if info.model == model]):
                 text("p", line, "failed")
         if self._content:
@@ -178,11 +187,9 @@ class Page:
         with self._explained(name):
             await self._client.detect(content, model=self._model)
             try:
-                url = await run.io_bound(figures.shown_picture, content)
+                url = await asyncio.to_thread(figures.shown_picture, content)
             except OSError as error:
-                return self._complain(
-                    f"{name}: the server reads it, this page does not ({error}).", "Convert it to JPEG."
-                )
+                return self._complain(f"{name}: only the server can read it ({error}).", "Convert it to JPEG.")
             self._content = content
             self._name.set_content(escape(name))
             for card in self._cards.values():
@@ -226,7 +233,7 @@ class Page:
     async def _ask_all_profiles(self) -> None:
         infos = self._active()
         rounds = [[await self._ask(info) for info in infos] for _ in range(ROUNDS)]
-        results = [_median_run(list(runs)) for runs in zip(*rounds, strict=True)]
+        results = [min(runs, key=lambda run: run.timings.inference) for runs in zip(*rounds, strict=True)]
         reference = results[infos.index(_reference(infos))]
         longest = max(result.timings.total for result in results)
         for result in results:
@@ -243,7 +250,10 @@ class Page:
             await self._routing.run(self._ask_router)
 
     async def _ask_router(self) -> None:
-        infos, budget = self._active(), self._budget
+        budget = self._budget
+        self._infos = await self._client.profiles()  # what is expected of them, the server learns
+        infos = self._active()
+        self._ticks.set_content(figures.ticks(infos, _position))
         try:
             result = await self._client.detect(self._content, **self._wishes())
         except DamoserveError as error:
@@ -300,8 +310,3 @@ def _panel(heading: str) -> Element:
 def _reference(infos: list[ProfileInfo]) -> ProfileInfo:
     """The trained network as it is: what is cut has fewer operations, what is quantised fewer bytes."""
     return max(infos, key=lambda info: (info.mac_count, info.model_bytes))
-
-
-def _median_run(runs: list[DetectionResult]) -> DetectionResult:
-    median = statistics.median_low(result.timings.inference for result in runs)
-    return next(result for result in runs if result.timings.inference == median)
