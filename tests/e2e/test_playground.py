@@ -1,7 +1,9 @@
 """The page of `damoserve playground` in a real browser, with a real server behind it."""
 
 import base64
+import io
 import json
+import math
 import os
 import re
 import shutil
@@ -14,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from damoserve_client import Client
 from damoserve_client.tables import counts
@@ -184,9 +187,7 @@ def test_the_budget_decides_which_profile_answers(
 
 def steps(seconds: float) -> int:
     """The position of the slider that is nearest to a budget."""
-    from math import log10
-
-    return round(20 * log10(1e3 * seconds))
+    return round(20 * math.log10(1e3 * seconds))
 
 
 def test_a_file_that_is_no_picture_gives_a_message_and_changes_nothing(page: Page, url: str, tmp_path: Path) -> None:
@@ -206,13 +207,18 @@ def test_a_file_that_is_no_picture_gives_a_message_and_changes_nothing(page: Pag
     expect(alert).to_be_empty()
 
 
-def test_without_a_server_the_page_says_what_to_do(page: Page) -> None:
+def test_without_a_server_the_page_says_what_to_do_and_waits_for_it(
+    page: Page, start_server: Callable[..., AbstractContextManager[RunningServer]]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with run_playground(f"127.0.0.1:{port}") as url:
         page.goto(url)
         expect(page.get_by_role("alert")).to_contain_text("Check that the server runs")
         expect(page.get_by_role("button", name="Try again")).to_be_visible()
+        with start_server(port=port):
+            expect(card(page, "fp32").locator(".stages")).to_be_visible()
+            expect(page.get_by_role("alert")).to_be_empty()
 
 
 def test_every_control_is_reached_and_used_by_keyboard(page: Page, url: str) -> None:
@@ -287,8 +293,8 @@ def test_text_stands_out_in_both_colour_schemes(page: Page, url: str, scheme: st
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) > 382) is (scheme == "light")
     assert page.evaluate(WEAK_TEXT) == []
     if SCREENSHOTS:
-        picture = Path(SCREENSHOTS) / f"playground-{scheme}.png"
-        page.screenshot(path=picture, animations="disabled")
+        with Image.open(io.BytesIO(page.screenshot(animations="disabled"))) as picture:
+            picture.save(Path(SCREENSHOTS) / f"playground-{scheme}.webp", quality=88, method=6)
 
 
 # Every visible text whose contrast with what lies behind it is below 4.5 (WCAG 2.2, 1.4.3), with the contrast.

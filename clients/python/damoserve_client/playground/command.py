@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +39,10 @@ def playground(  # noqa: PLR0913, PLR0917 - typer reads one parameter per option
     security.connect(server).close()  # options that do not fit together are told now, not by a failing web server
     application = _application(server, security)
     typer.echo(f"playground on http://{HOST}:{listener.getsockname()[1]}/ with the server {server}; Ctrl-C ends it")
-    uvicorn.Server(uvicorn.Config(application, log_level="warning")).run(sockets=[listener])
+    # Open tabs hold a connection each and are not waited for.
+    config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _application(address: str, security: Security) -> FastAPI:

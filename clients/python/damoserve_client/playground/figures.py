@@ -154,7 +154,7 @@ def candidates(infos: Sequence[ProfileInfo], served: str | None, budget: float |
     rows = "".join(_candidate(info, index, served, budget) for index, info in enumerate(infos))
     return (
         '<thead><tr><th scope="col">profile</th><th scope="col">AP</th><th scope="col">expected</th>'
-        f'<th scope="col"></th></tr></thead><tbody>{rows}</tbody>'
+        f'<th scope="col">router</th></tr></thead><tbody>{rows}</tbody>'
     )
 
 

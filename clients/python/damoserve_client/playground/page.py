@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 from typing import get_args
@@ -28,6 +28,7 @@ SAMPLES = (Path(__file__).with_name("smear.jpg"), Path(__file__).parents[4] / "d
 FORMATS = "image/jpeg,image/png,image/webp,image/bmp"
 # What the page takes from a browser; the server has a limit of its own and says so.
 LARGEST_FILE = 64 * 1024 * 1024
+RETRY_SECONDS = 2.0
 # Every profile is asked so often, all in turn; what else the machine did disturbs the quickest run least.
 ROUNDS = 3
 SCORE = Scale(0.05, 0.95, 0.05, 0.5, lambda score: f"{score:.2f}")
@@ -100,6 +101,7 @@ class Page:
                 with ui.element("div").classes("results"):
                     self._add_results()
         ui.timer(0, self._connect, once=True)
+        ui.timer(RETRY_SECONDS, self._connect_once_up, immediate=False)
 
     # What the page is made of.
 
@@ -154,6 +156,13 @@ class Page:
             await self._take_model(models[0] if models else "")
             if not self._content:
                 await self._take_sample()
+
+    async def _connect_once_up(self) -> None:
+        """Without a word while the server is still away: that was said."""
+        if not self._infos:
+            with suppress(DamoserveError):
+                await self._client.profiles()
+                await self._connect()
 
     async def _take_model(self, model: str) -> None:
         self._model = model
