@@ -1,5 +1,6 @@
 """`damoserve playground` itself: one web server for this machine, one client for all of its pages."""
 
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -34,7 +35,7 @@ def playground(  # noqa: PLR0913, PLR0917 - typer reads one parameter per option
     try:
         listener = socket.create_server((HOST, port))
     except OSError as error:
-        raise typer.BadParameter(f"port {port} cannot be used: {error.strerror}", param_hint="--port") from None
+        raise typer.BadParameter(f"port {port}: {os.strerror(error.errno or 0)}", param_hint="--port") from None
     security = Security(tls, ca, cert, key, token_file)
     security.connect(server).close()  # options that do not fit together are told now, not by a failing web server
     application = _application(server, security)

@@ -63,13 +63,14 @@ def _rect(box: Box, kind: str, colour: str = "") -> str:
 
 
 def _places(marks: Sequence[Mark], font: float) -> list[Box]:
-    """Where the texts go, the first the first choice: above the box, inside it, below it, else above all the same."""
+    """Where the texts go: above the box, inside it, below it, or beside it, whichever is free first."""
     taken: list[Box] = []
     for mark in marks:
         box = mark.detection.box
         width = 0.62 * font * len(_words(mark))
         tops = (box.y_min - 1.1 * font, box.y_min + 0.1 * font, box.y_max + 0.1 * font, box.y_max - 1.1 * font)
-        places = [Box(box.x_min, top, box.x_min + width, top + font) for top in tops if top >= 0] or [box]
+        corners = [(left, top) for left in (box.x_min, box.x_max) for top in tops if top >= 0]
+        places = [Box(left, top, left + width, top + font) for left, top in corners]
         free = (place for place in places if not any(intersection_over_union(place, other) for other in taken))
         taken.append(next(free, places[0]))
     return taken

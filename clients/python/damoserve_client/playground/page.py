@@ -236,17 +236,17 @@ class Page:
         return [info for info in self._infos if info.model == self._model and info.active]
 
     async def _compare(self) -> None:
-        if self._content:
+        if self._content and self._cards:
             await self._comparing.run(self._ask_all_profiles)
 
     async def _ask_all_profiles(self) -> None:
-        infos = self._active()
+        infos, cards = self._active(), self._cards
         rounds = [[await self._ask(info) for info in infos] for _ in range(ROUNDS)]
         results = [min(runs, key=lambda run: run.timings.inference) for runs in zip(*rounds, strict=True)]
         reference = results[infos.index(_reference(infos))]
         longest = max(result.timings.total for result in results)
         for result in results:
-            self._cards[result.profile].show(Measured(result, reference, longest))
+            cards[result.profile].show(Measured(result, reference, longest))
         self._progress.set_content(f"{len(results)} profiles have answered")
 
     async def _ask(self, info: ProfileInfo) -> DetectionResult:
@@ -260,14 +260,14 @@ class Page:
 
     async def _ask_router(self) -> None:
         budget = self._budget
-        self._infos = await self._client.profiles()  # what is expected of them, the server learns
-        infos = self._active()
+        learned = await self._client.profiles(self._model)  # what it expects of them changes with every answer
+        infos = [info for info in learned if info.active]
         self._ticks.set_content(figures.ticks(infos, _position))
         try:
             result = await self._client.detect(self._content, **self._wishes())
         except DamoserveError as error:
             self._served.set_content("<strong>Refused</strong>")
-            self._why.set_content(escape(f"{error.message}. {error.advice}"))
+            self._why.set_content(escape(f"{_capitalised(error.message)}. {error.advice}"))
             self._candidates.set_content(figures.candidates(infos, None, budget))
             return
         time = tables.milliseconds(result.timings.total)
@@ -298,14 +298,14 @@ class Page:
         try:
             yield
         except DamoserveError as error:
-            what = f"{subject}: {error.message}." if subject else f"{error.message}."
+            what = f"{subject}: {error.message}." if subject else f"{_capitalised(error.message)}."
             self._complain(what, error.advice, again=isinstance(error, Unavailable))
 
     def _complain(self, what: str, advice: str, again: bool = False) -> None:
         self._alert.clear()
         with self._alert, ui.element("div").classes("alert"):
             text("strong", what)
-            text("span", advice)
+            text("span", f" {advice}")
             if again:
                 button("Try again", self._connect)
 
@@ -314,6 +314,10 @@ def _panel(heading: str) -> Element:
     with ui.element("section").classes("panel") as panel:
         text("h2", heading)
     return panel
+
+
+def _capitalised(message: str) -> str:
+    return message[:1].upper() + message[1:]
 
 
 def _reference(infos: list[ProfileInfo]) -> ProfileInfo:
