@@ -14,7 +14,7 @@ from nicegui.events import UiEventArguments, UploadEventArguments
 
 from damoserve_client import tables
 from damoserve_client.aio import AsyncClient
-from damoserve_client.errors import DamoserveError, Unavailable
+from damoserve_client.errors import DamoserveError, NotFound, Unavailable
 from damoserve_client.playground import figures
 from damoserve_client.playground.cards import Card, Measured
 from damoserve_client.playground.controls import Scale, button, choice, markup, picker, selection, slider, text
@@ -77,7 +77,7 @@ class Page:
         self._infos: tuple[ProfileInfo, ...] = ()
         self._model = ""
         self._cards: dict[str, Card] = {}
-        self._content = b""
+        self._content, self._content_name = b"", ""
         self._score = SCORE.start
         self._tier: Tier | None = None
         self._budget = _budget(BUDGET.start)
@@ -177,7 +177,7 @@ class Page:
             for line in tables.failures([info for info in self._infos if info.model == model]):
                 text("p", line, "failed")
         if self._content:
-            await self._take(self._content, self._name.content)
+            await self._take(self._content, self._content_name)
 
     async def _take_sample(self) -> None:
         sample = next(path for path in SAMPLES if path.is_file())
@@ -199,7 +199,7 @@ class Page:
                 url = await asyncio.to_thread(figures.shown_picture, content)
             except OSError as error:
                 return self._complain(f"{name}: only the server can read it ({error}).", "Convert it to JPEG.")
-            self._content = content
+            self._content, self._content_name = content, name
             self._name.set_content(escape(name))
             for card in self._cards.values():
                 card.show_picture(url)
@@ -266,7 +266,7 @@ class Page:
         try:
             result = await self._client.detect(self._content, **self._wishes())
         except DamoserveError as error:
-            self._served.set_content("<strong>Refused</strong>")
+            self._served.set_content("<strong>No answer</strong>")
             self._why.set_content(escape(f"{_capitalised(error.message)}. {error.advice}"))
             self._candidates.set_content(figures.candidates(infos, None, budget))
             return
@@ -299,7 +299,7 @@ class Page:
             yield
         except DamoserveError as error:
             what = f"{subject}: {error.message}." if subject else f"{_capitalised(error.message)}."
-            self._complain(what, error.advice, again=isinstance(error, Unavailable))
+            self._complain(what, error.advice, again=isinstance(error, Unavailable | NotFound))
 
     def _complain(self, what: str, advice: str, again: bool = False) -> None:
         self._alert.clear()
