@@ -72,10 +72,10 @@ def _grid(top: int, height: int) -> dict[str, Any]:
 
 
 def _seconds(grid: int, labelled: bool) -> dict[str, Any]:
-    label = {"show": labelled, "formatter": "{value} s"}
+    label = {"show": labelled, "formatter": "{value} s", "showMaxLabel": False}
     # What was under way at the end is answered a little later.
     axis = {"type": "value", "gridIndex": grid, "min": 0, "max": SECONDS + BIN_SECONDS, "axisLabel": label}
-    return {**axis, "splitLine": {"show": False}, "axisLine": RULE}
+    return {**axis, "splitLine": {"show": False}, "axisLine": RULE, "containShape": False}
 
 
 def _scale(grid: int, unit: str, splits: int) -> dict[str, Any]:
