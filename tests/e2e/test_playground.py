@@ -220,16 +220,17 @@ def test_a_file_that_is_no_picture_gives_a_message_and_changes_nothing(page: Pag
 
 
 def test_without_a_server_the_page_says_what_to_do_and_waits_for_it(
-    page: Page, start_server: Callable[..., AbstractContextManager[RunningServer]]
+    page: Page, tmp_path: Path, start_server: Callable[..., AbstractContextManager[RunningServer]]
 ) -> None:
+    shutil.copytree(BUNDLED / "blood-cells/1/pruned", tmp_path / "blood-cells/1/pruned")  # one is loaded sooner
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with run_playground(f"127.0.0.1:{port}") as url:
         page.goto(url)
         expect(page.get_by_role("alert")).to_contain_text("Check that the server runs")
         expect(page.get_by_role("button", name="Try again")).to_be_visible()
-        with start_server(port=port):
-            expect(card(page, "fp32").locator(".stages")).to_be_visible()
+        with start_server(tmp_path, port):
+            expect(card(page, "pruned").locator(".stages")).to_be_visible()
             expect(page.get_by_role("alert")).to_be_empty()
 
 
