@@ -6,7 +6,7 @@ RECIPES := profiles/recipes/blood-cells
 PACKAGES := proto profiles server compress clients tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format type proto check-proto train prune profiles benchmark fuzz overload bursts \
+.PHONY: help install demo playground screenshots test lint format type proto check-proto train prune profiles benchmark fuzz overload bursts \
   faults soak ceiling image clean
 
 help: ## Lists the targets.
@@ -16,6 +16,12 @@ install: .venv/dev ## Everything for working on the project.
 
 demo: .venv/server ## Serves the bundled model and shows what each profile finds: make demo [IMAGE=path].
 	@$(BIN)/damoserve demo $(if $(IMAGE),"$(IMAGE)")
+
+playground: .venv/playground ## Serves the bundled model and a web page to try it: http://127.0.0.1:8080/
+	@$(BIN)/damoserve serve & server=$$!; trap 'kill $$server; wait $$server' EXIT; $(BIN)/damoserve playground
+
+screenshots: .venv/dev ## Takes the pictures of the playground in docs/images. Needs Debian's chromium.
+	DAMOSERVE_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/e2e/test_playground.py -k colour_schemes
 
 test: .venv/dev ## Runs the tests.
 	$(BIN)/python -m pytest $(ARGS)
@@ -87,6 +93,10 @@ clean: ## Removes what the other targets made.
 	$(INSTALL) '.[server]'
 	@touch $@
 
+.venv/playground: pyproject.toml constraints.txt | .venv/python
+	$(INSTALL) '.[server,playground]'
+	@touch $@
+
 .venv/dev: pyproject.toml constraints.txt | .venv/python
-	$(INSTALL) '.[server,openvino,tracing,compress,dev]'
+	$(INSTALL) '.[server,openvino,tracing,playground,compress,dev]'
 	@touch $@

@@ -32,7 +32,10 @@ THIRD_PARTY = {
 # These it uses where they are installed.
 OPTIONAL = {"damoserve": set(), "damoserve_client": {"opentelemetry"}}
 # What an extra brings, in its own folder.
-EXTRAS = {"damoserve_client/top": {"prometheus_client"}}
+EXTRAS = {
+    "damoserve_client/playground": {"fastapi", "nicegui", "uvicorn"},
+    "damoserve_client/top": {"prometheus_client"},
+}
 FORBIDDEN = {
     "damoserve_profiles": {"torch", "onnx", "onnxruntime", "grpc"},
     "damoserve_server": {"torch", "onnx"},
@@ -81,6 +84,7 @@ def test_a_client_needs_only_its_dependencies(package: str) -> None:
         ("numpy", ["damoserve_client", "damoserve_client.cli"]),
         ("opentelemetry", ["damoserve_client", "damoserve_client.aio", "damoserve_server.app"]),
         ("prometheus_client", ["damoserve_client", "damoserve_client.cli"]),
+        ("nicegui", ["damoserve_client", "damoserve_client.cli", "damoserve_client.playground"]),
     ],
 )
 def test_modules_load_without(missing: str, modules: list[str]) -> None:

@@ -31,8 +31,8 @@ class RunningServer:
 
 
 @contextmanager
-def run_server(repository: Path = BUNDLED) -> Iterator[RunningServer]:
-    command = [sys.executable, "-m", "damoserve_server", "--port", "0", "--metrics-port", "0"]
+def run_server(repository: Path = BUNDLED, port: int = 0) -> Iterator[RunningServer]:
+    command = [sys.executable, "-m", "damoserve_server", "--port", str(port), "--metrics-port", "0"]
     with subprocess.Popen(
         [*command, "--repository", str(repository)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

@@ -41,7 +41,7 @@ def colour_of(label_id: int) -> str:
 def annotate(content: bytes, detections: Sequence[Detection]) -> Image.Image:
     """The picture as a viewer displays it, RGB, with a box, the label and the score of every detection."""
     with Image.open(io.BytesIO(content)) as source:
-        picture = _to_rgb(upright(source))
+        picture = to_rgb(upright(source))
     draw = ImageDraw.Draw(picture)
     width = max(2, round(min(picture.size) / 240))
     font = ImageFont.load_default(size=max(11, min(picture.size) / 36))
@@ -89,7 +89,8 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB, as the server sees the picture."""
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip everything above 255 to white
         image = image.point(lambda value: value / 256)
     return image.convert("RGB")

@@ -10,6 +10,7 @@ from typing import Annotated
 import grpc
 import typer
 
+from damoserve_client.aio import AsyncClient
 from damoserve_client.channel import call_metadata, open_channel
 from damoserve_client.client import Client
 
@@ -44,6 +45,11 @@ class Security:
         """Raises BadParameter for options that do not fit together."""
         with _explained():
             return Client(address, credentials=self._credentials(), token=self._token())
+
+    def connect_async(self, address: str) -> AsyncClient:
+        """Only inside an event loop. Raises BadParameter like `connect`."""
+        with _explained():
+            return AsyncClient(address, credentials=self._credentials(), token=self._token())
 
     def open_channel(self, address: str) -> tuple[grpc.Channel, tuple[tuple[str, str], ...]]:
         """A channel, and the metadata that calls have to bring. Raises BadParameter like `connect`."""
