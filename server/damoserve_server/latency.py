@@ -12,7 +12,7 @@ from damoserve_server.policies import Cost
 
 WINDOW = 32
 """Samples kept: enough for a steady quantile, few enough to follow a change of load."""
-MAX_AGE_SECONDS = 30.0
+MAX_AGE_SECONDS = 5.0
 CAUTION = 0.8
 """Quantile of the samples that decisions are made by: with the median every second answer would be late.
 
