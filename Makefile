@@ -3,10 +3,11 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 CHECKPOINT := profiles/checkpoints/blood-cells.safetensors
 RECIPES := profiles/recipes/blood-cells
-PACKAGES := proto profiles server compress clients tests benchmarks
+PACKAGES := proto profiles server compress clients tests benchmarks deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format type proto check-proto train prune profiles benchmark fuzz image clean
+.PHONY: help install demo test lint format type proto check-proto train prune profiles benchmark fuzz \
+  dashboards observability image clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -56,6 +57,12 @@ benchmark: .venv/dev ## Times the bundled profiles against each other.
 
 fuzz: .venv/server ## Sends a server 20 000 broken requests: make fuzz [ARGS='--requests 1000 --seed 2'].
 	$(BIN)/python benchmarks/fuzz.py $(ARGS)
+
+dashboards: .venv/dev ## Generates Grafana's dashboards.
+	$(BIN)/python -m deploy.observability.dashboards deploy/observability/grafana/dashboards
+
+observability: .venv/dev ## Asks a real Prometheus every expression after 60 s of load, and for an alert on a damaged profile.
+	DAMOSERVE_OBSERVABILITY_SECONDS=60 $(BIN)/python -m pytest tests/e2e/test_observability.py $(ARGS)
 
 image: ## Builds the server's container image.
 	docker build --target server --tag damoserve:latest .
