@@ -37,6 +37,7 @@ from damoserve_server.listeners import Listeners
 from damoserve_server.loading import Loading, load_catalogue
 from damoserve_server.management import Management
 from damoserve_server.metrics import Endpoint, Metrics
+from damoserve_server.outcomes import Requests
 from damoserve_server.policies import Policy
 from damoserve_server.policies.deadline import DeadlinePolicy
 from damoserve_server.service import DetectionService, ProfileService, Startup
@@ -66,12 +67,13 @@ class Application:
         self._policy = policy or DeadlinePolicy(settings.max_batch_wait_ms / 1000)
         self._load_engine = load_engine
         self._registry = CollectorRegistry()
-        self._metrics = Metrics(self._registry)
+        self._metrics = Metrics(self._registry, settings.tiers)
+        self._requests = Requests(settings, self._metrics)
         self.health = Health()
         self._detector: asyncio.Future[Detector] = asyncio.get_running_loop().create_future()
         self._stopping = threading.Event()
         self._streams = Streams(settings.max_streams, settings.stream_window, settings.stream_idle_seconds)
-        self._listeners = Listeners(settings, self._metrics)
+        self._listeners = Listeners(settings, self._metrics, self._requests)
         self._lifecycle: Lifecycle | None = None
         self._has_workers = True
         self._telling: set[asyncio.Task[None]] = set()
@@ -161,13 +163,13 @@ class Application:
     def _build_server(self) -> grpc.aio.Server:
         server = self._listeners.server()
         startup = Startup(self._detector, self._settings.default_deadline_seconds)
-        pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup, self._streams, self._metrics), server)
+        pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup, self._streams, self._requests), server)
         pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         self._listeners.describe(server, SERVICES)
         if self._settings.kserve:
             administration = LifecycleAdministration(lambda: self._lifecycle) if self._settings.kserve_admin else None
-            inference = InferenceService(startup, self._settings, self._metrics, self._is_ready, administration)
+            inference = InferenceService(startup, self._settings, self._requests, self._is_ready, administration)
             kserve.add_to_server(inference, server)
             self._metrics.add_methods(kserve.SERVICE, kserve.UNARY)
             self._metrics.add_methods(kserve.SERVICE, kserve.STREAMING, TYPES[True, True])
@@ -186,7 +188,7 @@ class Application:
 
     def _count_workers(self, alive: int) -> None:
         before, self._has_workers = self._has_workers, alive > 0
-        self._metrics.workers.set(alive)
+        self._metrics.device.workers.set(alive)
         if before == self._has_workers:
             return
         told = self.health.recovered() if alive else self.health.degraded("no worker is left; they are being replaced")
@@ -211,14 +213,16 @@ class Application:
         cv2.setNumThreads(1)
         decoders = ThreadPoolExecutor(usable_cores(), "decode")
         images = ImageReader(ImageLimits(settings.max_image_bytes, settings.max_pixels), decoders)
-        self._metrics.worker_threads.set(split.threads)
+        self._metrics.device.worker_threads.set(split.threads)
         limits = WorkerLimits(
             split.workers, settings.max_batch_size, settings.max_queue, settings.worker_timeout_seconds
         )
         workers = Workers(self._policy, limits, self._metrics, self._count_workers)
         detector = Detector(settings, catalogue, images, workers, self._metrics)
-        self._metrics.watch_pools(detector.free_slots, detector.leased_slots)
-        self._metrics.watch_queue(partial(workers.queued, ready=False), partial(workers.queued, ready=True))
+        device = self._metrics.device
+        device.watch_pools({"free": detector.free_slots, "leased": detector.leased_slots}, detector.most_slots)
+        device.watch_queue(partial(workers.queued, ready=False), partial(workers.queued, ready=True))
+        device.workers_busy.set_function(lambda: workers.busy)
         return detector
 
 

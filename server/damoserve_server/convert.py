@@ -176,10 +176,13 @@ def to_response(result: DetectionResult) -> pb.DetectResponse:
 
 def _timings(timings: Timings) -> pb.StageTimings:
     return pb.StageTimings(
+        decode_wait=to_duration(timings.decode_wait),
         decode=to_duration(timings.decode),
         queue=to_duration(timings.queue),
+        batch_wait=to_duration(timings.batch_wait),
         inference=to_duration(timings.inference),
         postprocess=to_duration(timings.postprocess),
+        respond=to_duration(timings.respond),
         total=to_duration(timings.total),
     )
 

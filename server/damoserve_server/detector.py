@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,10 @@ from damoserve_profiles.postprocess import Detections, select
 from damoserve_server.catalogue import ActiveProfile, Catalogue
 from damoserve_server.errors import DamoserveError, DeadlineExpired
 from damoserve_server.gate import Gate
-from damoserve_server.images import Image, ImageReader, bytes_to_decode
+from damoserve_server.images import DECODE_FAILURES, Image, ImageReader, bytes_to_decode
 from damoserve_server.latency import DecodeEstimate
 from damoserve_server.memory import Lease, Pool, affordable_slots
-from damoserve_server.metrics import NO_TIER, Metrics
+from damoserve_server.metrics import Metrics
 from damoserve_server.policies import LOWEST_PRIORITY, Wish
 from damoserve_server.router import Reason, Tier, accurate_enough
 from damoserve_server.settings import Settings
@@ -49,13 +50,37 @@ class DetectionRequest:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds in each stage; they follow one another."""
+    """Seconds in each stage, from the arrival to the answer; the next begins where one ends."""
 
+    decode_wait: float
     decode: float
     queue: float
+    batch_wait: float
     inference: float
     postprocess: float
-    total: float
+    respond: float
+
+    @property
+    def stages(self) -> tuple[float, ...]:
+        """In the order of `metrics.STAGES`."""
+        return (
+            self.decode_wait,
+            self.decode,
+            self.queue,
+            self.batch_wait,
+            self.inference,
+            self.postprocess,
+            self.respond,
+        )
+
+    @property
+    def waiting(self) -> float:
+        """For a worker, or with one for company in the batch."""
+        return self.queue + self.batch_wait
+
+    @property
+    def total(self) -> float:
+        return sum(self.stages)
 
 
 @dataclass(frozen=True)
@@ -82,13 +107,10 @@ class Preparing:
     image_size: Size = UNKNOWN
 
     def timings(self, found: Inference) -> Timings:
-        return Timings(
-            decode=self.decoded - self.started,
-            queue=found.started - self.decoded,
-            inference=found.inference,
-            postprocess=found.postprocess,
-            total=time.monotonic() - self.request.arrival,
-        )
+        held = min(max(self.decoded, found.held_since), found.started)
+        before = (self.request.arrival, self.started, self.decoded, held)
+        after = (found.started, found.computed, found.selected, time.monotonic())
+        return Timings(*(end - begin for begin, end in pairwise((*before, *after))))
 
 
 class Detector:
@@ -105,6 +127,7 @@ class Detector:
         self._metrics = metrics
         self._decoding = DecodeEstimate()
         self._pools: dict[Size, Pool] = {}
+        self._most_leased = 0
         self.prepare(catalogue.active())
 
     def prepare(self, profiles: Sequence[ActiveProfile]) -> None:
@@ -115,6 +138,7 @@ class Detector:
                 slots = affordable_slots(self._settings.max_queue + running, running + 1, profile.size)
                 self._pools[profile.size] = Pool(slots, profile.size)
             self._metrics.add_profile(profile.manifest)
+        self._metrics.device.pool_bytes.set(sum(pool.bytes for pool in self._pools.values()))
         self._workers.add(profiles)
 
     def retire(self, profiles: Sequence[ActiveProfile]) -> None:
@@ -122,38 +146,26 @@ class Detector:
         self._workers.remove(profiles)
         successors = {profile.key: profile.manifest for profile in self.catalogue.active()}
         for profile in profiles:
-            self._metrics.drop_profile(profile.manifest, successors.get(profile.key))
+            self._metrics.models.drop_profile(profile.manifest, successors.get(profile.key))
 
     async def detect(self, request: DetectionRequest) -> DetectionResult:
         """Raises any DamoserveError; DeadlineExpired at the deadline, whatever the request is waiting for then."""
         with self._gate.passage():
-            self._images.limits.check(request.image)
-            tier = None if request.profile is not None else request.tier or self._settings.default_tier
-            size = bytes_to_decode(request.image)
-            ticket = self._workers.admit(self._wishes(request, tier), self._decoding.expected(size))
             try:
-                preparing = Preparing(request, ticket, self._lease(ticket))
-            except DamoserveError:
-                self._workers.withdraw(ticket)
+                return await self._detect(request)
+            except tuple(DECODE_FAILURES) as error:
+                self._metrics.requests.decode_failures.labels(DECODE_FAILURES[type(error)]).inc()
                 raise
-            found = await self._infer(preparing)
-            self._decoding.observe(preparing.decoded - preparing.started, size)
-            result = DetectionResult(
-                found.detections,
-                preparing.image_size,
-                found.profile,
-                _reason(tier, found),
-                found.batch_size,
-                preparing.timings(found),
-            )
-            self._record(result, tier)
-            return result
 
     def free_slots(self) -> int:
         return sum(pool.free for pool in self._pools.values())
 
     def leased_slots(self) -> int:
         return sum(pool.leased for pool in self._pools.values())
+
+    def most_slots(self) -> int:
+        """That were leased at the same time."""
+        return self._most_leased
 
     async def drain(self, patience: float) -> None:
         """Refuses new requests; returns when the accepted ones are answered.
@@ -167,6 +179,27 @@ class Detector:
         """Ends the threads. No request may be inside."""
         await self._workers.close()
         await self._images.close()
+
+    async def _detect(self, request: DetectionRequest) -> DetectionResult:
+        self._images.limits.check(request.image)
+        tier = None if request.profile is not None else request.tier or self._settings.default_tier
+        size = bytes_to_decode(request.image)
+        ticket = self._workers.admit(self._wishes(request, tier), self._decoding.expected(size))
+        try:
+            preparing = Preparing(request, ticket, self._lease(ticket))
+        except DamoserveError:
+            self._workers.withdraw(ticket)
+            raise
+        found = await self._infer(preparing)
+        self._decoding.observe(preparing.decoded - preparing.started, size)
+        return DetectionResult(
+            found.detections,
+            preparing.image_size,
+            found.profile,
+            _reason(tier, found),
+            found.batch_size,
+            preparing.timings(found),
+        )
 
     def _wishes(self, request: DetectionRequest, tier: Tier | None) -> list[Wish[ActiveProfile]]:
         profiles = self.catalogue.model(request.model).serving(request.profile)
@@ -182,7 +215,9 @@ class Detector:
 
     def _lease(self, ticket: JobTicket) -> Lease:
         """Raises QueueFull."""
-        return self._pools[ticket.wish.allowed[0].size].lease()
+        lease = self._pools[ticket.wish.allowed[0].size].lease()
+        self._most_leased = max(self._most_leased, self.leased_slots())
+        return lease
 
     async def _infer(self, preparing: "Preparing") -> Inference:
         """The request's only wait. What is left when it ends early, by deadline or caller, its threads clean up."""
@@ -192,6 +227,10 @@ class Detector:
         expiry = loop.call_at(preparing.request.deadline, _expire, answer)
         try:
             return await answer
+        except asyncio.CancelledError:
+            if not answer.cancelled():  # it came, but the caller left before it could be taken
+                self._metrics.requests.unused_answers.labels(*answer.result().profile.key).inc()
+            raise
         finally:
             expiry.cancel()
             if not answer.done() or answer.cancelled() or answer.exception() is not None:
@@ -217,13 +256,6 @@ class Detector:
         except Exception as error:
             lease.release()
             answer.get_loop().call_soon_threadsafe(settle, answer, error)
-
-    def _record(self, result: DetectionResult, tier: Tier | None) -> None:
-        series = self._metrics.answered(result.profile.key, tier or NO_TIER, result.reason)
-        series.routed.inc()
-        for stage, histogram in series.stages.items():
-            histogram.observe(getattr(result.timings, stage))
-        series.request.observe(result.timings.total)
 
 
 def _by_input(profiles: Sequence[ActiveProfile], left: float) -> list[tuple[ActiveProfile, ...]]:

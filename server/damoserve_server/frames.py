@@ -2,16 +2,17 @@
 
 from __future__ import annotations  # gRPC's context is generic for type checkers only
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_server import convert
 from damoserve_server.detector import DetectionRequest, Detector
 from damoserve_server.errors import DamoserveError, StreamOutOfOrder
-from damoserve_server.metrics import Metrics
+from damoserve_server.outcomes import Arrived, Requests
 from damoserve_server.status import to_known, to_status
 from damoserve_server.window import Slot, Window
 
@@ -28,74 +29,99 @@ class Frame:
     identifier: int
     wanted: DetectionRequest | DamoserveError
     deadline: float
+    arrived: Arrived
 
 
 FrameSlot = Slot[Frame, pb.DetectStreamResponse]
 FrameWindow = Window[Frame, pb.DetectStreamResponse]
 
 
-@dataclass
-class StreamCaller:
+@dataclass(frozen=True)
+class Origin:
     """One call of DetectStream. `ready` gives the detector, `budget` is for frames that have none, in seconds."""
 
-    requests: AsyncIterator[pb.DetectStreamRequest]
+    messages: AsyncIterator[pb.DetectStreamRequest]
     context: Context
     ready: Callable[[], Awaitable[Detector]]
     budget: float
-    metrics: Metrics
+
+
+@dataclass
+class StreamCaller:
+    """The caller of one stream. Frames that have no end when it is closed are counted as cancelled."""
+
+    origin: Origin
+    requests: Requests
     _detector: Detector = field(init=False)
+    _open: dict[Arrived, None] = field(default_factory=dict)
 
     async def frames(self, window: FrameWindow) -> AsyncIterator[tuple[Frame, int | None]]:
         """Raises StreamOutOfOrder, ModelNotFound, ProfileNotFound, and what `ready` or the options raise."""
-        first = await anext(self.requests, None)
+        origin = self.origin
+        first = await anext(origin.messages, None)
         if first is None:
             return
         _expect("options", first, "the first message of a stream has to carry its options, and no other")
         options = first.options
-        template = convert.to_template(options, time.monotonic(), self.context.time_remaining())
-        budget = convert.frame_budget(options, self.budget)
+        template = convert.to_template(options, time.monotonic(), origin.context.time_remaining())
+        budget = convert.frame_budget(options, origin.budget)
         window.drop_oldest = convert.OVERLOADS[options.on_overload]
-        self._detector = await self.ready()
+        self._detector = await origin.ready()
         model = self._detector.catalogue.model(options.model)
         if options.profile:
             model.find(options.profile)
-        async for request in self.requests:
+        async for request in origin.messages:
             _expect("frame", request, "every message of a stream but the first has to carry a frame")
             taken = request.frame.answers_taken if request.frame.HasField("answers_taken") else None
-            yield _arrived(request.frame, template, budget), taken
+            yield self._arrived(request.frame, template, budget), taken
 
     async def compute(self, frame: Frame) -> pb.DetectStreamResponse:
         try:
             if isinstance(frame.wanted, DamoserveError):
                 raise frame.wanted
             result = await self._detector.detect(frame.wanted)
-            return pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
+            answer = pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
         except Exception as error:
             known = to_known(error, f"frame {frame.identifier}")
-            self.metrics.refused.labels(known.reason).inc()
+            self.requests.metrics.refused.labels(known.reason).inc()
+            self._ended(frame).failed(known)
             return pb.DetectStreamResponse(frame_id=frame.identifier, error=to_status(known))
+        self._ended(frame).answered(result)
+        return answer
 
     async def send(self, slot: FrameSlot) -> None:
         if slot.dropped is not None:
+            self._ended(slot.frame).dropped()
             outcome = f"dropped_{slot.dropped}_behind"
             answer = pb.DetectStreamResponse(frame_id=slot.frame.identifier, dropped=convert.DROPS[slot.dropped])
         else:
             assert slot.answer is not None
             answer = slot.answer
             outcome = "answered" if answer.HasField("result") else "refused"
-        await self.context.write(answer)
-        self.metrics.frames.labels(outcome).inc()
+        await self.origin.context.write(answer)
+        self.requests.metrics.frames.labels(outcome).inc()
+
+    def close(self) -> None:
+        """The stream has ended, and nothing of it is computed any more."""
+        for arrived in self._open:
+            arrived.failed(asyncio.CancelledError())
+
+    def _arrived(self, frame: pb.Frame, template: DetectionRequest, budget: float) -> Frame:
+        now = time.monotonic()
+        wanted: DetectionRequest | DamoserveError
+        try:
+            request = wanted = convert.to_frame(frame, template, now, budget)
+        except DamoserveError as error:
+            request, wanted = replace(template, arrival=now, deadline=now), error
+        arrived = self.requests.arrived(request)
+        self._open[arrived] = None
+        return Frame(frame.id, wanted, request.deadline, arrived)
+
+    def _ended(self, frame: Frame) -> Arrived:
+        del self._open[frame.arrived]
+        return frame.arrived
 
 
 def _expect(kind: str, request: pb.DetectStreamRequest, message: str) -> None:
     if request.WhichOneof("message") != kind:
         raise StreamOutOfOrder("message", message)
-
-
-def _arrived(frame: pb.Frame, template: DetectionRequest, budget: float) -> Frame:
-    now = time.monotonic()
-    try:
-        wanted = convert.to_frame(frame, template, now, budget)
-    except DamoserveError as error:
-        return Frame(frame.id, error, now)
-    return Frame(frame.id, wanted, wanted.deadline)

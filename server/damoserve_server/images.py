@@ -1,7 +1,7 @@
 """Images to network inputs, in threads: the codecs release the interpreter lock."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 
 from damoserve_profiles import imaging
 from damoserve_profiles.imaging import ResizeMode, Size
-from damoserve_server.errors import ImageEmpty, ImageTooLarge, ImageUndecodable
+from damoserve_server.errors import DamoserveError, ImageEmpty, ImageTooLarge, ImageUndecodable
 
 FIELD = "image.content"
+DECODE_FAILURES: Mapping[type[DamoserveError], str] = {
+    ImageEmpty: "empty",
+    ImageTooLarge: "too_large",
+    ImageUndecodable: "undecodable",
+}
+"""What may be wrong with an image."""
 
 Image = bytes | NDArray[np.uint8]
 """An image file, or the pixels themselves: RGB `[height, width, 3]`."""

@@ -17,6 +17,7 @@ from prometheus_client import Counter
 
 from damoserve_server.errors import DamoserveError, MessageUndecodable
 from damoserve_server.metrics import Calls, Metrics
+from damoserve_server.outcomes import REQUEST_METHODS, Requests
 from damoserve_server.status import request_id, to_known, to_status
 
 REQUEST_ID = "x-request-id"
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Streams are counted as long as they are open: health watches and reflection stay so while the client likes."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, requests: Requests) -> None:
         self._metrics = metrics
+        self._requests = requests
 
     async def intercept_service(
         self,
@@ -56,7 +58,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or kind is None:
             return handler
         service, _, name = handler_call_details.method.lstrip("/").partition("/")
-        call = _Call(handler, f"{service}/{name}", self._metrics.calls((kind, service, name)), self._metrics.refused)
+        series = self._metrics.calls.of((kind, service, name))
+        call = _Call(handler, f"{service}/{name}", series, self._requests)
         _, make = MAKERS[handler.request_streaming, handler.response_streaming]
         # Without a deserializer: gRPC answers bytes that it cannot read with UNKNOWN and a traceback in the log.
         wrapped: Handler = make(call.answer, response_serializer=handler.response_serializer)
@@ -70,7 +73,7 @@ class _Call:
     handler: Handler
     method: str
     series: Calls
-    refused: Counter
+    requests: Requests
 
     async def answer(self, request: Any, context: Context) -> Any:
         identifier = _request_id(context)
@@ -122,7 +125,7 @@ class _Call:
 
     @contextmanager
     def _observed(self, context: Context) -> Iterator[None]:
-        self.series.started.inc()
+        self.series.begin()
         started = time.monotonic()
         code = grpc.StatusCode.UNKNOWN
         try:
@@ -137,11 +140,12 @@ class _Call:
             code = context.code()
             raise
         finally:
-            self.series.handled[code].inc()
-            self.series.handling.observe(time.monotonic() - started)
+            self.series.end(code, time.monotonic() - started)
 
     async def _fail(self, error: DamoserveError, identifier: str, context: Context) -> None:
-        self.refused.labels(error.reason).inc()
+        self.requests.metrics.refused.labels(error.reason).inc()
+        if self.method in REQUEST_METHODS:
+            self.requests.unread(error)
         metadata = ((STATUS_DETAILS, to_status(error).SerializeToString()), (REQUEST_ID, identifier))
         await context.abort(error.code, str(error), metadata)
 

@@ -194,7 +194,7 @@ class Lifecycle:
     def _withdraw(self, name: str) -> None:
         model = self.catalogue.models[name]
         self.catalogue.remove(name)
-        self._metrics.show_states(name, {})
+        self._metrics.models.show_states(name, {})
         self._retire(model.active)
 
     def _retire(self, profiles: Sequence[ActiveProfile]) -> None:
@@ -205,10 +205,10 @@ class Lifecycle:
             weakref.finalize(profile, _freed, loop, where).atexit = False
 
     def _show(self, model: Model) -> None:
-        self._metrics.show_states(model.name, {profile.name: profile.state for profile in model.profiles})
+        self._metrics.models.show_states(model.name, {profile.name: profile.state for profile in model.profiles})
 
     def _count(self, model: str, result: str) -> None:
-        self._metrics.reloads.labels(model, result).inc()
+        self._metrics.models.reloads.labels(model, result).inc()
 
 
 async def _in_thread(loading: Loading, work: Callable[..., T], *arguments: object) -> T:

@@ -13,6 +13,7 @@ from damoserve_server.access.interceptor import AccessInterceptor
 from damoserve_server.access.tokens import Tokens
 from damoserve_server.interceptors import TYPES, CallInterceptor
 from damoserve_server.metrics import Metrics
+from damoserve_server.outcomes import Requests
 from damoserve_server.settings import Settings
 from damoserve_server.tls import server_credentials
 
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 class Listeners:
     """Makes servers that share the limits of the tokens."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, requests: Requests) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics)]  # the outer first
+        self._interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics, requests)]  # the outer first
         access = settings.access
         if access.tokens is not None:
-            tokens = Tokens(access.tokens, partial(metrics.count_credential_reload, "tokens"))
+            tokens = Tokens(access.tokens, partial(metrics.models.count_credential_reload, "tokens"))
             self._interceptors.append(AccessInterceptor(tokens, access.open_health))
 
     def server(self) -> grpc.aio.Server:
@@ -59,7 +60,7 @@ class Listeners:
         try:
             if tls is None:
                 return server.add_insecure_port(address)
-            told = partial(self._metrics.count_credential_reload, "certificate")
+            told = partial(self._metrics.models.count_credential_reload, "certificate")
             return server.add_secure_port(address, server_credentials(tls, told))
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error

@@ -47,6 +47,7 @@ class Pool:
 
     def __init__(self, slots: int, size: Size) -> None:
         stride = -(-size.height * size.width * 3 // ALIGNMENT) * ALIGNMENT
+        self.bytes = slots * stride
         rows = aligned((slots, stride))[:, : size.height * size.width * 3]
         self._rows = [row.reshape(size.height, size.width, 3) for row in rows]
         self._free = list(range(slots))

@@ -5,8 +5,9 @@ to no profile, and counts while its image is still being decoded; it may start o
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from heapq import heapify, heapreplace
 from math import inf
 from operator import itemgetter
@@ -21,9 +22,22 @@ from damoserve_server.errors import (
     WorkersLost,
 )
 from damoserve_server.latency import Arrivals
-from damoserve_server.policies import Cost, P, Pause, Policy, State, Wish, urgency
+from damoserve_server.policies import Cost, P, Pause, Policy, Start, State, Wish, urgency
 
 T = TypeVar("T")
+
+
+class Closing(StrEnum):
+    """Why a batch took no more requests."""
+
+    FULL = "full"
+    """No larger batch is worth forming."""
+    ALL_READY = "all_ready"
+    """Nobody else could join, and the policy did not wait."""
+    WAITED = "waited"
+    """Nobody else could join, though the policy had waited."""
+    SMALLER = "smaller"
+    """More could have joined; the policy left them to other workers, or wanted to be done sooner."""
 
 
 @dataclass(eq=False, slots=True)
@@ -45,6 +59,9 @@ class Batch(Generic[P, T]):
     tickets: tuple[Ticket[P, T], ...]
     started: float
     expected_end: float
+    closing: Closing = Closing.FULL
+    held_since: float = inf
+    """Since when a worker was free and waited for company; infinite if it did not."""
 
     def remaining(self, now: float) -> float:
         """Seconds until it is expected to end: what is overdue is expected to be so for as long again."""
@@ -67,12 +84,18 @@ class Scheduler(Generic[P, T]):
         self._running: set[Batch[P, T]] = set()
         self._last_accuracy = inf
         self._resume_at = -inf
+        self._held_since = inf
         self._closed = False
         self.workers = 0
         """How many batches may run at the same time; to be kept up to date."""
 
     def queued(self, *, ready: bool) -> int:
         return sum(ticket.ready == ready for ticket in self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Batches that are being computed."""
+        return len(self._running)
 
     def choose(self, wishes: Sequence[Wish[P]], decoding: float) -> Wish[P]:
         """Of a request's alternatives the first that would be answered by when it is due, else the soonest to be."""
@@ -117,7 +140,7 @@ class Scheduler(Generic[P, T]):
         """Takes a waiting request out. False when it has left before."""
         if ticket not in self._waiting:
             return False
-        del self._waiting[ticket]
+        self._remove([ticket])
         return True
 
     def drop(self) -> list[tuple[Ticket[P, T], DamoserveError]]:
@@ -134,8 +157,7 @@ class Scheduler(Generic[P, T]):
             for ticket in self._waiting
             if ticket.wish.deadline <= now or (free and now + quickest(ticket)[0] > ticket.wish.deadline)
         ]
-        for ticket in late:
-            del self._waiting[ticket]
+        self._remove(late)
         return [(ticket, self._lateness(ticket, now)) for ticket in late]
 
     def close(self) -> list[Ticket[P, T]]:
@@ -156,16 +178,18 @@ class Scheduler(Generic[P, T]):
             return None
         self._resume_at = -inf
         decision = self._policy.decide(self._state(now, free))
-        if decision is None:
-            return None
         if isinstance(decision, Pause):
             self._resume_at = decision.until
+            self._held_since = min(self._held_since, now)
             return None
-        for ticket in decision.tickets:
-            del self._waiting[ticket]
+        held_since, self._held_since = self._held_since, inf
+        if decision is None:
+            return None
+        self._remove(decision.tickets)
         cost = self._cost(decision.profile)
         end = now + cost.expected(len(decision.tickets))
-        batch = Batch(decision.profile, decision.tickets, now, end)
+        closing = self._closing(decision, cost, held_since < now)
+        batch = Batch(decision.profile, decision.tickets, now, end, closing, held_since)
         self._running.add(batch)
         self._last_accuracy = cost.accuracy
         return batch
@@ -205,6 +229,19 @@ class Scheduler(Generic[P, T]):
             for size in sizes:
                 heapreplace(free_at, free_at[0] + cost.expected(size))
         return max(free_at[0], ticket.ready_at) + self._cost(mine).expected(company)
+
+    def _remove(self, tickets: Iterable[Ticket[P, T]]) -> None:
+        for ticket in tickets:
+            del self._waiting[ticket]
+        if not any(ticket.ready for ticket in self._waiting):
+            self._held_since = inf
+
+    def _closing(self, started: Start[P, Ticket[P, T]], cost: Cost, held: bool) -> Closing:
+        if len(started.tickets) >= cost.sizes[-1]:
+            return Closing.FULL
+        if any(ticket.ready and started.profile in ticket.wish.allowed for ticket in self._waiting):
+            return Closing.SMALLER
+        return Closing.WAITED if held else Closing.ALL_READY
 
     def _state(self, now: float, free: int) -> State[P, Ticket[P, T]]:
         kinds = {ticket.wish.allowed for ticket in self._waiting}

@@ -5,6 +5,7 @@ from __future__ import annotations  # gRPC's context is generic for type checker
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from damoserve.v1 import detection_pb2 as pb
@@ -12,8 +13,8 @@ from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server import convert
 from damoserve_server.detector import Detector
 from damoserve_server.errors import DeadlineExpired
-from damoserve_server.frames import StreamCaller
-from damoserve_server.metrics import Metrics
+from damoserve_server.frames import Origin, StreamCaller
+from damoserve_server.outcomes import Requests
 from damoserve_server.stream import Streams
 
 if TYPE_CHECKING:
@@ -47,24 +48,27 @@ class Startup:
 class DetectionService(pb_grpc.DetectionServiceServicer):
     """Finds objects."""
 
-    def __init__(self, startup: Startup, streams: Streams, metrics: Metrics) -> None:
+    def __init__(self, startup: Startup, streams: Streams, requests: Requests) -> None:
         self._startup = startup
         self._streams = streams
-        self._metrics = metrics
+        self._requests = requests
 
     async def Detect(self, request: pb.DetectRequest, context: Context) -> pb.DetectResponse:
         default = self._startup.default_budget
         wanted = convert.to_request(request, time.monotonic(), context.time_remaining(), default)
-        detector = await self._startup.finished(wanted.deadline)
-        return convert.to_response(await detector.detect(wanted))
+        with self._requests.answering([wanted]) as results:
+            detector = await self._startup.finished(wanted.deadline)
+            results.append(await detector.detect(wanted))
+        return convert.to_response(results[0])
 
     # Not a generator, which the stubs expect: nothing closes one at once when its call ends.
     async def DetectStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.DetectStreamRequest], context: Context
     ) -> None:
         startup = self._startup
-        caller = StreamCaller(request_iterator, context, startup.finished, startup.default_budget, self._metrics)
-        await self._streams.run(caller)
+        origin = Origin(request_iterator, context, startup.finished, startup.default_budget)
+        with closing(StreamCaller(origin, self._requests)) as caller:
+            await self._streams.run(caller)
 
 
 class ProfileService(pb_grpc.ProfileServiceServicer):

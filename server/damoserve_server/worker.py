@@ -27,14 +27,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inference:
-    """What the network found in one image; times in seconds, `started` on the monotonic clock."""
+    """What the network found in one image; times are on the monotonic clock."""
 
     detections: Detections
     profile: ActiveProfile
     batch_size: int
+    held_since: float
+    """Since when the worker waited to fill the batch; infinite if it did not."""
     started: float
-    inference: float
-    postprocess: float
+    computed: float
+    selected: float
     in_time: bool
     """Whether the answer was expected before the request was due."""
 
@@ -47,11 +49,10 @@ class Job:
     select: Select
     future: asyncio.Future[Inference]
 
-    def end(self, outcome: "Outcome | None" = None) -> None:
-        """Gives the row back; None when nobody waits for the outcome."""
+    def end(self, outcome: "Outcome | None" = None) -> bool:
+        """Gives the row back; None when nobody waits for the outcome. False: it came too late."""
         self.lease.release()
-        if outcome is not None:
-            settle(self.future, outcome)
+        return outcome is None or settle(self.future, outcome)
 
 
 JobTicket = Ticket[ActiveProfile, Job]
@@ -59,14 +60,15 @@ JobBatch = Batch[ActiveProfile, Job]
 Outcome = Inference | Exception
 
 
-def settle(future: asyncio.Future[Inference], outcome: Outcome) -> None:
-    """Unless the caller has left, or the deadline was first."""
+def settle(future: asyncio.Future[Inference], outcome: Outcome) -> bool:
+    """False: the caller has left, or the deadline was first."""
     if future.done():
-        return
+        return False
     if isinstance(outcome, Exception):
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
+    return True
 
 
 class Foreman(Protocol):
@@ -133,19 +135,25 @@ class Worker:
             if not self.given_up:
                 self._broken.add(batch.profile)
             return [error] * count
-        inference = time.monotonic() - started
+        computed = time.monotonic()
         if not self.given_up:  # how long it hung tells nothing of its successor
-            batch.profile.latency.observe(inference, count)
+            batch.profile.latency.observe(computed - started, count)
 
         def outcome(index: int, ticket: JobTicket) -> Outcome:
-            selecting = time.monotonic()
             try:
                 detections = _job(ticket).select(batch.profile, scores[index], boxes[index])
             except Exception as error:
                 return error
-            selected = time.monotonic() - selecting
-            in_time = batch.expected_end <= ticket.wish.due
-            return Inference(detections, batch.profile, count, started, inference, selected, in_time)
+            return Inference(
+                detections,
+                batch.profile,
+                count,
+                batch.held_since,
+                batch.started,
+                computed,
+                selected=time.monotonic(),
+                in_time=batch.expected_end <= ticket.wish.due,
+            )
 
         return [outcome(index, ticket) for index, ticket in enumerate(batch.tickets)]
 

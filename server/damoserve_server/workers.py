@@ -14,7 +14,7 @@ from damoserve_server.errors import ShuttingDown, WorkersLost
 from damoserve_server.metrics import Metrics
 from damoserve_server.policies import Policy, Wish
 from damoserve_server.scheduler import Scheduler
-from damoserve_server.worker import Job, JobBatch, JobTicket, Outcome, Worker
+from damoserve_server.worker import Inference, Job, JobBatch, JobTicket, Outcome, Worker
 
 WATCHES = 4
 """How often, within a worker's patience, the watchdog looks."""
@@ -47,7 +47,8 @@ class Workers:
     ) -> None:
         """`alive` is told the number of workers whenever it changes."""
         self._limits = limits
-        self._metrics = metrics
+        self._device = metrics.device
+        self._unused_answers = metrics.requests.unused_answers
         self._alive = alive
         self._loop = asyncio.get_running_loop()
         self._profiles: set[ActiveProfile] = set()
@@ -78,6 +79,11 @@ class Workers:
     def capacity(self) -> int:
         """Images that are computed at the same time, at most."""
         return self._limits.workers * self._limits.max_batch_size
+
+    @property
+    def busy(self) -> int:
+        """Workers that compute now."""
+        return self._scheduler.running
 
     def queued(self, *, ready: bool) -> int:
         with self._changed:
@@ -147,24 +153,32 @@ class Workers:
                 return
             worker.batch = None
             self._scheduler.finish(batch)
+        self._device.worker_busy_seconds.inc(time.monotonic() - batch.started)
         self._tell(partial(self._answer, batch, outcomes))
 
     def died(self, worker: Worker) -> None:
         self._tell(partial(self._replace, worker))
 
     def _answer(self, batch: JobBatch, outcomes: list[Outcome]) -> None:
-        self._metrics.batch_size.labels(*batch.profile.key).observe(len(outcomes))
-        self._settle(zip(batch.tickets, outcomes, strict=True))
+        key = batch.profile.key
+        self._device.batch_size.labels(*key).observe(len(outcomes))
+        self._device.batches.labels(*key, batch.closing).inc()
+        unused = self._settle(zip(batch.tickets, outcomes, strict=True))
+        if unused:
+            self._unused_answers.labels(*key).inc(unused)
 
-    def _tell(self, news: Callable[[], None]) -> None:
+    def _tell(self, news: Callable[[], object]) -> None:
         """Runs on the event loop. A worker that comes back after the server has gone finds none."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(news)
 
-    def _settle(self, outcomes: Iterable[tuple[JobTicket, Outcome]]) -> None:
+    def _settle(self, outcomes: Iterable[tuple[JobTicket, Outcome]]) -> int:
+        """Returns how many answers nobody waits for any more."""
+        unused = 0
         for ticket, outcome in outcomes:
             if ticket.payload is not None:  # else its image is still being decoded, which will find out
-                ticket.payload.end(outcome)
+                unused += not ticket.payload.end(outcome) and isinstance(outcome, Inference)
+        return unused
 
     def _hire(self, number: int) -> None:
         worker = Worker(number, self._limits.max_batch_size, self)
@@ -202,9 +216,10 @@ class Workers:
             if batch is not None:
                 self._scheduler.finish(batch)
             self._scheduler.workers = len(self._crew)
-        self._metrics.worker_restarts.inc()
+        self._device.worker_restarts.inc()
         self._alive(len(self._crew))
         if batch is not None:
+            self._device.worker_busy_seconds.inc(time.monotonic() - batch.started)
             self._settle([(ticket, WorkersLost()) for ticket in batch.tickets])
         if self._closed:
             return

@@ -8,15 +8,10 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from damoserve.v1 import detection_pb2 as pb
-from damoserve_profiles.manifest import Manifest
 from damoserve_server.access.tokens import read_tokens
 from damoserve_server.app import LAST_ANSWERS_SECONDS
-from damoserve_server.catalogue import State
-from damoserve_server.metrics import Metrics
 from damoserve_server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -25,21 +20,6 @@ OPERATIONS = (ROOT / "docs/operations.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 PROMETHEUS = DEPLOY / "prometheus/prometheus.yml"
-
-
-@pytest.fixture(scope="module")
-def registry() -> CollectorRegistry:
-    """Everything that a server with one profile shows."""
-    registry = CollectorRegistry()
-    metrics = Metrics(registry)
-    for service in pb.DESCRIPTOR.services_by_name.values():
-        metrics.add_methods(service.full_name, [method.name for method in service.methods])
-    manifest = Manifest.model_construct(model="cells", profile="int8+pruned", version=1, variant="P")
-    metrics.add_profile(manifest)
-    metrics.watch_queue(lambda: 0, lambda: 0)
-    metrics.show_states("cells", {"int8+pruned": State.ACTIVE})
-    metrics.watch_pools(lambda: 1, lambda: 0)
-    return registry
 
 
 def published(service: str) -> set[str]:
@@ -181,12 +161,3 @@ def test_example_tokens_of_the_page_are_valid(tmp_path: Path) -> None:
     path = tmp_path / "tokens.yaml"
     path.write_text(example[1])
     assert [entry.name for entry in read_tokens(path)] == ["camera-7", "operator"]
-
-
-def test_page_has_every_metric_with_type_and_labels(registry: CollectorRegistry) -> None:
-    written = [(row[0].strip("`"), row[1], set(re.findall(r"`(\w+)`", row[2]))) for row in table("Metrics")]
-    expected = []
-    for family in registry.collect():
-        name = f"{family.name}_total" if family.type == "counter" else family.name
-        expected.append((name, family.type, set(family.samples[0].labels) - {"le"}))
-    assert sorted(written) == sorted(expected)

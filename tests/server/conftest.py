@@ -292,7 +292,19 @@ class Samples:
     """The metrics at one moment."""
 
     def __init__(self, text: str) -> None:
-        self._samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        self._families = list(text_string_to_metric_families(text))
+        self._samples = [sample for family in self._families for sample in family.samples]
+
+    def families(self) -> set[tuple[str, str, frozenset[str]]]:
+        """The name, the type and the labels of each."""
+        return {
+            (
+                f"{family.name}_total" if family.type == "counter" else family.name,
+                family.type,
+                frozenset(family.samples[0].labels) - {"le"},
+            )
+            for family in self._families
+        }
 
     def series(self) -> set[tuple[str, str]]:
         return {(sample.name, str(sample.labels)) for sample in self._samples}

@@ -531,8 +531,8 @@ Global___BoundingBox: _TypeAlias = BoundingBox  # noqa: Y015
 
 @_typing.final
 class StageTimings(_message.Message):
-    """The time a request spent in each stage of the server. The stages follow one another and add up to `total`,
-    but for the small rest between them.
+    """The time a request spent in each stage of the server. Each stage begins where the one before it ends, in the order
+    decode_wait, decode, queue, batch_wait, inference, postprocess, respond; together they are `total`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -542,13 +542,16 @@ class StageTimings(_message.Message):
     INFERENCE_FIELD_NUMBER: _builtins.int
     POSTPROCESS_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    DECODE_WAIT_FIELD_NUMBER: _builtins.int
+    BATCH_WAIT_FIELD_NUMBER: _builtins.int
+    RESPOND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decode(self) -> _duration_pb2.Duration:
         """Reading the header, decoding and resizing."""
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Waiting for a batch to form and for a worker."""
+        """Waiting for a worker."""
 
     @_builtins.property
     def inference(self) -> _duration_pb2.Duration:
@@ -562,6 +565,18 @@ class StageTimings(_message.Message):
     def total(self) -> _duration_pb2.Duration:
         """From the arrival of the request to its answer."""
 
+    @_builtins.property
+    def decode_wait(self) -> _duration_pb2.Duration:
+        """From the arrival to the start of decoding."""
+
+    @_builtins.property
+    def batch_wait(self) -> _duration_pb2.Duration:
+        """A worker was free, and waited for others to join the batch."""
+
+    @_builtins.property
+    def respond(self) -> _duration_pb2.Duration:
+        """From the last box to the answer, before it is written to the connection."""
+
     def __init__(
         self,
         *,
@@ -570,10 +585,13 @@ class StageTimings(_message.Message):
         inference: _duration_pb2.Duration | None = ...,
         postprocess: _duration_pb2.Duration | None = ...,
         total: _duration_pb2.Duration | None = ...,
+        decode_wait: _duration_pb2.Duration | None = ...,
+        batch_wait: _duration_pb2.Duration | None = ...,
+        respond: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "inference", b"inference", "postprocess", b"postprocess", "queue", b"queue", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_wait", b"batch_wait", "decode", b"decode", "decode_wait", b"decode_wait", "inference", b"inference", "postprocess", b"postprocess", "queue", b"queue", "respond", b"respond", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "inference", b"inference", "postprocess", b"postprocess", "queue", b"queue", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_wait", b"batch_wait", "decode", b"decode", "decode_wait", b"decode_wait", "inference", b"inference", "postprocess", b"postprocess", "queue", b"queue", "respond", b"respond", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,7 +54,7 @@ def _parameters(results: Results) -> dict[str, pb.InferParameter]:
         "selection_reason": (str(result.reason) for result in results),
     }
     numbers = {
-        "queue_us": max(round(1e6 * result.timings.queue) for result in results),
+        "queue_us": max(round(1e6 * result.timings.waiting) for result in results),
         "compute_us": max(round(1e6 * result.timings.inference) for result in results),
         "batch_size": max(result.batch_size for result in results),
     }

@@ -13,14 +13,18 @@ from damoserve_server.kserve.decode import Call, to_call
 from damoserve_server.kserve.encode import to_response
 from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.targets import Target, find
+from damoserve_server.outcomes import Requests
 from damoserve_server.service import Startup
 
 
 class Inference:
     """Answers requests. `unavailable_when_full` gives QueueFull the code that Triton's clients expect."""
 
-    def __init__(self, startup: Startup, statistics: Statistics, unavailable_when_full: bool) -> None:
+    def __init__(
+        self, startup: Startup, requests: Requests, statistics: Statistics, unavailable_when_full: bool
+    ) -> None:
         self._startup = startup
+        self._requests = requests
         self._statistics = statistics
         self._unavailable_when_full = unavailable_when_full
 
@@ -29,14 +33,15 @@ class Inference:
     ) -> pb.ModelInferResponse:
         """`places` bounds the images that are worked on at the same time. Raises any DamoserveError."""
         call = to_call(request, time.monotonic(), time_remaining, self._startup.default_budget)
-        detector = await self._startup.finished(call.deadline)
-        target = find(detector.catalogue, call.target, request.model_version)
-        try:
-            results = await self._counted(call, detector, target, places)
-        except QueueFull as error:
-            if self._unavailable_when_full:
-                error.code = grpc.StatusCode.UNAVAILABLE
-            raise
+        with self._requests.answering(call.detections) as results:
+            detector = await self._startup.finished(call.deadline)
+            target = find(detector.catalogue, call.target, request.model_version)
+            try:
+                results.extend(await self._counted(call, detector, target, places))
+            except QueueFull as error:
+                if self._unavailable_when_full:
+                    error.code = grpc.StatusCode.UNAVAILABLE
+                raise
         return to_response(request, results, call.outputs)
 
     async def _counted(

@@ -15,7 +15,7 @@ from damoserve_server.kserve import describe, targets
 from damoserve_server.kserve.infer import Inference
 from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.streaming import in_order
-from damoserve_server.metrics import Metrics
+from damoserve_server.outcomes import Requests
 from damoserve_server.service import Startup
 from damoserve_server.settings import Settings, usable_cores
 
@@ -42,17 +42,17 @@ class InferenceService:
         self,
         startup: Startup,
         settings: Settings,
-        metrics: Metrics,
+        requests: Requests,
         ready: Callable[[], bool],
         administration: Administration | None = None,
     ) -> None:
         self._startup = startup
         self._settings = settings
-        self._metrics = metrics
+        self._requests = requests
         self._ready = ready
         self._administration = administration
         self._statistics = Statistics()
-        self._inference = Inference(startup, self._statistics, settings.kserve_unavailable_when_full)
+        self._inference = Inference(startup, requests, self._statistics, settings.kserve_unavailable_when_full)
         # So many that one call can keep the workers busy, and so few that an idle server never refuses its own.
         # Workers that are still to be measured will not be more than the cores.
         workers = settings.workers or usable_cores()
@@ -130,7 +130,8 @@ class InferenceService:
                 yield response
 
     def _failure(self, request: pb.ModelInferRequest, error: DamoserveError) -> pb.ModelStreamInferResponse:
-        self._metrics.refused.labels(error.reason).inc()
+        self._requests.metrics.refused.labels(error.reason).inc()
+        self._requests.unread(error)
         return pb.ModelStreamInferResponse(
             error_message=f"{error.reason}: {error}", infer_response=pb.ModelInferResponse(id=request.id)
         )

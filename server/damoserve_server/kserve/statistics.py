@@ -46,7 +46,7 @@ class Record:
         self.last = time.time()
         self.images += len(results)
         self.requests["success"].add(seconds)
-        for name, stage in {"queue": "queue", **STAGES}.items():
+        for name, stage in {"queue": "waiting", **STAGES}.items():
             self.requests[name].add(max(getattr(result.timings, stage) for result in results))
         for result in results:
             self._add_to_batch(result)

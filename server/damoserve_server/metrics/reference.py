@@ -1,0 +1,76 @@
+"""The page that lists the metrics, from the metrics themselves: `python -m damoserve_server.metrics.reference`."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+
+from damoserve_profiles.repository import BUNDLED, Repository
+from damoserve_server.catalogue import State
+from damoserve_server.metrics import Metrics
+from damoserve_server.settings import Tiers
+
+HEAD = """\
+# Metrics
+
+What a server shows at `http://HOST:9464/metrics`; this page is written by
+`python -m damoserve_server.metrics.reference`. Every series exists from the start, at zero; nothing that a caller sends
+becomes a label. What gRPC itself refuses is in none of them: messages that are too large, calls beyond
+`DAMOSERVE_MAX_CONCURRENT_CALLS`, connections whose TLS handshake fails.
+
+At every moment the calls of a method that have started are those that were handled, with whatever code, and those that
+are open; the requests of a tier that have arrived are those with an outcome and those in flight. Every tier's objective
+is an edge of the histograms of seconds, so what is in time is counted and not interpolated.
+
+| metric | type | labels | unit | meaning |
+| --- | --- | --- | --- | --- |
+"""
+UNITS = {"seconds": "seconds", "bytes": "bytes", "accuracy": "ratio"}
+"""By a word of the metric's name."""
+OPEN_LABELS = {"model", "profile", "variant", "version", "grpc_service", "grpc_method"}
+"""Their values come from what is served."""
+MOST_VALUES = 8
+"""Longer sets are told elsewhere."""
+SETS_OF_ONE = {"damoserve_build_info", "python_info"}
+"""Their labels say what there is, one value each."""
+
+
+def populated() -> CollectorRegistry:
+    """Everything that a server with one method and one profile, of the bundled ones, shows."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, Tiers())
+    for kind in ("unary", "server_stream", "bidi_stream"):
+        metrics.add_methods("damoserve.v1.DetectionService", ["Detect"], kind)
+    repository = Repository(BUNDLED)
+    model = repository.models()[0]
+    manifest = repository.profiles(model, repository.serving(model))[0].read_manifest()
+    metrics.add_profile(manifest)
+    metrics.models.show_states(manifest.model, {manifest.profile: State.ACTIVE})
+    metrics.device.watch_queue(lambda: 0, lambda: 0)
+    metrics.device.watch_pools({"free": lambda: 1, "leased": lambda: 0}, lambda: 0)
+    return registry
+
+
+def page() -> str:
+    """Markdown, with one row for each metric, by name."""
+    return HEAD + "".join(_row(family) for family in sorted(populated().collect(), key=lambda family: family.name))
+
+
+def _row(family: Metric) -> str:
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    unit = next((UNITS[word] for word in name.split("_") if word in UNITS), "")
+    cells = (f"`{name}`", family.type, ", ".join(_labels(family)), unit, family.documentation)
+    return "".join(f"| {cell} " if cell else "| " for cell in cells) + "|\n"
+
+
+def _labels(family: Metric) -> Iterator[str]:
+    for label in (label for label in family.samples[0].labels if label not in {"le", "quantile"}):
+        values = dict.fromkeys(sample.labels[label] for sample in family.samples)
+        if label in OPEN_LABELS or family.name in SETS_OF_ONE or len(values) > MOST_VALUES:
+            yield f"`{label}`"
+        else:
+            yield f"`{label}` ({', '.join(values)})"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
