@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from deploy.observability import dashboards
+from prometheus_client.metrics_core import Metric
 
-from tests.e2e.expressions import DASHBOARDS, boards, panels
+from damoserve_server.metrics.reference import populated
+from tests.e2e.expressions import DASHBOARDS, asked_by_panels, boards, panels
 
 BOARDS = boards()
 EVERY_PANEL = [(name, panel) for name, board in BOARDS.items() for panel in panels(board)]
@@ -37,6 +39,25 @@ def test_variables_in_use_are_defined(board: dict[str, Any]) -> None:
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(board["panels"])))
     defined = {variable["name"] for variable in board["templating"]["list"]}
     assert used - OWN_VARIABLES == defined
+
+
+@pytest.fixture(scope="module")
+def exposed() -> list[Metric]:
+    """What a server shows."""
+    return list(populated().collect())
+
+
+def test_variables_ask_for_labels_that_the_server_has(board: dict[str, Any], exposed: list[Metric]) -> None:
+    asked = [variable["query"]["query"] for variable in board["templating"]["list"] if variable["type"] == "query"]
+    for metric, label in (re.findall(r"^label_values\((\w+).*, (\w+)\)$", query)[0] for query in asked):
+        (family,) = (family for family in exposed if family.name == metric)
+        assert label == "instance" or label in family.samples[0].labels
+
+
+def test_every_metric_of_the_server_is_shown(exposed: list[Metric]) -> None:
+    names = {name for asked in asked_by_panels() for name in asked.metrics()}
+    shown = {re.sub("_(total|bucket|sum|count)$", "", name) for name in names}
+    assert {family.name for family in exposed if not family.name.startswith("python_")} - shown == set()
 
 
 def test_boards_are_linked_and_keep_what_was_chosen(board: dict[str, Any]) -> None:

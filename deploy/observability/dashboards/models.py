@@ -5,6 +5,15 @@ from deploy.observability.dashboards.parts import Board, Panel, Row, figure, gra
 from deploy.observability.dashboards.promql import MODEL, increase, series, total
 
 STATE = "damoserve_profile_state"
+STATES = (("failed", parts.RED), ("unloaded", parts.GREY), ("loading", parts.ORANGE), ("active", parts.GREEN))
+WHAT_TO_DO = (
+    "Failed: ListProfiles (damoserve profiles) says what is wrong. Unloaded: somebody did that (damoserve admin load). "
+    "Loading for long: see the log."
+)
+
+
+def matching(state: str) -> str:
+    return f'state="{state}"'
 
 
 def current() -> tuple[Panel, ...]:
@@ -20,14 +29,16 @@ def current() -> tuple[Panel, ...]:
 
 
 def states() -> tuple[Panel, ...]:
-    active = total(STATE, MODEL, 'state="active"', by="instance, model, profile", how="max")
-    each = total(STATE, MODEL, by="state")
+    numbered = " + ".join(
+        f"{value} * {total(STATE, MODEL, matching(name), by='instance, model, profile')}"
+        for value, (name, _) in enumerate(STATES)
+    )
     return (
         parts.states(
-            "Active", "Red: failed, loading or unloaded.", query(active, "{{instance}} {{model}} {{profile}}")
-        ).thresholds(parts.levels(parts.RED, (1, parts.GREEN))),
+            "State of each profile", WHAT_TO_DO, STATES, query(numbered, "{{instance}} {{model}} {{profile}}")
+        ),
         parts.stacked(
-            "Profiles by state", "Over all instances. Loading for long: see the log.", "short", query(each, "{{state}}")
+            "Profiles by state", "Over all instances.", "short", query(total(STATE, MODEL, by="state"), "{{state}}")
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from grafana_foundation_sdk.builders import (
     bargauge,
@@ -27,7 +28,7 @@ Query = prometheus.Dataquery
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 COLUMNS = 24
 TAG = "damoserve"
-GREEN, ORANGE, RED, BLUE = "green", "orange", "red", "blue"
+GREEN, ORANGE, RED, GREY = "green", "orange", "red", "gray"
 
 
 @dataclass(frozen=True)
@@ -98,28 +99,34 @@ def shares(title: str, description: str, *asked: Query) -> timeseries.Panel:
 def figure(title: str, description: str, unit: str, *asked: Query) -> stat.Panel:
     """One number with its course behind it."""
     panel = stat.Panel().title(title).description(description).unit(unit).datasource(SOURCE).targets(_named(asked))
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     return panel.graph_mode(looks.BigValueGraphMode.AREA).color_mode(looks.BigValueColorMode.VALUE)
 
 
 def heat(title: str, description: str, unit: str, asked: Query) -> heatmap.Panel:
     """The buckets of a histogram over time; `asked` is by `le`."""
-    colour = heatmap.HeatmapColorOptions().mode(heatmap_looks.HeatmapColorMode.SCHEME).scheme("Blues").steps(64)
+    mode, scale = heatmap_looks.HeatmapColorMode.SCHEME, heatmap_looks.HeatmapColorScale.EXPONENTIAL
+    colour = heatmap.HeatmapColorOptions().mode(mode).scale(scale).scheme("Oranges").exponent(0.5).steps(64)
     panel = heatmap.Panel().title(title).description(description).datasource(SOURCE)
     asked.format(queries.PromQueryFormat.HEATMAP).legend_format("{{le}}")
-    axis = heatmap.YAxisConfig().unit(unit)
-    return panel.targets(_named([asked])).calculate(False).color(colour.reverse(True)).y_axis(axis)
+    return panel.targets(_named([asked])).calculate(False).color(colour).y_axis(heatmap.YAxisConfig().unit(unit))
 
 
 def bars(title: str, description: str, unit: str, *asked: Query) -> bargauge.Panel:
     """A bar for each series, as it is now."""
     panel = bargauge.Panel().title(title).description(description).unit(unit).datasource(SOURCE)
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     return panel.targets(_named(asked)).orientation(looks.VizOrientation.HORIZONTAL).min(0)
 
 
-def states(title: str, description: str, *asked: Query) -> statetimeline.Panel:
-    """What was so from when to when."""
-    panel = statetimeline.Panel().title(title).description(description).datasource(SOURCE)
-    return panel.targets(_named(asked)).show_value(looks.VisibilityMode.NEVER).row_height(0.8)
+def states(title: str, description: str, names: Sequence[tuple[str, str]], *asked: Query) -> statetimeline.Panel:
+    """What was so from when to when; `names` has a text and a colour for each of the values 0, 1 ..."""
+    texts = {str(value): models.ValueMappingResult(text, colour) for value, (text, colour) in enumerate(names)}
+    colours = [(float(value), colour) for value, (_, colour) in enumerate(names)]
+    panel = statetimeline.Panel().title(title).description(description).datasource(SOURCE).targets(_named(asked))
+    panel.mappings([models.ValueMap(texts)]).thresholds(levels(colours[0][1], *colours[1:]))
+    panel.color_scheme(grafana.FieldColor().mode(models.FieldColorModeId.THRESHOLDS))
+    return panel.show_value(looks.VisibilityMode.AUTO).row_height(0.8)
 
 
 def labels(title: str, description: str, hidden: Sequence[str], asked: Query) -> table.Panel:
@@ -163,19 +170,18 @@ def build(board: Board) -> models.Dashboard:
     made.with_variable(grafana.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     for name in board.variables:
         made.with_variable(_variable(name))
-    number = 0
+    numbers = count(1)
     for row in board.rows:
         if row.title:
-            made.with_row(grafana.Row(row.title))
+            made.with_row(grafana.Row(row.title).id(next(numbers)))
         for panel in row.panels:
-            number += 1
-            made.with_panel(panel.id(number).height(row.height).span(COLUMNS // len(row.panels)))
+            made.with_panel(panel.id(next(numbers)).height(row.height).span(COLUMNS // len(row.panels)))
     return made.build()
 
 
 def _others() -> grafana.DashboardLink:
     link = grafana.DashboardLink("damoserve").type(models.DashboardLinkType.DASHBOARDS).tags([TAG])
-    return link.as_dropdown(False).include_vars(True).keep_time(True)
+    return link.icon("dashboard").as_dropdown(False).include_vars(True).keep_time(True)
 
 
 def _variable(name: str) -> grafana.QueryVariable:

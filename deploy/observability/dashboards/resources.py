@@ -121,8 +121,9 @@ def life() -> tuple[Panel, ...]:
         parts.states(
             "Reachable",
             "Whether Prometheus could read the metrics.",
+            (("down", parts.RED), ("up", parts.GREEN)),
             query(f"min by (instance) (up{{{INSTANCE}}})", "{{instance}}"),
-        ).thresholds(parts.levels(parts.RED, (1, parts.GREEN))),
+        ),
     )
 
 
