@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from damoserve_compress.agreement import add_agreement, runtime_of
 from damoserve_compress.benchmark import choose_engine, interleave, summarise
 from damoserve_compress.bootstrap import Difference, compare
 from damoserve_compress.complexity import complexity
@@ -124,7 +125,10 @@ class Builder:
         made = [self._make(recipe) for recipe in recipes]
         timed = self._time(made)
         manifests = [self._manifest(*profile) for profile in zip(made, timed, strict=True)]
-        return [self._write(*profile) for profile in zip(folders, made, timed, manifests, strict=True)]
+        for profile in zip(folders, made, timed, manifests, strict=True):
+            self._write(*profile)
+        self._compare_version()
+        return [folder.read_manifest() for folder in folders]
 
     @cached_property
     def source_detections(self) -> list[Detections]:
@@ -247,12 +251,21 @@ class Builder:
             files={MODEL_FILE: describe_file(made.path)},
         )
 
-    def _write(self, folder: ProfileFolder, made: _Made, timed: _Timed, manifest: Manifest) -> Manifest:
+    def _write(self, folder: ProfileFolder, made: _Made, timed: _Timed, manifest: Manifest) -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
         replace_file(folder.model_path, partial(shutil.copyfile, made.path))
         manifest = add_golden(folder, manifest, self.steps.detector(made.path, made.recipe, timed.runtime))
         folder.write(manifest)
-        return manifest
+
+    def _compare_version(self) -> None:
+        """Also the profiles that were there before: their reference may be one of the new."""
+
+        def detect(folder: ProfileFolder, manifest: Manifest, thresholds: Thresholds) -> list[Detections]:
+            return self.steps.detections(folder.model_path, manifest.recipe, runtime_of(manifest), thresholds)
+
+        model, version = self._source.description.model, self.config.version
+        folders = Repository(self.config.repository).profiles(model, version)
+        add_agreement(folders, self.config.data_name, detect, self._report)
 
     def _accuracy(self, metrics: Metrics, difference: Difference) -> Accuracy:
         return Accuracy(

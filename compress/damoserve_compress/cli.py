@@ -3,6 +3,7 @@
 import typer
 
 from damoserve_compress.commands.advise import advise
+from damoserve_compress.commands.agreement import agreement
 from damoserve_compress.commands.build import benchmark, build
 from damoserve_compress.commands.checkpoint import convert, publish
 from damoserve_compress.commands.data import check
@@ -27,6 +28,7 @@ for command in (
     build,
     evaluate,
     benchmark,
+    agreement,
     naive,
     report,
     advise,

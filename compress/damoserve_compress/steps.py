@@ -27,7 +27,7 @@ from damoserve_compress.targets import TARGETS
 from damoserve_compress.training.config import TrainConfig
 from damoserve_profiles.files import replace_text
 from damoserve_profiles.imaging import resize
-from damoserve_profiles.manifest import MODEL_FILE
+from damoserve_profiles.manifest import MODEL_FILE, Thresholds
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.recipe import Prune, Quantise, Recipe
 from damoserve_profiles.repository import describe_file
@@ -126,22 +126,25 @@ class Steps:
         """A finished graph in `runtime`; on the processor, whatever it was made for."""
         return TARGETS[recipe.target].detector(graph, recipe.export, runtime)
 
-    def detections(self, graph: Path, recipe: Recipe, runtime: Runtime) -> list[Detections]:
-        """What a finished graph finds in the validation images."""
-        evaluation = self.source.network.structure.evaluation
+    def detections(
+        self, graph: Path, recipe: Recipe, runtime: Runtime, thresholds: Thresholds | None = None
+    ) -> list[Detections]:
+        """What a finished graph finds in the validation images; by default as the variant is evaluated."""
+        thresholds = thresholds or self.source.network.structure.evaluation
         inputs = {
             "graph": _sha256(graph),
             "export": recipe.export.model_dump(),
             "images": self._val_digest,
             "input": self.source.input.model_dump(),
-            "thresholds": evaluation.model_dump(),
+            "thresholds": thresholds.model_dump(),
             "runtime": asdict(runtime),
             "version": runtime.version(),
             "instruction_set": instruction_set(),
         }
 
         def make(folder: Path) -> None:
-            found = self.detect(self.detector(graph, recipe, runtime), self.val_set)
+            detector = self.detector(graph, recipe, runtime)
+            found = predict(detector, self.val_set, self.source.input, thresholds)
             np.savez(folder / _DETECTIONS, **_packed(found))  # type: ignore[arg-type]
 
         folder = self.stages.run("validate", inputs, make)

@@ -62,6 +62,19 @@ class Accuracy(_Strict):
     """Against the source network. Manifests of before it was measured have none of these three."""
 
 
+class Agreement(_Strict):
+    """How far the boxes are those of another profile, on the validation images, both at this profile's thresholds."""
+
+    reference: str
+    """The other profile, of the same version."""
+    dataset: str
+    images: Count
+    f1: Fraction
+    """2 matched / (2 matched + missing + extra) boxes: matched are those of one class with an IoU of 0.5 or more."""
+    per_class: dict[str, Fraction]
+    """The same of each class of which either has a box."""
+
+
 class Latency(_Strict):
     """Milliseconds from the image tensor to the candidate boxes, for one image."""
 
@@ -105,6 +118,8 @@ class Manifest(_Strict):
     parameters: Count
     macs: Count
     accuracy: Accuracy
+    agreement: Agreement | None = None
+    """None for the reference itself, and where it was never measured."""
     latency: Latency
     """In the preferred engine."""
     engine: EngineName = "onnxruntime"

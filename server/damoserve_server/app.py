@@ -131,6 +131,7 @@ class Application:
         self._management = Management(lifecycle, self._build_admin_server(lifecycle), settings.watch_seconds)
         self._detector.set_result(detector)
         await self._management.start()
+        await asyncio.to_thread(detector.fidelity.wait_until_ready)
         await self.health.serving()
 
     async def stop(self) -> None:

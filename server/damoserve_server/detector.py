@@ -15,6 +15,7 @@ from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.postprocess import Detections, select
 from damoserve_server.catalogue import ActiveProfile, Catalogue
 from damoserve_server.errors import DamoserveError, DeadlineExpired
+from damoserve_server.fidelity.monitor import FidelityMonitor
 from damoserve_server.gate import Gate
 from damoserve_server.images import DECODE_FAILURES, Image, ImageReader, bytes_to_decode
 from damoserve_server.latency import DecodeEstimate
@@ -120,6 +121,7 @@ class Detector:
         self, settings: Settings, catalogue: Catalogue, images: ImageReader, workers: Workers, metrics: Metrics
     ) -> None:
         self.catalogue = catalogue
+        self.fidelity = FidelityMonitor(settings.fidelity, metrics.fidelity)
         self._gate = Gate()
         self._settings = settings
         self._images = images
@@ -140,17 +142,19 @@ class Detector:
             self._metrics.add_profile(profile.manifest)
         self._metrics.device.pool_bytes.set(sum(pool.bytes for pool in self._pools.values()))
         self._workers.add(profiles)
+        self.fidelity.add(profiles)
 
     def retire(self, profiles: Sequence[ActiveProfile]) -> None:
         """Forgets profiles that no new request gets; what they still serve they finish."""
         self._workers.remove(profiles)
+        self.fidelity.remove(profiles)
         successors = {profile.key: profile.manifest for profile in self.catalogue.active()}
         for profile in profiles:
             self._metrics.models.drop_profile(profile.manifest, successors.get(profile.key))
 
     async def detect(self, request: DetectionRequest) -> DetectionResult:
         """Raises any DamoserveError; DeadlineExpired at the deadline, whatever the request is waiting for then."""
-        with self._gate.passage():
+        with self._gate.passage(), self.fidelity.pause():
             try:
                 return await self._detect(request)
             except tuple(DECODE_FAILURES) as error:
@@ -177,7 +181,7 @@ class Detector:
 
     async def close(self) -> None:
         """Ends the threads. No request may be inside."""
-        await self._workers.close()
+        await asyncio.gather(self._workers.close(), asyncio.to_thread(self.fidelity.close))
         await self._images.close()
 
     async def _detect(self, request: DetectionRequest) -> DetectionResult:
@@ -249,6 +253,7 @@ class Detector:
             shown = shown_size(preparing.image_size, expected.size, mode)
 
             def find(profile: ActiveProfile, scores: Floats, boxes: Floats) -> Detections:
+                self.fidelity.offer(profile, lease.row, (scores, boxes), shown)
                 return select(scores, boxes, _thresholds(profile, request), shown, preparing.image_size)
 
             preparing.decoded = time.monotonic()

@@ -21,6 +21,7 @@ from damoserve_profiles.runtimes import EngineName
 from damoserve_server.access.settings import AccessSettings
 from damoserve_server.connections import ConnectionSettings
 from damoserve_server.engines import CPU_PROVIDER
+from damoserve_server.fidelity.settings import FidelitySettings
 from damoserve_server.router import Tier
 from damoserve_server.tls import TlsSettings
 
@@ -147,6 +148,7 @@ class Settings(BaseSettings):
     """Unset: plain text."""
     access: AccessSettings = AccessSettings()
     connections: ConnectionSettings = ConnectionSettings()
+    fidelity: FidelitySettings = FidelitySettings()
 
     @model_validator(mode="after")
     def _image_fits_into_message(self) -> Self:

@@ -95,6 +95,13 @@ def test_the_repository_holds_what_was_built(repository: Repository) -> None:
         assert boxes.shape == (2, manifest.candidates, 4)
 
 
+def test_profiles_are_compared_with_the_uncompressed(repository: Repository) -> None:
+    fp32, both = (repository.folder("cells", 1, name).read_manifest() for name in ("fp32", "int8+pruned"))
+    assert fp32.agreement is None
+    assert both.agreement is not None
+    assert (both.agreement.reference, both.agreement.dataset, both.agreement.images) == ("fp32", "scenes/val", 3)
+
+
 def test_no_more_candidates_are_promised_than_there_are_anchors(repository: Repository) -> None:
     assert repository.folder("cells", 1, "fp32").read_manifest().candidates == 50
     anchors = sum((SIZE // stride) ** 2 for stride in (8, 16, 32))

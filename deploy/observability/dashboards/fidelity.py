@@ -19,7 +19,7 @@ def agreement(by: str) -> str:
 
 def agreements() -> tuple[Panel, ...]:
     recorded = f"avg by (model, profile) (damoserve:fidelity_agreement:10m{{{MODEL}}})"
-    expected = total("damoserve_fidelity_expected_agreement", MODEL, by="model, profile", how="max")
+    expected = total("damoserve_fidelity_expected_agreement", MODEL, by="model, profile", how="min")
     return (
         parts.dashed(
             graph(
@@ -40,7 +40,7 @@ def agreements() -> tuple[Panel, ...]:
                 "percentunit",
                 query(f"{recorded} - on (model, profile) {expected}", "{{model}} {{profile}}"),
             ).min(-1),
-            (-0.1, parts.RED),
+            (-0.05, parts.RED),
             (0, parts.GREEN),
         ),
     )

@@ -54,6 +54,21 @@ class Closable(Protocol):
         """Call when nothing runs and no outputs are in use; more than once does no harm."""
 
 
+@runtime_checkable
+class Interruptible(Protocol):
+    """An engine whose run another thread can end. The methods return at once."""
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether it can where this one runs; else the methods are not to be used."""
+
+    def interrupt(self) -> None:
+        """Makes the run that goes on, and every later one until `resume`, raise within milliseconds or finish."""
+
+    def resume(self) -> None:
+        """Lets it run again. Call when nothing runs."""
+
+
 def close_engine(engine: Engine) -> None:
     """Closes the engines that have something to close."""
     if isinstance(engine, Closable):

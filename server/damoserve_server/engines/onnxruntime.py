@@ -18,6 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
+FATAL = 4
 ARENA_STEP_BYTES = 16 * 2**20
 
 
@@ -56,6 +57,9 @@ class OnnxRuntimeEngine:
         self._outputs = {name: allocate((limit, *expected[name][1]), np.float32) for name in ("scores", "boxes")}
         self._staging = allocate((limit, *expected["images"][1]), np.uint8) if options.on_gpu else None
         self._binding = self._session.io_binding()
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.log_severity_level = FATAL  # an interruption is no error
+        self.interruptible = not options.on_gpu  # what a GPU was told to do it does
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         check_batch(images, len(self._outputs["scores"]))
@@ -66,8 +70,14 @@ class OnnxRuntimeEngine:
         for name, buffer in self._outputs.items():
             shape = (len(images), *buffer.shape[1:])
             self._binding.bind_output(name, "cpu", 0, np.float32, shape, buffer.ctypes.data)
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._binding, self._run_options)
         return self._outputs["scores"][: len(images)], self._outputs["boxes"][: len(images)]
+
+    def interrupt(self) -> None:
+        self._run_options.terminate = True  # looked at before every node
+
+    def resume(self) -> None:
+        self._run_options.terminate = False
 
 
 Interface = dict[str, tuple[str, tuple[int, ...]]]

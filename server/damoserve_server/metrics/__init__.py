@@ -14,6 +14,7 @@ from prometheus_client import (
 )
 
 from damoserve_profiles.manifest import Manifest
+from damoserve_server.fidelity.metrics import FidelityMetrics
 from damoserve_server.metrics.buckets import SECONDS, SHORT_SECONDS, with_objectives
 from damoserve_server.metrics.calls import CallMetrics, Calls
 from damoserve_server.metrics.device import DeviceMetrics
@@ -39,6 +40,7 @@ class Metrics:
         self.requests = RequestMetrics(registry, edges, with_objectives(SHORT_SECONDS, objectives))
         self.device = DeviceMetrics(registry)
         self.models = ModelMetrics(registry, tiers)
+        self.fidelity = FidelityMetrics(registry)
         ProcessCollector(registry=registry)
         PlatformCollector(registry)
         GCCollector(registry)
@@ -53,3 +55,4 @@ class Metrics:
         self.requests.add_profile(key)
         self.device.add_profile(key)
         self.models.add_profile(manifest)
+        self.fidelity.add_profile(manifest)

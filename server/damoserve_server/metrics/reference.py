@@ -27,7 +27,7 @@ is an edge of the histograms of seconds, so what is in time is counted and not i
 """
 UNITS = {"seconds": "seconds", "bytes": "bytes", "accuracy": "ratio"}
 """By a word of the metric's name."""
-OPEN_LABELS = {"model", "profile", "variant", "version", "grpc_service", "grpc_method"}
+OPEN_LABELS = {"model", "profile", "label", "variant", "version", "grpc_service", "grpc_method"}
 """Their values come from what is served."""
 MOST_VALUES = 8
 """Longer sets are told elsewhere."""
@@ -45,6 +45,7 @@ def populated() -> CollectorRegistry:
     model = repository.models()[0]
     manifest = repository.profiles(model, repository.serving(model))[0].read_manifest()
     metrics.add_profile(manifest)
+    metrics.fidelity.expect(manifest.model, manifest.profile, 1.0)
     metrics.models.show_states(manifest.model, {manifest.profile: State.ACTIVE})
     metrics.device.watch_queue(lambda: 0, lambda: 0)
     metrics.device.watch_pools({"free": lambda: 1, "leased": lambda: 0}, lambda: 0)

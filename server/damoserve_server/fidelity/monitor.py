@@ -1,0 +1,276 @@
+"""Re-runs sampled answers on the reference profile of their model, in a thread and with engines of its own.
+
+Neither the scheduler nor the latency estimates know of it. A run starts only while no request is in the server; where
+the engine can be interrupted, the next arrival ends it within about a millisecond, and the sample is tried again later.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from math import inf
+from typing import TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from damoserve_profiles.agreement import Comparison, reference_of
+from damoserve_profiles.imaging import Size
+from damoserve_server.catalogue import ActiveProfile
+from damoserve_server.engines import Engine, Interruptible, Outputs, close_engine
+from damoserve_server.fidelity.metrics import FidelityMetrics
+from damoserve_server.fidelity.samples import Sample, SampleRows, comparable
+from damoserve_server.fidelity.settings import FidelitySettings
+
+SETTLE_SECONDS = 0.01
+"""How long no request may have been there before a run: a caller that asks again at once is not to meet one."""
+QUIET_RUNS = 10
+"""The same for an engine that cannot be interrupted, in runs: the longer it was quiet, the likelier it stays so."""
+REST_RUNS = 9
+"""The pause after a run, in runs: whatever one costs the others, in cache or in memory, it does so at most a tenth of
+the time."""
+JOIN_SECONDS = 1.0
+"""How long a stopping server waits for a run that cannot be interrupted."""
+
+log = logging.getLogger(__name__)
+
+
+class FidelityMonitor:
+    """`add`, `remove` and `pause` are for the event loop, `offer` for workers. Without a share there is no thread."""
+
+    def __init__(self, settings: FidelitySettings, metrics: FidelityMetrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._changed = threading.Condition()
+        """Guards everything below."""
+        self._profiles: set[ActiveProfile] = set()
+        self._references: dict[ActiveProfile, ActiveProfile] = {}
+        """Of each profile that is not the reference itself."""
+        self._engines: dict[ActiveProfile, Engine | None] = {}
+        """Of the references; None if it could not be made."""
+        self._samples: deque[Sample] = deque()
+        self._rows = SampleRows(settings.kept_images)
+        self._requests = 0
+        self._idle_since = time.monotonic()
+        self._rested_at = -inf
+        self._running: Engine | None = None
+        self._interrupted = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="fidelity", daemon=True)
+        if settings.share:
+            self._thread.start()
+
+    def add(self, profiles: Iterable[ActiveProfile]) -> None:
+        """Profiles that will serve. An engine that comparing them needs is made at once, as part of loading them."""
+        with self._changed:
+            self._profiles |= set(profiles)
+            self._refer()
+
+    def remove(self, profiles: Iterable[ActiveProfile]) -> None:
+        """Drops what was to be compared with or for these. Nothing here refers to them once a run has ended."""
+        with self._changed:
+            for profile in profiles:
+                self._profiles.discard(profile)
+                self._metrics.expect(*profile.key, None)
+            self._refer()
+            self._interrupt()
+
+    def wait_until_ready(self) -> None:
+        """Returns when the engines are made, or the monitor is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._settings.share or self._missing() is None)
+
+    def close(self) -> None:
+        """Forgets what waits and ends the thread."""
+        with self._changed:
+            self._closed = True
+            self._samples.clear()
+            self._interrupt()
+            self._changed.notify_all()
+        if self._settings.share:
+            self._thread.join(JOIN_SECONDS)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """For the time of a request: nothing is run."""
+        if not self._settings.share:
+            yield
+            return
+        with self._changed:
+            self._requests += 1
+            self._interrupt()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._requests -= 1
+                self._idle_since = time.monotonic()
+                if self._samples and not self._requests:
+                    self._changed.notify_all()
+
+    def offer(self, profile: ActiveProfile, row: NDArray[np.uint8], outputs: Outputs, shown: Size) -> None:
+        """An answer and its network input; copied if it is sampled and there is room."""
+        if random.random() >= self._settings.share:
+            return
+        with self._changed:
+            reference = self._references.get(profile)
+            copy = self._room(profile, reference) if reference is not None else None
+        if reference is None or copy is None:
+            return
+        np.copyto(copy, row)
+        scores, boxes = outputs
+        sample = Sample(profile, reference, copy, (scores.copy(), boxes.copy()), shown)
+        with self._changed:
+            if self._is_outdated(sample):
+                self._end(sample, "dropped_unloaded")
+                return
+            self._samples.append(sample)
+            if not self._requests:  # else the last of them wakes the thread
+                self._changed.notify_all()
+
+    def _room(self, profile: ActiveProfile, reference: ActiveProfile) -> NDArray[np.uint8] | None:
+        """Where to keep the input of an answer of this profile, if it is to be kept."""
+        if not comparable(profile, reference):
+            self._metrics.count(profile.manifest, "not_comparable")
+            return None
+        row = self._rows.lend(profile.size)
+        if row is None:
+            self._metrics.count(profile.manifest, "dropped_busy")
+        return row
+
+    def _end(self, sample: Sample, result: str) -> None:
+        self._rows.take_back(sample.row)
+        self._metrics.count(sample.profile.manifest, result)
+
+    def _is_outdated(self, sample: Sample) -> bool:
+        return self._references.get(sample.profile) is not sample.reference
+
+    def _refer(self) -> None:
+        """Finds the references anew; forgets the engines and drops the samples of those that were."""
+        self._references.clear()
+        for _, group in groupby(sorted(self._profiles, key=_version), key=_version):
+            self._refer_version(list(group))
+        needed = self._needed()
+        self._engines = {profile: engine for profile, engine in self._engines.items() if profile in needed}
+        for sample in filter(self._is_outdated, self._samples):
+            self._end(sample, "dropped_unloaded")
+        self._samples = deque(sample for sample in self._samples if not self._is_outdated(sample))
+        self._changed.notify_all()
+
+    def _refer_version(self, profiles: list[ActiveProfile]) -> None:
+        by_name = {profile.name: profile for profile in profiles}
+        wanted = self._settings.reference
+        if wanted not in by_name:
+            wanted = reference_of(profile.manifest for profile in profiles).profile
+        for profile in profiles:
+            if profile.name != wanted:
+                self._references[profile] = by_name[wanted]
+            known = profile.manifest.agreement
+            self._metrics.expect(*profile.key, known.f1 if known is not None and known.reference == wanted else None)
+
+    def _needed(self) -> set[ActiveProfile]:
+        """The references that can be compared with."""
+        return {reference for profile, reference in self._references.items() if comparable(profile, reference)}
+
+    def _missing(self) -> ActiveProfile | None:
+        """A reference that has no engine yet."""
+        return next(iter(self._needed() - self._engines.keys()), None)
+
+    def _interrupt(self) -> None:
+        if _can_be_interrupted(self._running) and not self._interrupted:
+            self._interrupted = True
+            self._running.interrupt()
+
+    def _loop(self) -> None:
+        while self._work():
+            pass
+        for engine in self._engines.values():
+            if engine is not None:
+                close_engine(engine)
+
+    def _work(self) -> bool:
+        """One step, to which nothing refers afterwards: its profile may have been dropped. False: there is no more."""
+        step = self._next()
+        if isinstance(step, Sample):
+            self._run(step)
+        elif step is not None:
+            self._make_engine(step)
+        return step is not None
+
+    def _next(self) -> Sample | ActiveProfile | None:
+        """Waits for a sample to run, or a reference that has no engine; None when the thread is to end."""
+        with self._changed:
+            while not self._closed:
+                missing = self._missing()
+                if missing is not None:
+                    return missing
+                wait = self._wait()
+                if wait is not None and wait <= 0:
+                    return self._begin()
+                self._changed.wait(wait)
+        return None
+
+    def _wait(self) -> float | None:
+        """Seconds until the first sample may be run if nothing happens before; None: something has to."""
+        if self._requests or not self._samples:
+            return None
+        reference = self._samples[0].reference
+        promptly = _can_be_interrupted(self._engines[reference])
+        quiet = SETTLE_SECONDS if promptly else QUIET_RUNS * reference.latency.expected()
+        return max(self._idle_since + quiet, self._rested_at) - time.monotonic()
+
+    def _begin(self) -> Sample:
+        sample = self._samples.popleft()
+        self._running, self._interrupted = self._engines[sample.reference], False
+        if _can_be_interrupted(self._running):
+            self._running.resume()
+        return sample
+
+    def _run(self, sample: Sample) -> None:
+        started = time.monotonic()
+        comparison: Comparison | None = None
+        try:
+            if self._running is not None:
+                comparison = sample.compare(self._running.run(sample.row[None]))
+        except Exception:
+            if not self._interrupted:
+                log.exception("%s could not be run for comparison", "/".join(sample.reference.key))
+        with self._changed:
+            self._running = None
+            ended = time.monotonic()
+            self._rested_at = ended + REST_RUNS * (ended - started)
+            self._conclude(sample, comparison)
+
+    def _conclude(self, sample: Sample, comparison: Comparison | None) -> None:
+        if self._is_outdated(sample):
+            self._end(sample, "dropped_unloaded")
+        elif comparison is not None:
+            self._metrics.observe(sample.profile.manifest, comparison)
+            self._end(sample, "compared")
+        elif self._interrupted:
+            self._samples.appendleft(sample)
+        else:
+            self._end(sample, "failed")
+
+    def _make_engine(self, reference: ActiveProfile) -> None:
+        engine: Engine | None = None
+        try:
+            engine = reference.new_engine()
+        except Exception:
+            log.exception("%s cannot be compared with: its engine could not be made", "/".join(reference.key))
+        with self._changed:
+            if reference in self._needed():
+                self._engines[reference] = engine
+            self._changed.notify_all()
+
+
+def _version(profile: ActiveProfile) -> tuple[str, int]:
+    return profile.manifest.model, profile.manifest.version
+
+
+def _can_be_interrupted(engine: Engine | None) -> TypeGuard[Interruptible]:
+    return isinstance(engine, Interruptible) and engine.interruptible
