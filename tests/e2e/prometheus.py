@@ -58,12 +58,12 @@ class Prometheus:
         return any(math.isfinite(float(value)) for series in result for _, value in series["values"])
 
 
-def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Raises AssertionError if the condition does not hold in time."""
+def until(condition: Callable[[], object], seconds: float = PATIENCE, every: float = 0.05) -> None:
+    """Raises AssertionError if the condition does not hold in time; `every` so many seconds it is asked for."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "that did not happen in time"
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 @contextmanager
@@ -79,6 +79,12 @@ def run_prometheus(target: str, folder: Path, scrape: str, evaluation: str) -> I
             yield Prometheus(LISTENING.findall(log.read_text())[0])
         finally:
             process.kill()
+
+
+def committed_intervals() -> tuple[str, str]:
+    """How often the committed configuration scrapes, and evaluates rules."""
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]
+    return config["scrape_interval"], config["evaluation_interval"]
 
 
 def configuration(target: str, scrape: str, evaluation: str) -> dict[str, Any]:

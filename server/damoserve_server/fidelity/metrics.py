@@ -20,17 +20,17 @@ class FidelityMetrics:
         profile = ["model", "profile"]
         self._images = Counter(
             "damoserve_fidelity_images",
-            "Sampled answers: `compared` with the reference profile, or why not: `dropped_busy` (no room to keep it, as the "
-            "device was hardly idle), `dropped_unloaded` (it or the reference was unloaded meanwhile), `not_comparable` "
-            "(the reference takes another input or knows other labels), `failed` (the reference could not be run; the log "
-            "says why).",
+            "Sampled answers: `compared` with the reference profile, or why not: `dropped_busy` (no room to keep it, "
+            "as the device was hardly idle), `dropped_unloaded` (it or the reference was unloaded meanwhile), "
+            "`not_comparable` (the reference takes another input or knows other labels), `failed` (the reference could "
+            "not be run; the log says why).",
             [*profile, "result"],
             registry=registry,
         )
         self._boxes = Counter(
             "damoserve_fidelity_boxes",
-            "Boxes of compared answers: `matched`, `missing` (only the reference has it), `extra` (only the profile has "
-            "it).",
+            "Boxes of compared answers: `matched`, `missing` (only the reference has it), `extra` (only the profile "
+            "has it).",
             [*profile, "label", "result"],
             registry=registry,
         )
