@@ -14,7 +14,6 @@ from typing import Self
 import cv2
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry
 
 from damoserve.v1 import admin_pb2, admin_pb2_grpc
 from damoserve.v1 import detection_pb2 as pb
@@ -36,7 +35,7 @@ from damoserve_server.lifecycle import Lifecycle
 from damoserve_server.listeners import Listeners
 from damoserve_server.loading import Loading, load_catalogue
 from damoserve_server.management import Management
-from damoserve_server.metrics import Endpoint, Metrics
+from damoserve_server.metrics import Endpoint, Metrics, Registry
 from damoserve_server.outcomes import Requests
 from damoserve_server.policies import Policy
 from damoserve_server.policies.deadline import DeadlinePolicy
@@ -66,7 +65,7 @@ class Application:
         self._settings = settings
         self._policy = policy or DeadlinePolicy(settings.max_batch_wait_ms / 1000)
         self._load_engine = load_engine
-        self._registry = CollectorRegistry()
+        self._registry = Registry()
         self._metrics = Metrics(self._registry, settings.tiers)
         self._requests = Requests(settings, self._metrics)
         self.health = Health()

@@ -43,7 +43,8 @@ class Arrived:
         self._tier = tier
         self._objective = objective
         self._deadline = deadline
-        metrics.ends.arrive(tier)
+        self._row = metrics.tiers[tier]
+        self._row.arrive()
 
     def answered(self, result: DetectionResult) -> None:
         series = self._metrics.answered(result.profile.key, self._tier, result.reason)
@@ -66,7 +67,7 @@ class Arrived:
         self._end(Outcome.REFUSED)
 
     def _end(self, outcome: Outcome) -> None:
-        self._metrics.ends.end(self._tier, outcome)
+        self._row.end(outcome)
 
 
 class Requests:
@@ -101,8 +102,9 @@ class Requests:
     def unread(self, error: DamoserveError) -> None:
         """Counts a request that failed before it had arrived; one that had is counted already."""
         if not _counted.get():
-            self.metrics.ends.arrive(NO_TIER)
-            self.metrics.ends.end(NO_TIER, outcome_of(error))
+            row = self.metrics.tiers[NO_TIER]
+            row.arrive()
+            row.end(outcome_of(error))
 
 
 def outcome_of(error: BaseException) -> Outcome:

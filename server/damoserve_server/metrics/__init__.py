@@ -18,13 +18,13 @@ from damoserve_server.fidelity.metrics import FidelityMetrics
 from damoserve_server.metrics.buckets import SECONDS, SHORT_SECONDS, with_objectives
 from damoserve_server.metrics.calls import CallMetrics, Calls
 from damoserve_server.metrics.device import DeviceMetrics
-from damoserve_server.metrics.endpoint import Endpoint
+from damoserve_server.metrics.exposition import Endpoint, Registry
 from damoserve_server.metrics.models import ModelMetrics
 from damoserve_server.metrics.requests import NO_TIER, STAGES, Outcome, RequestMetrics
 from damoserve_server.router import Tier
 from damoserve_server.settings import Tiers
 
-__all__ = ["NO_TIER", "STAGES", "Calls", "Endpoint", "Metrics", "Outcome", "RequestMetrics"]
+__all__ = ["NO_TIER", "STAGES", "Calls", "Endpoint", "Metrics", "Outcome", "Registry", "RequestMetrics"]
 
 # A second series for each, only to say when the server started: `process_start_time_seconds` does.
 disable_created_metrics()  # type: ignore[no-untyped-call]

@@ -1,83 +1,78 @@
 """Calls of gRPC, with the names and labels of go-grpc-middleware, so that public dashboards find them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from damoserve_server.metrics.rows import Distribution, Histogram, Numbers, Row, Rows
 
 RPC = ("grpc_type", "grpc_service", "grpc_method")
-CODES = tuple(grpc.StatusCode)
-PLACES = {code: place for place, code in enumerate(CODES, 1)}
+STARTED = Metric("grpc_server_started", "Calls started.", "counter")
+HANDLED = Metric(
+    "grpc_server_handled",
+    "Calls completed; a client that goes away is CANCELLED. The rest of those started is still open.",
+    "counter",
+)
+PLACES = {code: place for place, code in enumerate(grpc.StatusCode, 1)}
 
 
-class Calls:
-    """The series of one method. Only the event loop counts.
+class Calls(Row):
+    """Of one method: those that have begun, and how many of them have ended with each code."""
 
-    The calls that have begun and those that have ended stand in one list: its copy is one step of the interpreter, so
-    whoever reads it never sees more calls ended than begun.
-    """
-
-    def __init__(self, received: Counter, sent: Counter, handling: Histogram) -> None:
+    def __init__(self, labels: Sequence[str], received: Counter, sent: Counter, handling: Distribution) -> None:
+        super().__init__(1 + len(PLACES))
         self.received = received
         self.sent = sent
         self._handling = handling
-        self._counts = [0] * (1 + len(CODES))
+        self._labels = dict(zip(RPC, labels, strict=True))
 
     def begin(self) -> None:
-        self._counts[0] += 1
+        self.numbers[0] += 1
 
     def end(self, code: grpc.StatusCode, seconds: float) -> None:
-        self._counts[PLACES[code]] += 1
+        self.numbers[PLACES[code]] += 1
         self._handling.observe(seconds)
 
-    def counts(self) -> list[int]:
-        """Calls that have begun, and how many have ended with each code."""
-        return self._counts.copy()
+    def samples(self, numbers: Numbers) -> Sequence[Sequence[Sample]]:
+        started = Sample("grpc_server_started_total", self._labels, numbers[0])
+        return [started], [
+            Sample("grpc_server_handled_total", {**self._labels, "grpc_code": code.name}, numbers[place])
+            for code, place in PLACES.items()
+        ]
 
 
-class CallMetrics(Collector):
-    """`collect` shows the calls of a method as they were at one moment."""
+class CallMetrics(Rows):
+    """See the module."""
 
-    def __init__(self, registry: CollectorRegistry, edges: tuple[float, ...]) -> None:
+    def __init__(self, registry: CollectorRegistry, edges: Sequence[float]) -> None:
+        """`edges`, of the time of calls, are in seconds."""
+        super().__init__(STARTED, HANDLED)
         self._calls: dict[tuple[str, str, str], Calls] = {}
-        registry.register(self)
         self._handling = Histogram(
             "grpc_server_handling_seconds",
             "Time of a call, whatever its end; of a stream, as long as it was open.",
             RPC,
-            registry=registry,
-            buckets=edges,
+            edges,
         )
         self._received = Counter("grpc_server_msg_received", "Messages from callers.", RPC, registry=registry)
         self._sent = Counter("grpc_server_msg_sent", "Messages to callers.", RPC, registry=registry)
+        registry.register(self)
+        registry.register(self._handling)
+
+    def rows(self) -> Iterable[Row]:
+        return list(self._calls.values())
 
     def of(self, labels: tuple[str, str, str]) -> Calls:
         """`labels` are the type, the service and the method."""
         if labels not in self._calls:
-            self._calls[labels] = Calls(
-                self._received.labels(*labels), self._sent.labels(*labels), self._handling.labels(*labels)
-            )
+            messages = self._received.labels(*labels), self._sent.labels(*labels)
+            self._calls[labels] = Calls(labels, *messages, self._handling.labels(*labels))
         return self._calls[labels]
 
     def add(self, service: str, methods: Iterable[str], kind: str) -> None:
         """Creates the series of those methods of a gRPC service that are of this type."""
         for method in methods:
             self.of((kind, service, method))
-
-    def collect(self) -> Iterator[Metric]:
-        started = CounterMetricFamily("grpc_server_started", "Calls started.", labels=RPC)
-        handled = CounterMetricFamily(
-            "grpc_server_handled",
-            "Calls completed; a client that goes away is CANCELLED. The rest of those started is still open.",
-            labels=[*RPC, "grpc_code"],
-        )
-        for labels, calls in list(self._calls.items()):
-            begun, *ended = calls.counts()
-            started.add_metric(labels, begun)
-            for code, count in zip(CODES, ended, strict=True):
-                handled.add_metric([*labels, code.name], count)
-        yield started
-        yield handled

@@ -1,16 +1,16 @@
 """Requests: how many there are, how they end, which profile serves them and where their time goes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Summary
 from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from damoserve_server import errors
 from damoserve_server.images import DECODE_FAILURES
+from damoserve_server.metrics.rows import Distribution, Histogram, Numbers, Row, Rows
 from damoserve_server.router import Reason, Tier
 
 STAGES = ("decode_wait", "decode", "queue", "batch_wait", "inference", "postprocess", "respond")
@@ -18,7 +18,16 @@ STAGES = ("decode_wait", "decode", "queue", "batch_wait", "inference", "postproc
 FRAME_OUTCOMES = ("answered", "refused", "dropped_server_behind", "dropped_client_behind")
 NO_TIER = "none"
 """The tier label of a request that names its profile, or that could not be read."""
-TIERS = (*Tier, NO_TIER)
+ENDED = Metric(
+    "damoserve_requests",
+    "Requests by their end. `in_time`: answered within the tier's objective, or without a tier within the deadline; "
+    "`late`: answered after the objective; `refused`: not let in or given up, through no fault of the caller, dropped "
+    "frames of streams included; `expired`: the deadline passed; `cancelled`: the caller left; `invalid`: the caller's "
+    "fault; `failed`: a fault of the server. Each frame of a stream and each image of a KServe request is a request. "
+    "Tier `none`: the request named its profile, or could not be read.",
+    "counter",
+)
+IN_FLIGHT = Metric("damoserve_requests_in_flight", "Requests that have arrived and have no end yet.", "gauge")
 
 
 class Outcome(StrEnum):
@@ -41,58 +50,55 @@ class Answered:
     """The series of answers of one kind; to look each up by its labels takes as long as to count."""
 
     routed: Counter
-    request: Histogram
-    stages: tuple[Histogram, ...]
+    request: Distribution
+    stages: tuple[Distribution, ...]
     """In the order of STAGES."""
     accuracy: Summary
 
 
-class Ends(Collector):
-    """Requests that have arrived, and their ends. Only the event loop counts.
+class TierRow(Row):
+    """Requests of one tier: those that have arrived, and how many of them have come to each end."""
 
-    What belongs to a tier stands in one list, as in `calls.Calls`: what has arrived is in flight or has ended, at every
-    moment.
-    """
+    def __init__(self, tier: str) -> None:
+        super().__init__(1 + len(Outcome))
+        self._labels = {"tier": tier}
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._counts = {str(tier): [0] * (1 + len(Outcome)) for tier in TIERS}
-        registry.register(self)
+    def arrive(self) -> None:
+        self.numbers[0] += 1
 
-    def arrive(self, tier: str) -> None:
-        self._counts[tier][0] += 1
+    def end(self, outcome: Outcome) -> None:
+        self.numbers[PLACES[outcome]] += 1
 
-    def end(self, tier: str, outcome: Outcome) -> None:
-        self._counts[tier][PLACES[outcome]] += 1
+    def samples(self, numbers: Numbers) -> Sequence[Sequence[Sample]]:
+        arrived, *ended = numbers
+        ends = [
+            Sample("damoserve_requests_total", {**self._labels, "outcome": outcome}, count)
+            for outcome, count in zip(Outcome, ended, strict=True)
+        ]
+        return ends, [Sample("damoserve_requests_in_flight", self._labels, arrived - sum(ended))]
 
-    def collect(self) -> Iterator[Metric]:
-        ended = CounterMetricFamily(
-            "damoserve_requests",
-            "Requests by their end. `in_time`: answered within the tier's objective, or without a tier within the "
-            "deadline; `late`: answered after the objective; `refused`: not let in or given up, through no fault of the"
-            " caller, dropped frames of streams included; `expired`: the deadline passed; `cancelled`: the caller left;"
-            " `invalid`: the caller's fault; `failed`: a fault of the server. Each frame of a stream and each image of "
-            "a KServe request is a request. Tier `none`: the request named its profile, or could not be read.",
-            labels=["tier", "outcome"],
-        )
-        in_flight = GaugeMetricFamily(
-            "damoserve_requests_in_flight", "Requests that have arrived and have no end yet.", labels=["tier"]
-        )
-        for tier, counts in self._counts.items():
-            arrived, *ends = counts.copy()
-            in_flight.add_metric([tier], arrived - sum(ends))
-            for outcome, count in zip(Outcome, ends, strict=True):
-                ended.add_metric([tier, outcome], count)
-        yield ended
-        yield in_flight
+
+class Tiers(Rows):
+    """Requests by tier. What has arrived is in flight or has ended, at every moment."""
+
+    def __init__(self) -> None:
+        super().__init__(ENDED, IN_FLIGHT)
+        self._tiers = {str(tier): TierRow(str(tier)) for tier in (*Tier, NO_TIER)}
+
+    def __getitem__(self, tier: str) -> TierRow:
+        return self._tiers[tier]
+
+    def rows(self) -> Iterable[Row]:
+        return self._tiers.values()
 
 
 class RequestMetrics:
     """See the module."""
 
-    def __init__(self, registry: CollectorRegistry, edges: tuple[float, ...], stage_edges: tuple[float, ...]) -> None:
+    def __init__(self, registry: CollectorRegistry, edges: Sequence[float], stage_edges: Sequence[float]) -> None:
         """The edges of the histograms are in seconds."""
         profile = ["model", "profile"]
-        self.ends = Ends(registry)
+        self.tiers = Tiers()
         self.refused = Counter(
             "damoserve_refused",
             "Calls and frames of streams that failed; the reasons are those of the table in "
@@ -111,8 +117,7 @@ class RequestMetrics:
             "damoserve_request_seconds",
             "Time from the arrival of an answered request to its answer.",
             [*profile, "tier"],
-            registry=registry,
-            buckets=edges,
+            edges,
         )
         self.stage_seconds = Histogram(
             "damoserve_stage_seconds",
@@ -121,8 +126,7 @@ class RequestMetrics:
             " the image, but for `batch_wait`: a worker was free and held the batch back for company; `inference`: the "
             "network, for the whole batch; `respond`: until the event loop has the answer.",
             [*profile, "stage"],
-            registry=registry,
-            buckets=stage_edges,
+            stage_edges,
         )
         self.served_accuracy = Summary(
             "damoserve_served_accuracy",
@@ -145,6 +149,8 @@ class RequestMetrics:
             ["outcome"],
             registry=registry,
         )
+        for rows in (self.tiers, self.seconds, self.stage_seconds):
+            registry.register(rows)
         self._answered: dict[tuple[tuple[str, str], str, Reason], Answered] = {}
         for reason in errors.reasons():
             self.refused.labels(reason)
