@@ -93,10 +93,10 @@ class Contender:
         return request
 
 
-async def capacity(server: Server, image: bytes) -> float:
-    """Images a second of fp32, with callers enough to keep the server busy."""
-    request = Contender("", server, "fp32").request(image)
-    end = time.monotonic() + CAPACITY_SECONDS
+async def capacity(server: Server, image: bytes, profile: str = "fp32", seconds: float = CAPACITY_SECONDS) -> float:
+    """Images a second of a profile, with callers enough to keep the server busy."""
+    request = Contender("", server, profile).request(image)
+    end = time.monotonic() + seconds
     answered = 0
     async with server.channel() as channel:
         stub: Any = pb_grpc.DetectionServiceStub(channel)
@@ -108,7 +108,7 @@ async def capacity(server: Server, image: bytes) -> float:
                 answered += 1
 
         await asyncio.gather(*(caller() for _ in range(SATURATING_CALLERS)))
-    return answered / CAPACITY_SECONDS
+    return answered / seconds
 
 
 async def play(contender: Contender, times: Sequence[float], image: bytes) -> Outcomes:
