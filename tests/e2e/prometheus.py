@@ -54,7 +54,8 @@ class Prometheus:
 
     def has_data(self, expression: str, start: float, end: float) -> bool:
         """Whether the expression has a value that is a number at some second of that time."""
-        result = self.ask("query_range", query=expression, start=start, end=end, step=1)["result"]
+        # The last step lies up to a second before the end.
+        result = self.ask("query_range", query=expression, start=start, end=end + 1, step=1)["result"]
         return any(math.isfinite(float(value)) for series in result for _, value in series["values"])
 
 

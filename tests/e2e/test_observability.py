@@ -68,7 +68,7 @@ def without(asked: list[Asked], answered: Watched) -> list[str]:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     root = copy_bundled(tmp_path_factory.mktemp("repository"))
     settings = {"repository": root, "workers": 1, "threads_per_worker": 1, "max_queue": 8, "fidelity__share": 1}
-    with real_server(**settings, log_level="critical") as (server, _):
+    with real_server(**settings) as (server, _):
         target, folder = urlsplit(server.metrics).netloc, tmp_path_factory.mktemp("prometheus")
         with run_prometheus(target, folder, scrape="500ms", evaluation="1s") as prometheus:
             start = time.time()

@@ -62,8 +62,8 @@ def changes() -> tuple[Panel, ...]:
 
 def tables() -> tuple[Panel, ...]:
     return (
-        parts.labels("Profiles", "What is served.", (), now(series("damoserve_profile_info", MODEL))),
-        parts.labels("Builds", "What serves.", (), now(series("damoserve_build_info"))),
+        parts.labels("Profiles", "What is served.", now(series("damoserve_profile_info", MODEL))),
+        parts.labels("Builds", "What serves.", now(series("damoserve_build_info"))),
     )
 
 

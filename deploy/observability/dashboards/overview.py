@@ -105,9 +105,7 @@ def durations(label: str) -> tuple[Panel, ...]:
         text = "From the arrival of a request to its answer; what got no answer is not in it."
         if label == "tier":
             asked.append(query(objective, "{{tier}} objective"))
-            text += (
-                "Dashed: the objectives. A tier above its line is late; see Latency for the stage that takes the time."
-            )
+            text += " Dashed: the objectives. A tier above its line is late; see Latency for the stage that takes it."
         panels.append(parts.dashed(graph(f"{name} by {label}", text, "s", *asked), "objective$"))
     return tuple(panels)
 

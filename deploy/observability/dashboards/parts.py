@@ -129,10 +129,10 @@ def states(title: str, description: str, names: Sequence[tuple[str, str]], *aske
     return panel.show_value(looks.VisibilityMode.AUTO).row_height(0.8)
 
 
-def labels(title: str, description: str, hidden: Sequence[str], asked: Query) -> table.Panel:
+def labels(title: str, description: str, asked: Query) -> table.Panel:
     """The labels of series whose value says nothing, as a table."""
     asked.format(queries.PromQueryFormat.TABLE)
-    excluded = dict.fromkeys(("Time", "Value", "__name__", "job", *hidden), True)
+    excluded = dict.fromkeys(("Time", "Value", "__name__", "job"), True)
     arranged = models.DataTransformerConfig(id_val="organize", options={"excludeByName": excluded})
     panel = table.Panel().title(title).description(description).datasource(SOURCE)
     return panel.targets(_named([asked])).with_transformation(arranged)
@@ -163,10 +163,8 @@ def dashed(panel: timeseries.Panel, pattern: str) -> timeseries.Panel:
 def build(board: Board) -> models.Dashboard:
     """Raises KeyError for an unknown variable."""
     made = grafana.Dashboard(board.title).uid(f"{TAG}-{board.name}").description(board.description).tags([TAG])
-    made.readonly().refresh("10s").time("now-30m", "now").timezone("browser").tooltip(
-        models.DashboardCursorSync.CROSSHAIR
-    )
-    made.link(_others())
+    made.readonly().refresh("10s").time("now-30m", "now").timezone("browser")
+    made.tooltip(models.DashboardCursorSync.CROSSHAIR).link(_others())
     made.with_variable(grafana.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     for name in board.variables:
         made.with_variable(_variable(name))
