@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import uvloop
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from PIL import Image
@@ -133,7 +134,7 @@ def _serve(settings: dict[str, Any], load_engine: EngineLoader, policy: Policy |
             pipe.send((server.port, server.metrics_port, server.admin_port))
             await terminated.wait()
 
-    asyncio.run(run())
+    uvloop.run(run())  # as the command does
 
 
 def _free_port() -> int:

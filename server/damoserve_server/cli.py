@@ -1,12 +1,12 @@
 """The command `damoserve serve`, found through the entry point group `damoserve.commands`."""
 
-import asyncio
 import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import uvloop
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
@@ -40,7 +40,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one argument for each option
     options = {"repository": repository, "host": host, "port": port, "metrics_port": metrics_port, "config": config}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     try:
-        asyncio.run(serve_until_stopped(Settings(**given), typer.echo))
+        uvloop.run(serve_until_stopped(Settings(**given), typer.echo))
     except (CatalogueError, ValidationError, SettingsError, OSError) as error:
         typer.echo(f"damoserve cannot start: {_in_one_line(error)}", err=True)
         raise typer.Exit(1) from error

@@ -150,19 +150,7 @@ def _out_of_range(field: str, value: str, allowed: str) -> ArgumentOutOfRange:
 
 def to_response(result: DetectionResult) -> pb.DetectResponse:
     manifest = result.profile.manifest
-    found = result.detections
-    return pb.DetectResponse(
-        detections=[
-            pb.Detection(
-                label=manifest.labels[label],
-                label_id=label,
-                score=score,
-                box=pb.BoundingBox(x_min=box[0], y_min=box[1], x_max=box[2], y_max=box[3]),
-            )
-            for box, score, label in zip(
-                found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-            )
-        ],
+    response = pb.DetectResponse(
         image_width_px=result.image_size.width,
         image_height_px=result.image_size.height,
         model=manifest.model,
@@ -172,6 +160,15 @@ def to_response(result: DetectionResult) -> pb.DetectResponse:
         batch_size=result.batch_size,
         timings=_timings(result.timings),
     )
+    found = result.detections
+    # Built in place: messages of their own, to be copied into the response, took three times as long.
+    add = response.detections.add
+    for (x_min, y_min, x_max, y_max), score, label in zip(
+        found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+    ):
+        box = add(label=manifest.labels[label], label_id=label, score=score).box
+        box.x_min, box.y_min, box.x_max, box.y_max = x_min, y_min, x_max, y_max
+    return response
 
 
 def _timings(timings: Timings) -> pb.StageTimings:

@@ -231,10 +231,6 @@ class Detector:
         expiry = loop.call_at(preparing.request.deadline, _expire, answer)
         try:
             return await answer
-        except asyncio.CancelledError:
-            if not answer.cancelled():  # it came, but the caller left before it could be taken
-                self._metrics.requests.unused_answers.labels(*answer.result().profile.key).inc()
-            raise
         finally:
             expiry.cancel()
             if not answer.done() or answer.cancelled() or answer.exception() is not None:
@@ -249,12 +245,13 @@ class Detector:
         mode = expected.manifest.input.resize
         preparing.started = time.monotonic()
         try:
-            preparing.image_size = self._images.read(request.image, lease.row, mode)
-            shown = shown_size(preparing.image_size, expected.size, mode)
+            size = preparing.image_size = self._images.read(request.image, lease.row, mode)
+            shown = shown_size(size, expected.size, mode)
 
+            # Not to refer to the ticket, which will refer to it: the profile would stay until a garbage collection.
             def find(profile: ActiveProfile, scores: Floats, boxes: Floats) -> Detections:
                 self.fidelity.offer(profile, lease.row, (scores, boxes), shown)
-                return select(scores, boxes, _thresholds(profile, request), shown, preparing.image_size)
+                return select(scores, boxes, _thresholds(profile, request), shown, size)
 
             preparing.decoded = time.monotonic()
             self._workers.make_ready(ticket, Job(lease, find, answer))

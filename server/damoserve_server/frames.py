@@ -76,18 +76,20 @@ class StreamCaller:
             yield self._arrived(request.frame, template, budget), taken
 
     async def compute(self, frame: Frame) -> pb.DetectStreamResponse:
+        if isinstance(frame.wanted, DamoserveError):
+            return self._refusal(frame, frame.wanted)
         try:
-            if isinstance(frame.wanted, DamoserveError):
-                raise frame.wanted
             result = await self._detector.detect(frame.wanted)
             answer = pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
         except Exception as error:
-            known = to_known(error, f"frame {frame.identifier}")
-            self.requests.metrics.refused.labels(known.reason).inc()
-            self._ended(frame).failed(known)
-            return pb.DetectStreamResponse(frame_id=frame.identifier, error=to_status(known))
+            return self._refusal(frame, to_known(error, f"frame {frame.identifier}"))
         self._ended(frame).answered(result)
         return answer
+
+    def _refusal(self, frame: Frame, error: DamoserveError) -> pb.DetectStreamResponse:
+        self.requests.metrics.refused.labels(error.reason).inc()
+        self._ended(frame).failed(error)
+        return pb.DetectStreamResponse(frame_id=frame.identifier, error=to_status(error))
 
     async def send(self, slot: FrameSlot) -> None:
         if slot.dropped is not None:

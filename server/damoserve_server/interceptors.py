@@ -88,7 +88,7 @@ class _Call:
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
-                await self._fail(to_known(error, self.method), identifier, context)
+                self._fail(to_known(error, self.method), identifier, context)
 
     async def _single(self, request: bytes, context: Context) -> Any:
         behaviour: Any = self.handler.unary_unary
@@ -130,7 +130,7 @@ class _Call:
         code = grpc.StatusCode.UNKNOWN
         try:
             yield
-            code = grpc.StatusCode.OK
+            code = context.code() or grpc.StatusCode.OK
         except asyncio.CancelledError:
             remaining: float | None = context.time_remaining()
             expired = remaining is not None and remaining <= 0
@@ -142,12 +142,16 @@ class _Call:
         finally:
             self.series.end(code, time.monotonic() - started)
 
-    async def _fail(self, error: DamoserveError, identifier: str, context: Context) -> None:
+    def _fail(self, error: DamoserveError, identifier: str, context: Context) -> None:
+        """Not by `context.abort`: gRPC keeps what that raises, and so the request, until a garbage collection."""
         self.requests.metrics.refused.labels(error.reason).inc()
         if self.method in REQUEST_METHODS:
             self.requests.unread(error)
-        metadata = ((STATUS_DETAILS, to_status(error).SerializeToString()), (REQUEST_ID, identifier))
-        await context.abort(error.code, str(error), metadata)
+        context.set_code(error.code)
+        context.set_details(str(error))
+        context.set_trailing_metadata(
+            ((STATUS_DETAILS, to_status(error).SerializeToString()), (REQUEST_ID, identifier))
+        )
 
 
 class _CountingContext:

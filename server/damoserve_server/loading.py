@@ -1,6 +1,7 @@
 """From files to profiles that serve: verified, loaded once for each worker, checked on the golden image, warmed up."""
 
 import ctypes
+import functools
 import hashlib
 import logging
 import os
@@ -134,7 +135,12 @@ def manifest_of(folder: ProfileFolder) -> Manifest | None:
 def give_memory_back() -> None:
     """Returns what was freed to the system, which glibc else keeps: 70 MB after a 33 MB model was dropped."""
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+        _c_library().malloc_trim(0)
+
+
+@functools.cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 Check = Callable[[Engine], None]

@@ -54,20 +54,17 @@ class Arrived:
             histogram.observe(seconds)
         total = result.timings.total
         series.request.observe(total)
-        self._end(Outcome.IN_TIME if total <= self._objective else Outcome.LATE)
+        self._row.end(Outcome.IN_TIME if total <= self._objective else Outcome.LATE)
 
     def failed(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
-            self._end(Outcome.CANCELLED if time.monotonic() < self._deadline else Outcome.EXPIRED)
+            self._row.end(Outcome.CANCELLED if time.monotonic() < self._deadline else Outcome.EXPIRED)
         else:
-            self._end(outcome_of(error))
+            self._row.end(outcome_of(error))
 
     def dropped(self) -> None:
         """A newer frame of its stream took its place."""
-        self._end(Outcome.REFUSED)
-
-    def _end(self, outcome: Outcome) -> None:
-        self._row.end(outcome)
+        self._row.end(Outcome.REFUSED)
 
 
 class Requests:

@@ -59,7 +59,7 @@ class DetectionService(pb_grpc.DetectionServiceServicer):
         with self._requests.answering([wanted]) as results:
             detector = await self._startup.finished(wanted.deadline)
             results.append(await detector.detect(wanted))
-        return convert.to_response(results[0])
+            return convert.to_response(results[0])
 
     # Not a generator, which the stubs expect: nothing closes one at once when its call ends.
     async def DetectStream(  # type: ignore[override]

@@ -131,6 +131,9 @@ class FakeService(services.DetectionServiceServicer, services.ProfileServiceServ
                 inference=milliseconds(30),
                 postprocess=milliseconds(4),
                 total=milliseconds(38),
+                decode_wait=Duration(nanos=100_000),
+                batch_wait=Duration(nanos=200_000),
+                respond=Duration(nanos=700_000),
             ),
         )
 

@@ -48,7 +48,16 @@ def test_detect_returns_what_the_server_said(call: Call, server: FakeServer, sme
         profile="int8",
         selection_reason="requested",
         batch_size=4,
-        timings=Timings(decode=0.001, queue=0.002, inference=0.03, postprocess=0.004, total=0.038),
+        timings=Timings(
+            decode=0.001,
+            queue=0.002,
+            inference=0.03,
+            postprocess=0.004,
+            total=0.038,
+            decode_wait=0.0001,
+            batch_wait=0.0002,
+            respond=0.0007,
+        ),
     )
 
 

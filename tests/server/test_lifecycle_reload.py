@@ -12,6 +12,7 @@ import pytest
 
 from damoserve.v1 import admin_pb2 as admin_pb
 from damoserve.v1 import detection_pb2 as pb
+from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.golden import GOLDEN_FILE
 from damoserve_profiles.repository import ALIASES_FILE, BUNDLED
 from damoserve_server.engines import EngineError
@@ -180,6 +181,53 @@ def test_a_request_ends_in_the_version_that_it_began_in(serve, repository, next_
     answers, held = asyncio.run(scenario())
     assert answers == (3, 4)
     assert held == [True, True]  # it may still say which profiles it allowed
+
+
+@pytest.fixture
+def no_collection():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_a_replaced_version_is_freed_at_once_whatever_came_of_its_requests(
+    serve, repository, next_version, pictures, valve
+):
+    """A collection may be minutes away, and a version takes hundreds of megabytes."""
+
+    async def stream():
+        yield pb.DetectStreamRequest(options=pb.StreamOptions())
+        for image in (pictures.red, b"no image", b""):
+            yield pb.DetectStreamRequest(frame=pb.Frame(image=pb.Image(content=image)))
+
+    async def scenario():
+        async with administered(serve, valve.load) as (client, admin):
+            gone = [weakref.ref(profile) for profile in active(client)]
+            await client.detect(pictures.red)
+            for image, wishes in ((b"no image", {}), (b"", {}), (pictures.red, {"profile": "none"})):
+                await client.failure(client.detect(image, **wishes))
+            valve.shut()
+            left = client.detect(pictures.red)
+            await valve.entered()
+            late = await client.failure(client.detect(pictures.red, timeout=0.1))
+            left.cancel()
+            valve.open()
+            client.learn(30.0)
+            refused = await client.failure(client.detect(pictures.red, latency_budget={"seconds": 1}))
+            frames = [answer async for answer in pb_grpc.DetectionServiceStub(client.channel).DetectStream(stream())]
+            use_newest(repository)
+            await admin.ReloadModel(RELOAD)
+            async with asyncio.timeout(20):
+                while any(profile() is not None for profile in gone):
+                    await asyncio.sleep(0)
+            return late, refused, frames
+
+    late, refused, frames = asyncio.run(scenario())
+    assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert refused.reason == "DEADLINE_UNREACHABLE"
+    assert [answer.WhichOneof("outcome") for answer in frames] == ["error"] * 3
 
 
 def test_unloading_a_busy_profile_loses_no_request(serve, pictures, valve):

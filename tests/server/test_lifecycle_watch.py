@@ -119,10 +119,15 @@ def test_models_come_and_go(watching, repository, new_profile, pictures):
             shutil.rmtree(repository / "birds")
             await counted(client, "removed", "birds")
             gone = await client.failure(client.detect(pictures.red, model="birds"))
-            info = [s.labels["model"] for s in (await client.metrics())._samples if s.name == "damoserve_profile_info"]
-            return there.model, gone.reason, set(info), (await client.detect(pictures.red)).model
+            shown = {
+                (s.name, s.labels["model"])
+                for s in (await client.metrics())._samples
+                if s.name in {"damoserve_profile_info", "damoserve_profile_accuracy"}
+            }
+            return there.model, gone.reason, shown, (await client.detect(pictures.red)).model
 
-    assert asyncio.run(scenario()) == ("birds", "MODEL_NOT_FOUND", {"colours"}, "colours")
+    shown = {("damoserve_profile_info", "colours"), ("damoserve_profile_accuracy", "colours")}
+    assert asyncio.run(scenario()) == ("birds", "MODEL_NOT_FOUND", shown, "colours")
 
 
 def test_an_alias_that_is_written_rolls_back(watching, repository, new_profile, pictures):
@@ -133,6 +138,8 @@ def test_an_alias_that_is_written_rolls_back(watching, repository, new_profile, 
             before = (await client.detect(pictures.red)).model_version
             Repository(repository).set_alias("colours", "serving", 3)
             await counted(client, "switched")
+            now = await client.metrics()
+            assert now.sum("damoserve_profile_accuracy", model="colours", profile="accurate") == 0.6
             middle = (await client.detect(pictures.red)).model_version
             (repository / "colours" / ALIASES_FILE).write_text("what?")
             await counted(client, "refused")

@@ -2,13 +2,16 @@
 
 import asyncio
 import random
+import sys
+import threading
 import urllib.request
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from damoserve_server.metrics import NO_TIER
+from damoserve_server.metrics import NO_TIER, Metrics, Outcome, Registry
 from damoserve_server.router import Tier
+from damoserve_server.settings import Tiers
 from tests.server.conftest import Samples
 
 CALLERS = 12
@@ -85,6 +88,38 @@ def test_sums_hold_at_any_moment_under_load(serve, pictures):
     for name in ("damoserve_request_seconds_count", "damoserve_routed_total", "damoserve_served_accuracy_count"):
         assert end.sum(name) == answered
     assert end.sum("grpc_server_handling_seconds_count", **DETECT) == end.sum("grpc_server_handled_total", **DETECT)
+
+
+def test_a_thread_that_looks_never_sees_more_ended_than_begun():
+    metrics = Metrics(Registry(), Tiers())
+    calls, tier = metrics.calls.of(("unary", "service", "method")), metrics.requests.tiers[NO_TIER]
+    looks = []
+
+    def look():
+        for _ in range(5000):
+            begun, *ended = (s.value for family in metrics.calls.collect() for s in family.samples)
+            (in_flight,) = (
+                s.value
+                for family in metrics.requests.tiers.collect()
+                for s in family.samples
+                if family.type == "gauge" and s.labels["tier"] == NO_TIER
+            )
+            looks.append((begun - sum(ended), in_flight))
+
+    thread = threading.Thread(target=look)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        while thread.is_alive():
+            calls.begin()
+            tier.arrive()
+            tier.end(Outcome.IN_TIME)
+            calls.end(grpc.StatusCode.OK, 0.01)
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(looks) == 5000
+    assert set(looks) <= {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 def test_as_many_are_in_flight_as_wait(serve, pictures, valve):

@@ -1,5 +1,7 @@
 """The queue: who is let in, who leaves it and when."""
 
+from math import inf
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from damoserve_server.errors import DeadlineExpired, DeadlineUnreachable, QueueFull, ShuttingDown, WorkersLost
 from damoserve_server.policies import Cost, Wish
 from damoserve_server.policies.deadline import DeadlinePolicy
-from damoserve_server.scheduler import Scheduler
+from damoserve_server.scheduler import Closing, Scheduler
 
 COSTS = {"slow": Cost(0.6, (8.0, 16.0, 24.0)), "quick": Cost(0.5, (2.0, 3.0, 4.0))}
 MAX_QUEUE = 4
@@ -251,6 +253,51 @@ def test_a_pause_ends_without_company_too():
         clock.now = scheduler.next_take() or clock.now
     assert starts == ["first"]
     assert clock.now <= 1.0
+
+
+def test_a_batch_tells_why_it_is_no_larger():
+    scheduler, clock = make(costs={"quick": Cost(0.5, (2.0, 3.0, 4.0))})
+    for _ in range(4):
+        submit(scheduler, "quick", 90)
+    clock.now = 20.0  # when no more are expected to come
+    full = scheduler.take()
+    assert (len(full.tickets), full.closing) == (3, Closing.FULL)
+    scheduler.finish(full)
+    rest = scheduler.take()
+    assert (len(rest.tickets), rest.closing, rest.held_since) == (1, Closing.ALL_READY, inf)
+    scheduler.finish(rest)
+    submit(scheduler, "quick", clock.now + 2.5, "urgent", arrival=clock.now)
+    submit(scheduler, "quick", 90, "patient", arrival=clock.now)
+    urgent = scheduler.take()
+    assert (names(urgent), urgent.closing) == (["urgent"], Closing.SMALLER)
+
+
+def test_where_no_batch_gains_every_batch_is_full():
+    scheduler, _ = make(costs={"quick": Cost(0.5, (10.0, 20.0, 30.0))})
+    submit(scheduler, "quick", 900)
+    submit(scheduler, "quick", 900)
+    assert scheduler.take().closing == Closing.FULL
+
+
+def test_a_batch_knows_since_when_it_was_held_back_for_company():
+    scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 10.0, 10.0))})
+    clock.now = 5.0
+    submit(scheduler, "quick", 900, "first")
+    assert scheduler.take() is None
+    clock.now = 5.1
+    submit(scheduler, "quick", 900, "second")
+    assert scheduler.take() is None, "the third may be near"
+    clock.now = 7.0
+    batch = scheduler.take()
+    assert (names(batch), batch.closing, batch.held_since) == (["first", "second"], Closing.WAITED, 5.0)
+    scheduler.finish(batch)
+    abandoned = submit(scheduler, "quick", 900, "abandoned")
+    assert scheduler.take() is None
+    scheduler.withdraw(abandoned)
+    clock.now = 20.0
+    submit(scheduler, "quick", clock.now + 10.01, "alone")
+    alone = scheduler.take()
+    assert (alone.closing, alone.held_since) == (Closing.ALL_READY, inf), "what was held has left"
 
 
 def test_the_close_hands_out_all_that_wait_and_nothing_comes_in():

@@ -69,6 +69,9 @@ def to_result(response: pb.DetectResponse) -> DetectionResult:
             inference=_seconds(timings.inference),
             postprocess=_seconds(timings.postprocess),
             total=_seconds(timings.total),
+            decode_wait=_seconds(timings.decode_wait),
+            batch_wait=_seconds(timings.batch_wait),
+            respond=_seconds(timings.respond),
         ),
     )
 

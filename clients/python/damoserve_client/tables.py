@@ -59,7 +59,8 @@ def by_profile(rows: Sequence[tuple[ProfileInfo, DetectionResult]]) -> Table:
         ["AP", "MB", "decode\nms", "queue\nms", "inference\nms", "post-\nprocess", "total\nms"],
     )
     for info, result in rows:
-        times = map(milliseconds, dataclasses.astuple(result.timings))
+        took = result.timings
+        times = map(milliseconds, (took.decode, took.queue, took.inference, took.postprocess, took.total))
         table.add_row(
             escape(info.profile), escape(counts(result)), f"{info.average_precision:.3f}", megabytes(info), *times
         )

@@ -74,13 +74,17 @@ class Detection:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds that a request spent in each stage of the server."""
+    """Seconds that a request spent in each stage of the server; all but `total` add up to it."""
 
     decode: float
     queue: float
     inference: float
     postprocess: float
     total: float
+    # 0 from an older server, which does not tell. Until decoding began; until the batch was full; until the answer.
+    decode_wait: float = 0.0
+    batch_wait: float = 0.0
+    respond: float = 0.0
 
 
 @dataclass(frozen=True)

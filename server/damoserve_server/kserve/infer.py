@@ -42,7 +42,7 @@ class Inference:
                 if self._unavailable_when_full:
                     error.code = grpc.StatusCode.UNAVAILABLE
                 raise
-        return to_response(request, results, call.outputs)
+            return to_response(request, results, call.outputs)
 
     async def _counted(
         self, call: Call, detector: Detector, target: Target, places: asyncio.Semaphore

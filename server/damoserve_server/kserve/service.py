@@ -3,14 +3,13 @@
 from __future__ import annotations  # gRPC's context is generic for type checkers only
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Protocol
 
 from damoserve.kserve.v2 import inference_pb2 as pb
 from damoserve_server.catalogue import Catalogue
-from damoserve_server.errors import DamoserveError, InternalError, NotFound, NotOffered
+from damoserve_server.errors import DamoserveError, NotFound, NotOffered
 from damoserve_server.kserve import describe, targets
 from damoserve_server.kserve.infer import Inference
 from damoserve_server.kserve.statistics import Statistics
@@ -18,13 +17,12 @@ from damoserve_server.kserve.streaming import in_order
 from damoserve_server.outcomes import Requests
 from damoserve_server.service import Startup
 from damoserve_server.settings import Settings, usable_cores
+from damoserve_server.status import to_known
 
 if TYPE_CHECKING:
     import grpc
 
     Context = grpc.aio.ServicerContext[Any, Any]
-
-log = logging.getLogger(__name__)
 
 
 class Administration(Protocol):
@@ -118,11 +116,8 @@ class InferenceService:
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             try:
                 response = await self._inference.answer(request, context.time_remaining(), places)
-            except DamoserveError as error:
-                return self._failure(request, error)
-            except Exception:
-                log.exception("request %r of a stream failed", request.id)
-                return self._failure(request, InternalError("internal error"))
+            except Exception as error:
+                return self._failure(request, to_known(error, f"request {request.id!r} of a stream"))
             return pb.ModelStreamInferResponse(infer_response=response)
 
         async with aclosing(in_order(requests, answer, self._depth)) as answers:

@@ -78,7 +78,7 @@ class TierRow(Row):
         return ends, [Sample("damoserve_requests_in_flight", self._labels, arrived - sum(ended))]
 
 
-class Tiers(Rows):
+class ByTier(Rows):
     """Requests by tier. What has arrived is in flight or has ended, at every moment."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class RequestMetrics:
     def __init__(self, registry: CollectorRegistry, edges: Sequence[float], stage_edges: Sequence[float]) -> None:
         """The edges of the histograms are in seconds."""
         profile = ["model", "profile"]
-        self.tiers = Tiers()
+        self.tiers = ByTier()
         self.refused = Counter(
             "damoserve_refused",
             "Calls and frames of streams that failed; the reasons are those of the table in "
