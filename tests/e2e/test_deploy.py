@@ -132,6 +132,10 @@ def defaults(model: BaseModel | type[BaseModel], prefix: str = "DAMOSERVE_") -> 
             yield variable, value
 
 
+def test_compose_sets_settings_that_exist() -> None:
+    assert COMPOSE["services"]["damoserve"]["environment"].keys() <= dict(defaults(Settings)).keys()
+
+
 def test_page_has_every_setting_and_its_default() -> None:
     written = {row[0].strip("`"): row[1] for row in table("Settings")}
     expected = dict(defaults(Settings))
