@@ -23,7 +23,7 @@ LADDER = {
     "int8": Cost(0.610, (0.020, 0.040, 0.060, 0.080)),
     "int8+pruned": Cost(0.590, (0.010, 0.020, 0.030, 0.040)),
 }
-"""A made-up ladder; `--repository` takes a measured one."""
+"""A made-up ladder."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,11 @@ from damoserve_server.policies import Cost
 WINDOW = 32
 """Samples kept: enough for a steady quantile, few enough to follow a change of load."""
 MAX_AGE_SECONDS = 30.0
-CAUTION = 0.9
-"""Quantile of the samples that decisions are made by: with the median every second answer would be late."""
+CAUTION = 0.8
+"""Quantile of the samples that decisions are made by: with the median every second answer would be late.
+
+Higher is slower to trust a profile, and gains nothing where bursts decide.
+"""
 MEMORY_SECONDS = 0.2
 """Time in which an arrival loses all but 1/e of its weight: bursts are what a queue has to be ready for."""
 

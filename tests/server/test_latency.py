@@ -49,9 +49,9 @@ def test_before_the_first_measurement_the_baselines_count():
 
 def test_decisions_are_made_by_a_cautious_estimate():
     estimate = LatencyEstimate({1: 1.0, 2: 2.0}, Clock())
-    for _ in range(8):
+    for _ in range(7):
         estimate.observe(1.0)
-    for _ in range(2):
+    for _ in range(3):
         estimate.observe(3.0)
     cost = estimate.cost(accuracy=0.6)
     assert (estimate.expected(), cost.accuracy, cost.seconds) == (1.0, 0.6, (3.0, 6.0))

@@ -30,10 +30,6 @@ TINY = 1e-9
 INSTANT = 1e-6
 """Seconds not worth a pause, which would be over before it began."""
 
-FORESIGHT = 2.0
-"""So many times the recent rate is expected to arrive during a batch. Arrivals come in bursts: with the plain rate one
-request in 200 more was late in the simulator (gamma arrivals, coefficient of variation 4), at the same accuracy."""
-
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 N = TypeVar("N", bound=np.generic)
@@ -279,7 +275,7 @@ class _Rest:
 def _rest(line: _Line, options: _Options, seconds: Floats, state: State[P, W]) -> _Rest:
     count = len(line.tickets)
     taken = line.at_level.take(options.members, axis=1).cumsum(axis=1)[:, options.size - 1, options.profile]
-    arriving = (FORESIGHT * state.rate * seconds)[:, None]
+    arriving = (state.rate * seconds)[:, None]
     more = 1 + arriving / count  # they want what those want that wait
     work, accuracy = more * line.at_level.sum(axis=1)[:, None] - taken
     return _Rest(count * more - options.size[:, None], work, accuracy, taken[0])
