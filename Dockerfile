@@ -64,7 +64,7 @@ ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 
 WORKDIR /app
 COPY --from=requirements / ./
 RUN touch README.md
-RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt --editable '.[gpu]'
+RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt --editable '.[gpu,tracing]'
 COPY --from=serving-source / ./
 # What TensorRT builds; a volume there keeps it from one container to the next.
 RUN install --directory --owner=damoserve --mode=700 /var/cache/damoserve
@@ -84,7 +84,7 @@ CMD ["serve"]
 
 
 FROM python AS server
-RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt --editable '.[server]'
+RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt --editable '.[server,tracing]'
 COPY --from=serving-source / ./
 ENV DAMOSERVE_HOST=0.0.0.0 \
     DAMOSERVE_METRICS_HOST=0.0.0.0

@@ -6,8 +6,8 @@ RECIPES := profiles/recipes/blood-cells
 PACKAGES := proto profiles server compress clients tests benchmarks deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format type proto check-proto train prune profiles benchmark fuzz \
-  dashboards observability image clean
+.PHONY: help install demo test lint format type proto check-proto train prune profiles benchmark fuzz overload bursts \
+  faults soak ceiling dashboards observability image clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -58,6 +58,21 @@ benchmark: .venv/dev ## Times the bundled profiles against each other.
 fuzz: .venv/server ## Sends a server 20 000 broken requests: make fuzz [ARGS='--requests 1000 --seed 2'].
 	$(BIN)/python benchmarks/fuzz.py $(ARGS)
 
+overload: .venv/dev ## More requests at once than can be answered in time: make overload [ARGS='--repeats 1'].
+	$(BIN)/python -m benchmarks.overload $(ARGS)
+
+bursts: .venv/dev ## Bursts against other policies, over 20 minutes: make bursts [ARGS='--seconds 5 --rounds 1'].
+	$(BIN)/python -m benchmarks.bursts $(ARGS)
+
+faults: .venv/dev ## Every fault under sixteen callers: make faults [ARGS=SIGTERM].
+	$(BIN)/python -m benchmarks.faults $(ARGS)
+
+soak: .venv/dev ## Half an hour of everything, and the memory: make soak [ARGS='--minutes 5'].
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+ceiling: .venv/dev ## The server at saturation against a plain loop: make ceiling [ARGS='--rounds 1'].
+	$(BIN)/python -m benchmarks.ceiling $(ARGS)
+
 dashboards: .venv/dev ## Generates Grafana's dashboards.
 	$(BIN)/python -m deploy.observability.dashboards deploy/observability/grafana/dashboards
 
@@ -79,5 +94,5 @@ clean: ## Removes what the other targets made.
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/python
-	$(INSTALL) '.[server,openvino,compress,dev]'
+	$(INSTALL) '.[server,openvino,tracing,compress,dev]'
 	@touch $@

@@ -248,6 +248,9 @@ def main(
     file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Put every fault to a server under load, and print how all calls ended."""
+    unknown = [part for part in chosen or () if not any(part in name for name in SCENARIOS)]
+    if unknown:
+        raise typer.BadParameter(f"no scenario is called {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
     table: list[tuple[object, ...]] = [("fault", "calls", "OK", "wrong", "lost", "other ends", "verdict")]
     figures: dict[str, Any] = {}
     for name, scenario in SCENARIOS.items():

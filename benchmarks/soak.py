@@ -29,6 +29,8 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 
 SAMPLE_SECONDS = 10.0
+MIN_SAMPLES = 50
+"""In a shorter run, memory is read more often."""
 TIMEOUT = 10.0
 FRAMES = 12
 OVERLOADS = (pb.StreamOptions.OVERLOAD_WAIT, pb.StreamOptions.OVERLOAD_DROP_OLDEST)
@@ -61,7 +63,9 @@ class Soak:
         end = time.monotonic() + seconds
         async with self.server.channel() as channel:
             await asyncio.gather(
-                self._watch(end), self._reload(end), *(self._caller(channel, number, end) for number in range(callers))
+                self._watch(end, min(SAMPLE_SECONDS, seconds / MIN_SAMPLES)),
+                self._reload(end),
+                *(self._caller(channel, number, end) for number in range(callers)),
             )
 
     async def _caller(self, channel: grpc.aio.Channel, number: int, end: float) -> None:
@@ -136,11 +140,11 @@ class Soak:
                 self.ends.setdefault("reload", Counter())["OK"] += 1
                 version = 3 - version
 
-    async def _watch(self, end: float) -> None:
+    async def _watch(self, end: float, interval: float) -> None:
         started = time.monotonic()
         while time.monotonic() < end:
             self.memory.append(_memory(self.server.pid, time.monotonic() - started))
-            await asyncio.sleep(SAMPLE_SECONDS)
+            await asyncio.sleep(interval)
 
     def failures(self) -> int:
         return sum(
@@ -164,7 +168,7 @@ def _windows(memory: Sequence[Memory], seconds: float) -> list[tuple[float, floa
         inside = [one for one in memory if tenth * seconds / 10 <= one.at < (tenth + 1) * seconds / 10]
         rss, anonymous = (statistics.median(getattr(one, name) for one in inside) for name in ("rss", "anonymous"))
         found.append(
-            (round(tenth * seconds / 600, 1), round(rss, 1), round(anonymous, 1), max(one.rss for one in inside))
+            (round(tenth * seconds / 600, 2), round(rss, 1), round(anonymous, 1), max(one.rss for one in inside))
         )
     return found
 
@@ -177,7 +181,7 @@ def _growth(memory: Sequence[Memory], seconds: float) -> float:
 
 
 def main(
-    minutes: Annotated[float, typer.Option(min=2)] = 30.0,
+    minutes: Annotated[float, typer.Option(min=0.1)] = 30.0,
     callers: Annotated[int, typer.Option(min=1)] = 8,
     pause: Annotated[float, typer.Option(help="Mean seconds that a caller waits between calls.")] = 0.5,
     reload_seconds: Annotated[float, typer.Option(min=0, help="Between two reloads. 0: none.")] = 60.0,
@@ -202,7 +206,7 @@ def main(
         "memory": [vars(one) for one in soak.memory],
     }
     report(figures, [heads, *windows], file)
-    typer.echo(f"growth from minute {minutes / 6:.0f} on: {100 * growth:+.2f} %; failures: {soak.failures()}")
+    typer.echo(f"growth from minute {minutes / 6:.1f} on: {100 * growth:+.2f} %; failures: {soak.failures()}")
     raise typer.Exit(1 if growth > MAX_GROWTH or soak.failures() else 0)
 
 

@@ -96,6 +96,11 @@ class Source(_Strict):
     """Of the network that the recipe's step `prune` names, where it names one: cut before, from this checkpoint."""
 
 
+MAX_VERSION = 2**31 - 1
+"""The contract has 32 bits for it."""
+Version = Annotated[int, Field(gt=0, le=MAX_VERSION)]
+
+
 class FileRecord(_Strict):
     """One file of the profile."""
 
@@ -108,7 +113,7 @@ class Manifest(_Strict):
 
     schema_version: Literal[1] = 1
     model: FileName
-    version: Annotated[int, Field(gt=0)]
+    version: Version
     profile: str
     variant: str
     labels: Annotated[tuple[str, ...], Field(min_length=1)]

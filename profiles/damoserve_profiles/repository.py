@@ -16,16 +16,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import PositiveInt, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from damoserve_profiles.files import bundled, replace_text
-from damoserve_profiles.manifest import MANIFEST_FILE, MODEL_FILE, FileName, FileRecord, Manifest
+from damoserve_profiles.manifest import (
+    MANIFEST_FILE,
+    MAX_VERSION,
+    MODEL_FILE,
+    FileName,
+    FileRecord,
+    Manifest,
+    Version,
+)
 
 BUNDLED = bundled("repository")
 ALIASES_FILE = "aliases.json"
 SERVING = "serving"
 
-_ALIASES = TypeAdapter(dict[FileName, PositiveInt])
+_ALIASES = TypeAdapter(dict[FileName, Version])
 
 
 class RepositoryError(Exception):
@@ -125,8 +133,9 @@ class Repository:
         return sorted(path.name for path in _folders(self.root) if self.versions(path.name))
 
     def versions(self, model: str) -> list[int]:
-        """Versions of a model, oldest first; folders whose name is not a number are ignored."""
-        return sorted(int(path.name) for path in _folders(self.root / model) if path.name.isdecimal())
+        """Versions of a model, oldest first; folders whose name is no number from 1 to `MAX_VERSION` are ignored."""
+        numbers = {int(path.name) for path in _folders(self.root / model) if path.name.isdecimal()}
+        return sorted(number for number in numbers if 0 < number <= MAX_VERSION)
 
     def profiles(self, model: str, version: int) -> list[ProfileFolder]:
         """Profiles of a version, by name."""

@@ -43,9 +43,14 @@ from damoserve_server.service import DetectionService, ProfileService, Startup
 from damoserve_server.settings import Settings, usable_cores
 from damoserve_server.splits import Split, Trial, possible_splits
 from damoserve_server.stream import Streams
+from damoserve_server.telemetry.records import Telemetry
+from damoserve_server.telemetry.settings import TracingSettings
+from damoserve_server.telemetry.spans import Tracer
 from damoserve_server.watch import look
 from damoserve_server.workers import WorkerLimits, Workers
 
+LAST_CALLS_SECONDS = 0.05
+"""Before the port is closed: time for calls that are on their way."""
 LAST_ANSWERS_SECONDS = 1.0
 """After the drain: time for answers on their way, and for streams that their clients leave open."""
 
@@ -59,9 +64,13 @@ class Application:
     """One server. Made and used on a running event loop; `async with` starts and stops it."""
 
     def __init__(
-        self, settings: Settings, load_engine: EngineLoader = load_engine, policy: Policy | None = None
+        self,
+        settings: Settings,
+        load_engine: EngineLoader = load_engine,
+        policy: Policy | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        """`policy` is what the server's own is to be compared with."""
+        """`policy` is what the server's own is to be compared with; `tracer` goes before what the settings say."""
         self._settings = settings
         self._policy = policy or DeadlinePolicy(settings.max_batch_wait_ms / 1000)
         self._load_engine = load_engine
@@ -72,10 +81,12 @@ class Application:
         self._detector: asyncio.Future[Detector] = asyncio.get_running_loop().create_future()
         self._stopping = threading.Event()
         self._streams = Streams(settings.max_streams, settings.stream_window, settings.stream_idle_seconds)
-        self._listeners = Listeners(settings, self._metrics, self._requests)
+        self._telemetry = Telemetry(tracer or _tracer(settings.tracing), settings.access_log)
+        self._listeners = Listeners(settings, self._metrics, self._requests, self._telemetry)
         self._lifecycle: Lifecycle | None = None
         self._has_workers = True
         self._telling: set[asyncio.Task[None]] = set()
+        self._startup = Startup(self._detector, settings.default_deadline_seconds)
         self._server = self._build_server()
         self._endpoint: Endpoint | None = None
         self._management: Management | None = None
@@ -125,9 +136,12 @@ class Application:
         catalogue = await asyncio.to_thread(load_catalogue, repository, loading, settings.default_model)
         if self._stopping.is_set():
             raise ShuttingDown
+        admin_server = self._bind_admin_server()  # before there are threads that would have to be ended
         detector = self._build_detector(catalogue, split)
         self._lifecycle = lifecycle = Lifecycle(repository, loading, detector, self._metrics, sights or {})
-        self._management = Management(lifecycle, self._build_admin_server(lifecycle), settings.watch_seconds)
+        if admin_server is not None:
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(lifecycle), admin_server)
+        self._management = Management(lifecycle, admin_server, settings.watch_seconds)
         self._detector.set_result(detector)
         await self._management.start()
         await asyncio.to_thread(detector.fidelity.wait_until_ready)
@@ -145,13 +159,20 @@ class Application:
             self._streams.close()
             # Beside the drain: a profile that is being loaded may take as long.
             await asyncio.gather(self._management.stop(), loaded.drain(self._settings.drain_seconds))
-        await self._server.stop(LAST_ANSWERS_SECONDS)
-        if loaded is not None:
-            await loaded.close()
+        await self._close_port()
+        await asyncio.to_thread(self._telemetry.close)
+        if loaded is not None and await loaded.close():
             for engine in (engine for profile in loaded.catalogue.active() for engine in profile.engines):
                 close_engine(engine)
         if self._endpoint is not None:
             await self._endpoint.close()
+
+    async def _close_port(self) -> None:
+        with self._startup.closing():
+            await asyncio.sleep(LAST_CALLS_SECONDS)
+            closing = asyncio.create_task(self._server.stop(LAST_ANSWERS_SECONDS))
+            await asyncio.sleep(0)  # it has begun then
+        await closing
 
     def describe(self) -> str:
         """One line for the operator: what is served where."""
@@ -162,7 +183,7 @@ class Application:
 
     def _build_server(self) -> grpc.aio.Server:
         server = self._listeners.server()
-        startup = Startup(self._detector, self._settings.default_deadline_seconds)
+        startup = self._startup
         pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup, self._streams, self._requests), server)
         pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
@@ -175,13 +196,12 @@ class Application:
             self._metrics.add_methods(kserve.SERVICE, kserve.STREAMING, TYPES[True, True])
         return server
 
-    def _build_admin_server(self, lifecycle: Lifecycle) -> grpc.aio.Server | None:
-        """Raises OSError if its port is taken."""
+    def _bind_admin_server(self) -> grpc.aio.Server | None:
+        """Still without its service. Raises OSError if its port is taken."""
         settings = self._settings
         if settings.admin_port is None:
             return None
         server = self._listeners.server()
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(lifecycle), server)
         self._listeners.describe(server, list(admin_pb2.DESCRIPTOR.services_by_name.values()))
         self.admin_port = self._listeners.bind(server, settings.admin_host, settings.admin_port)
         return server
@@ -197,7 +217,7 @@ class Application:
         telling.add_done_callback(self._telling.discard)
 
     def _is_ready(self) -> bool:
-        return self._detector.done() and not self._stopping.is_set()
+        return self._detector.done() and self._has_workers and not self._stopping.is_set()
 
     def _split(self, options: EngineOptions, repository: Repository) -> Split:
         settings = self._settings
@@ -224,6 +244,14 @@ class Application:
         device.watch_queue(partial(workers.queued, ready=False), partial(workers.queued, ready=True))
         device.workers_busy.set_function(lambda: workers.busy)
         return detector
+
+
+def _tracer(settings: TracingSettings) -> Tracer:
+    if settings.endpoint is None:
+        return Tracer()
+    from damoserve_server.telemetry.opentelemetry import open_tracer
+
+    return open_tracer(settings)
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:

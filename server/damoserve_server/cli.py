@@ -1,7 +1,6 @@
 """The command `damoserve serve`, found through the entry point group `damoserve.commands`."""
 
 import logging
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,15 +12,10 @@ from pydantic_settings import SettingsError
 from damoserve_server.app import serve as serve_until_stopped
 from damoserve_server.catalogue import CatalogueError
 from damoserve_server.settings import Settings
+from damoserve_server.telemetry.logs import configure
+from damoserve_server.telemetry.settings import LogFormat, LogLevel
 
-
-class LogLevel(StrEnum):
-    """How much is logged."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
+log = logging.getLogger(__name__)
 
 
 def serve(  # noqa: PLR0913, PLR0917 - one argument for each option
@@ -30,17 +24,26 @@ def serve(  # noqa: PLR0913, PLR0917 - one argument for each option
     port: Annotated[int | None, typer.Option(help="Port of the gRPC server. Default: 50051.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of the metrics. Default: 9464.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with any of the settings.")] = None,
-    log_level: Annotated[LogLevel, typer.Option(help="Least level that is logged.")] = LogLevel.INFO,
+    log_level: Annotated[LogLevel | None, typer.Option(help="Least level that is logged. Default: info.")] = None,
 ) -> None:
     """Serve the models of a repository over gRPC until SIGTERM or Ctrl-C.
 
     Every setting can also be given as an environment variable, DAMOSERVE_PORT for example; options win.
     """
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    options = {"repository": repository, "host": host, "port": port, "metrics_port": metrics_port, "config": config}
+    options = {
+        "repository": repository,
+        "host": host,
+        "port": port,
+        "metrics_port": metrics_port,
+        "config": config,
+        "log_level": log_level,
+    }
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     try:
-        uvloop.run(serve_until_stopped(Settings(**given), typer.echo))
+        settings = Settings(**given)
+        configure(settings.log_level, settings.log_format)
+        announce = log.info if settings.log_format is LogFormat.JSON else typer.echo
+        uvloop.run(serve_until_stopped(settings, announce))
     except (CatalogueError, ValidationError, SettingsError, OSError) as error:
         typer.echo(f"damoserve cannot start: {_in_one_line(error)}", err=True)
         raise typer.Exit(1) from error

@@ -24,6 +24,7 @@ from damoserve_server.metrics import Metrics
 from damoserve_server.policies import LOWEST_PRIORITY, Wish
 from damoserve_server.router import Reason, Tier, accurate_enough
 from damoserve_server.settings import Settings
+from damoserve_server.telemetry.records import Record, current
 from damoserve_server.worker import Inference, Job, JobTicket, settle
 from damoserve_server.workers import Workers
 
@@ -103,6 +104,7 @@ class Preparing:
     request: DetectionRequest
     ticket: JobTicket
     lease: Lease
+    record: Record
     started: float = 0.0
     decoded: float = 0.0
     image_size: Size = UNKNOWN
@@ -179,24 +181,27 @@ class Detector:
         await self._gate.close(patience)
         self._workers.refuse()
 
-    async def close(self) -> None:
-        """Ends the threads. No request may be inside."""
-        await asyncio.gather(self._workers.close(), asyncio.to_thread(self.fidelity.close))
+    async def close(self) -> bool:
+        """Ends the threads. No request may be inside. False if an engine still computes."""
+        ended, _ = await asyncio.gather(self._workers.close(), asyncio.to_thread(self.fidelity.close))
         await self._images.close()
+        return ended
 
     async def _detect(self, request: DetectionRequest) -> DetectionResult:
         self._images.limits.check(request.image)
         tier = None if request.profile is not None else request.tier or self._settings.default_tier
+        record = current.get()
+        record.wanted(request, tier)
         size = bytes_to_decode(request.image)
         ticket = self._workers.admit(self._wishes(request, tier), self._decoding.expected(size))
         try:
-            preparing = Preparing(request, ticket, self._lease(ticket))
+            preparing = Preparing(request, ticket, self._lease(ticket), record)
         except DamoserveError:
             self._workers.withdraw(ticket)
             raise
         found = await self._infer(preparing)
         self._decoding.observe(preparing.decoded - preparing.started, size)
-        return DetectionResult(
+        result = DetectionResult(
             found.detections,
             preparing.image_size,
             found.profile,
@@ -204,6 +209,8 @@ class Detector:
             found.batch_size,
             preparing.timings(found),
         )
+        record.answered(result, request.arrival)
+        return result
 
     def _wishes(self, request: DetectionRequest, tier: Tier | None) -> list[Wish[ActiveProfile]]:
         profiles = self.catalogue.model(request.model).serving(request.profile)
@@ -254,7 +261,7 @@ class Detector:
                 return select(scores, boxes, _thresholds(profile, request), shown, size)
 
             preparing.decoded = time.monotonic()
-            self._workers.make_ready(ticket, Job(lease, find, answer))
+            self._workers.make_ready(ticket, Job(lease, find, answer, preparing.record))
         except Exception as error:
             lease.release()
             answer.get_loop().call_soon_threadsafe(settle, answer, error)

@@ -14,6 +14,7 @@ from damoserve_server.detector import DetectionRequest, Detector
 from damoserve_server.errors import DamoserveError, StreamOutOfOrder
 from damoserve_server.outcomes import Arrived, Requests
 from damoserve_server.status import to_known, to_status
+from damoserve_server.telemetry.records import current
 from damoserve_server.window import Slot, Window
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Frame:
 
     identifier: int
     wanted: DetectionRequest | DamoserveError
+    arrival: float
     deadline: float
     arrived: Arrived
 
@@ -67,24 +69,29 @@ class StreamCaller:
         budget = convert.frame_budget(options, origin.budget)
         window.drop_oldest = convert.OVERLOADS[options.on_overload]
         self._detector = await origin.ready()
-        model = self._detector.catalogue.model(options.model)
-        if options.profile:
-            model.find(options.profile)
+        self._check_names(options)
         async for request in origin.messages:
             _expect("frame", request, "every message of a stream but the first has to carry a frame")
             taken = request.frame.answers_taken if request.frame.HasField("answers_taken") else None
             yield self._arrived(request.frame, template, budget), taken
 
     async def compute(self, frame: Frame) -> pb.DetectStreamResponse:
-        if isinstance(frame.wanted, DamoserveError):
-            return self._refusal(frame, frame.wanted)
         try:
-            result = await self._detector.detect(frame.wanted)
+            with current.get().part("frame", frame.identifier, frame.arrival):
+                if isinstance(frame.wanted, DamoserveError):
+                    raise frame.wanted
+                result = await self._detector.detect(frame.wanted)
             answer = pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
         except Exception as error:
             return self._refusal(frame, to_known(error, f"frame {frame.identifier}"))
         self._ended(frame).answered(result)
         return answer
+
+    def _check_names(self, options: pb.StreamOptions) -> None:
+        """Keeps nothing of the model: it may be replaced while the stream is open."""
+        model = self._detector.catalogue.model(options.model)
+        if options.profile:
+            model.find(options.profile)
 
     def _refusal(self, frame: Frame, error: DamoserveError) -> pb.DetectStreamResponse:
         self.requests.metrics.refused.labels(error.reason).inc()
@@ -95,6 +102,8 @@ class StreamCaller:
         if slot.dropped is not None:
             self._ended(slot.frame).dropped()
             outcome = f"dropped_{slot.dropped}_behind"
+            with current.get().part("frame", slot.frame.identifier, slot.frame.arrival) as record:
+                record.dropped(outcome)
             answer = pb.DetectStreamResponse(frame_id=slot.frame.identifier, dropped=convert.DROPS[slot.dropped])
         else:
             assert slot.answer is not None
@@ -117,7 +126,7 @@ class StreamCaller:
             request, wanted = replace(template, arrival=now, deadline=now), error
         arrived = self.requests.arrived(request)
         self._open[arrived] = None
-        return Frame(frame.id, wanted, request.deadline, arrived)
+        return Frame(frame.id, wanted, now, request.deadline, arrived)
 
     def _ended(self, frame: Frame) -> Arrived:
         del self._open[frame.arrived]

@@ -6,8 +6,8 @@ import asyncio
 import inspect
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from damoserve_server.errors import DamoserveError, MessageUndecodable
 from damoserve_server.metrics import Calls, Metrics
 from damoserve_server.outcomes import REQUEST_METHODS, Requests
 from damoserve_server.status import request_id, to_known, to_status
+from damoserve_server.telemetry.records import Record, Telemetry
 
 REQUEST_ID = "x-request-id"
 MAX_REQUEST_ID_LENGTH = 128
@@ -44,9 +45,10 @@ if TYPE_CHECKING:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Streams are counted as long as they are open: health watches and reflection stay so while the client likes."""
 
-    def __init__(self, metrics: Metrics, requests: Requests) -> None:
+    def __init__(self, metrics: Metrics, requests: Requests, telemetry: Telemetry) -> None:
         self._metrics = metrics
         self._requests = requests
+        self._telemetry = telemetry
 
     async def intercept_service(
         self,
@@ -59,7 +61,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return handler
         service, _, name = handler_call_details.method.lstrip("/").partition("/")
         series = self._metrics.calls.of((kind, service, name))
-        call = _Call(handler, f"{service}/{name}", series, self._requests)
+        call = _Call(handler, f"{service}/{name}", series, self._requests, self._telemetry)
         _, make = MAKERS[handler.request_streaming, handler.response_streaming]
         # Without a deserializer: gRPC answers bytes that it cannot read with UNKNOWN and a traceback in the log.
         wrapped: Handler = make(call.answer, response_serializer=handler.response_serializer)
@@ -74,12 +76,15 @@ class _Call:
     method: str
     series: Calls
     requests: Requests
+    telemetry: Telemetry
 
     async def answer(self, request: Any, context: Context) -> Any:
-        identifier = _request_id(context)
+        metadata = dict(context.invocation_metadata() or ())
+        identifier = _request_id(metadata)
         request_id.set(identifier)
+        record = self.telemetry.call(self.method, identifier, metadata)
         context.set_trailing_metadata(((REQUEST_ID, identifier),))
-        with self._observed(context):
+        with self._observed(context, record):
             try:
                 if not self.handler.response_streaming:
                     return await self._single(request, context)
@@ -88,7 +93,9 @@ class _Call:
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
-                self._fail(to_known(error, self.method), identifier, context)
+                known = to_known(error, self.method)
+                record.failed(known)
+                self._fail(known, identifier, context)
 
     async def _single(self, request: bytes, context: Context) -> Any:
         behaviour: Any = self.handler.unary_unary
@@ -103,8 +110,9 @@ class _Call:
         counting = _CountingContext(context, self.series.sent)
         answers = behaviour(received, counting)
         if inspect.isasyncgen(answers):
-            async for answer in answers:
-                await counting.write(answer)
+            async with aclosing(answers):  # at once, also when the client has gone during a write
+                async for answer in answers:
+                    await counting.write(answer)
         else:
             await answers
         await asyncio.sleep(FAREWELL_SECONDS)
@@ -124,7 +132,7 @@ class _Call:
             raise MessageUndecodable("", "the request is not the message that the method takes") from None
 
     @contextmanager
-    def _observed(self, context: Context) -> Iterator[None]:
+    def _observed(self, context: Context, record: Record) -> Iterator[None]:
         self.series.begin()
         started = time.monotonic()
         code = grpc.StatusCode.UNKNOWN
@@ -141,6 +149,7 @@ class _Call:
             raise
         finally:
             self.series.end(code, time.monotonic() - started)
+            record.ended(code)
 
     def _fail(self, error: DamoserveError, identifier: str, context: Context) -> None:
         """Not by `context.abort`: gRPC keeps what that raises, and so the request, until a garbage collection."""
@@ -172,8 +181,8 @@ class _CountingContext:
         return getattr(self._context, name)
 
 
-def _request_id(context: Context) -> str:
+def _request_id(metadata: Mapping[str, str | bytes]) -> str:
     """The caller's id if it is usable, else a new one."""
-    given = dict(context.invocation_metadata() or ()).get(REQUEST_ID)
+    given = metadata.get(REQUEST_ID)
     usable = isinstance(given, str) and 0 < len(given) <= MAX_REQUEST_ID_LENGTH
     return str(given) if usable else f"{random.getrandbits(128):032x}"

@@ -55,6 +55,7 @@ class Lifecycle:
         self._metrics = metrics
         self._running: asyncio.Task[Any] | None = None
         self._stop = threading.Event()
+        self._closed = False
         for model in self.catalogue.models.values():
             self._show(model)
 
@@ -66,12 +67,13 @@ class Lifecycle:
         """Stops serving a profile. Raises NotFound or OperationRunning."""
         return await self._alone(partial(self._unload_profile, model, profile))
 
-    async def reload(self, model: str, target: int | str | None = None) -> Model:
+    async def reload(self, model: str, target: int | str | None = None, *, whole: bool = False) -> Model:
         """Serves a version, by number or alias; None is the one that the repository wants served.
 
+        Profiles that were unloaded stay so, unless it is to be served as a `whole`.
         Raises NotFound, OperationRunning, RepositoryUnusable or VersionRefused.
         """
-        return await self._alone(partial(self._reload, model, target))
+        return await self._alone(partial(self._reload, model, target, whole))
 
     async def remove(self, model: str) -> None:
         """Serves a model no longer. Raises OperationRunning."""
@@ -82,13 +84,16 @@ class Lifecycle:
         await self._alone(lambda _: asyncio.to_thread(set_alias, self.repository, model, alias, version))
 
     async def close(self) -> None:
-        """Ends the operation that runs, without a change."""
+        """Ends the operation that runs, without a change, and takes no other."""
+        self._closed = True
         self._stop.set()
         if self._running is not None:
             await asyncio.wait([self._running])
 
     async def _alone(self, operation: Callable[[Loading], Coroutine[Any, Any, T]]) -> T:
         """The operation outlives a caller that leaves, but only to end without a change."""
+        if self._closed:
+            raise ShuttingDown
         if self._running is not None:
             raise OperationRunning("another operation runs; try again when it has ended")
         self._stop = stop = threading.Event()
@@ -133,16 +138,19 @@ class Lifecycle:
         self._publish(after)
         return after
 
-    async def _reload(self, name: str, target: int | str | None, loading: Loading) -> Model:
+    async def _reload(self, name: str, target: int | str | None, whole: bool, loading: Loading) -> Model:
         before = self.catalogue.models.get(name)
         try:
             version = await asyncio.to_thread(find_version, self.repository, name, target)
         except RepositoryUnusable:
             self._count(name, "refused")
             raise
-        tried, self.tried[name] = self.tried.get(name), await asyncio.to_thread(self.repository.look, name)
+        sight = await asyncio.to_thread(self.repository.look, name)
+        if target is None and sight is not None and sight.version is not None:
+            version = sight.version  # what is noted as tried has to be what is loaded: the aliases may have changed
         folders = await asyncio.to_thread(self.repository.profiles, name, version)
-        unloaded = frozenset(idle.name for idle in before.idle) if before is not None else frozenset()
+        tried, self.tried[name] = self.tried.get(name), sight
+        unloaded = frozenset(() if before is None or whole else (idle.name for idle in before.idle))
         if before is None:
             self._publish(Model(name, version, idle=tuple(IdleProfile(each, None, State.LOADING) for each in folders)))
         try:

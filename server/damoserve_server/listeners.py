@@ -15,6 +15,7 @@ from damoserve_server.interceptors import TYPES, CallInterceptor
 from damoserve_server.metrics import Metrics
 from damoserve_server.outcomes import Requests
 from damoserve_server.settings import Settings
+from damoserve_server.telemetry.records import Telemetry
 from damoserve_server.tls import server_credentials
 
 if TYPE_CHECKING:
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 class Listeners:
     """Makes servers that share the limits of the tokens."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, requests: Requests) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, requests: Requests, telemetry: Telemetry) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(metrics, requests)]  # the outer first
+        calls = CallInterceptor(metrics, requests, telemetry)
+        self._interceptors: list[grpc.aio.ServerInterceptor] = [calls]  # the outer first
         access = settings.access
         if access.tokens is not None:
             tokens = Tokens(access.tokens, partial(metrics.models.count_credential_reload, "tokens"))

@@ -13,6 +13,7 @@ from damoserve_server.errors import DamoserveError, DeadlineUnreachable
 from damoserve_server.metrics import NO_TIER, Metrics, Outcome, RequestMetrics
 from damoserve_server.router import Tier
 from damoserve_server.settings import Settings
+from damoserve_server.telemetry.records import current
 
 REQUEST_METHODS = frozenset({"damoserve.v1.DetectionService/Detect", "inference.GRPCInferenceService/ModelInfer"})
 """A call of these is a request, even if it is refused before anybody has read it."""
@@ -53,7 +54,8 @@ class Arrived:
         for histogram, seconds in zip(series.stages, result.timings.stages, strict=True):
             histogram.observe(seconds)
         total = result.timings.total
-        series.request.observe(total)
+        trace_id = current.get().span.trace_id
+        series.request.observe(total, {"trace_id": trace_id} if trace_id else None)
         self._row.end(Outcome.IN_TIME if total <= self._objective else Outcome.LATE)
 
     def failed(self, error: BaseException) -> None:

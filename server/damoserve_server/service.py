@@ -4,15 +4,15 @@ from __future__ import annotations  # gRPC's context is generic for type checker
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server import convert
 from damoserve_server.detector import Detector
-from damoserve_server.errors import DeadlineExpired
+from damoserve_server.errors import DeadlineExpired, ShuttingDown
 from damoserve_server.frames import Origin, StreamCaller
 from damoserve_server.outcomes import Requests
 from damoserve_server.stream import Streams
@@ -27,15 +27,35 @@ LOADING_RETRY_SECONDS = 1.0
 
 
 class Startup:
-    """Calls that come before the models are loaded wait for them, as long as their deadline allows."""
+    """Calls that come before the models are loaded wait for them, as long as their deadline allows.
+
+    Those that come while the port is closed wait for that.
+    """
 
     def __init__(self, detector: asyncio.Future[Detector], default_budget: float) -> None:
         """`default_budget`, in seconds, is for calls that have no deadline of their own."""
         self._detector = detector
         self.default_budget = default_budget
+        self._closed: asyncio.Event | None = None
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """From now on calls wait, and are refused at the end.
+
+        Who is refused calls again at once, and gRPC answers CANCELLED to calls that it has when the port is closed and
+        has not handed out. Who waits does not call.
+        """
+        self._closed = asyncio.Event()
+        try:
+            yield
+        finally:
+            self._closed.set()
 
     async def finished(self, deadline: float | None = None) -> Detector:
         """`deadline` is on the monotonic clock. Raises DeadlineExpired, or ShuttingDown if there is no more to come."""
+        if self._closed is not None:
+            await self._closed.wait()
+            raise ShuttingDown
         try:
             async with asyncio.timeout_at(time.monotonic() + self.default_budget if deadline is None else deadline):
                 return await asyncio.shield(self._detector)

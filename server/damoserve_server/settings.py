@@ -23,6 +23,7 @@ from damoserve_server.connections import ConnectionSettings
 from damoserve_server.engines import CPU_PROVIDER
 from damoserve_server.fidelity.settings import FidelitySettings
 from damoserve_server.router import Tier
+from damoserve_server.telemetry.settings import LogFormat, LogLevel, TracingSettings
 from damoserve_server.tls import TlsSettings
 
 Positive = Annotated[int, Field(gt=0)]
@@ -116,14 +117,14 @@ class Settings(BaseSettings):
     """Folder where engines that were built for a GPU are kept. Unset: they are built at every start."""
 
     max_batch_size: Positive = 4
-    max_batch_wait_ms: Annotated[float, Field(ge=0)] = 5.0
+    max_batch_wait_ms: Annotated[float, Field(ge=0)] = 25.0
     """How long a free worker waits at most to fill a batch; only where larger batches have measured a gain does it."""
     max_queue: Positive = 64
     """Requests that wait, of all profiles. For each input size, so many and a batch for each worker fit into memory."""
     max_concurrent_calls: Positive = 256
     """gRPC refuses more, unread. Above what can wait or run, so that a busy server can give its own reasons."""
     max_streams: Positive = 32
-    """Detection streams that are open at the same time; they count as calls, too."""
+    """Detection streams that are open at the same time, and as many of KServe; they count as calls, too."""
     stream_window: Positive = 8
     """Frames of one stream that are computed, or whose answers wait to be taken."""
     stream_idle_seconds: Annotated[float, Field(gt=0)] = 60.0
@@ -147,6 +148,11 @@ class Settings(BaseSettings):
     tls: TlsSettings | None = None
     """Unset: plain text."""
     access: AccessSettings = AccessSettings()
+    tracing: TracingSettings = TracingSettings()
+    log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.TEXT
+    access_log: bool = False
+    """Whether each call, frame of a stream and image of several is told of in the log."""
     connections: ConnectionSettings = ConnectionSettings()
     fidelity: FidelitySettings = FidelitySettings()
 

@@ -18,6 +18,7 @@ from damoserve_server.catalogue import ActiveProfile
 from damoserve_server.engines import EngineError, Outputs
 from damoserve_server.memory import Lease, aligned
 from damoserve_server.scheduler import Batch, Ticket
+from damoserve_server.telemetry.records import UNWATCHED, Record
 
 Select = Callable[[ActiveProfile, NDArray[np.float32], NDArray[np.float32]], Detections]
 """From the profile, the scores `[K, C]` and the boxes `[K, 4]` of one image to its detections."""
@@ -48,6 +49,7 @@ class Job:
     lease: Lease
     select: Select
     future: asyncio.Future[Inference]
+    record: Record = UNWATCHED
 
     def end(self, outcome: "Outcome | None" = None) -> bool:
         """Gives the row back; None when nobody waits for the outcome. False: it came too late."""
@@ -95,16 +97,18 @@ class Worker:
     """What it computes now."""
     given_up: bool = False
     """Once set, nothing more is expected of it."""
+    broken: weakref.WeakSet[ActiveProfile] = field(default_factory=weakref.WeakSet)
+    """Their engines raised or hang, maybe for good: the next batch gets new ones. A profile may go meanwhile."""
     _buffers: dict[Size, NDArray[np.uint8]] = field(default_factory=dict)
-    _broken: weakref.WeakSet[ActiveProfile] = field(default_factory=weakref.WeakSet)
-    """Their engines raised and may be broken for good: the next batch gets new ones. A profile may go meanwhile."""
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name=f"worker-{self.number}", daemon=True)
         self._thread.start()
 
-    def join(self, timeout: float) -> None:
+    def join(self, timeout: float) -> bool:
+        """False if its thread has not ended by then, in seconds."""
         self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
@@ -126,14 +130,14 @@ class Worker:
         """One outcome for each job: what fails for one image alone fails only that one."""
         count = len(batch.tickets)
         try:
-            if batch.profile in self._broken:
+            if batch.profile in self.broken:
                 batch.profile.engines[self.number] = batch.profile.new_engine()
-                self._broken.discard(batch.profile)
+                self.broken.discard(batch.profile)
             started = time.monotonic()
             scores, boxes = self._infer(batch)
         except Exception as error:
             if not self.given_up:
-                self._broken.add(batch.profile)
+                self.broken.add(batch.profile)
             return [error] * count
         computed = time.monotonic()
         if not self.given_up:  # how long it hung tells nothing of its successor

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from damoserve_server.errors import ShuttingDown, WorkersLost
 from damoserve_server.metrics import Metrics
 from damoserve_server.policies import Policy, Wish
 from damoserve_server.scheduler import Scheduler
+from damoserve_server.telemetry.records import batch_computed
 from damoserve_server.worker import Inference, Job, JobBatch, JobTicket, Outcome, Worker
 
 WATCHES = 4
@@ -52,6 +54,7 @@ class Workers:
         self._alive = alive
         self._loop = asyncio.get_running_loop()
         self._profiles: set[ActiveProfile] = set()
+        self._removed: weakref.WeakSet[ActiveProfile] = weakref.WeakSet()
         self._scheduler: Scheduler[ActiveProfile, Job] = Scheduler(
             policy,
             lambda profile: profile.latency.cost(profile.accuracy),
@@ -74,6 +77,7 @@ class Workers:
     def remove(self, profiles: Iterable[ActiveProfile]) -> None:
         """Once what they serve is answered, nothing here refers to these profiles any more."""
         self._profiles -= set(profiles)
+        self._removed |= weakref.WeakSet(profiles)
 
     @property
     def capacity(self) -> int:
@@ -120,8 +124,8 @@ class Workers:
             waiting = self._scheduler.close()
         self._settle([(ticket, ShuttingDown()) for ticket in waiting])
 
-    async def close(self) -> None:
-        """Waits for the batches that run."""
+    async def close(self) -> bool:
+        """Waits for the batches that run. False if one hangs."""
         self.refuse()
         self._watchdog.cancel()
         for replacing in self._replacing:
@@ -133,7 +137,7 @@ class Workers:
             asyncio.to_thread(worker.join, JOIN_SECONDS if worker.batch is None else self._limits.patience)
             for worker in self._crew
         ]
-        await asyncio.gather(*joins)
+        return all(await asyncio.gather(*joins))
 
     def next_batch(self, worker: Worker) -> JobBatch | None:
         with self._changed:
@@ -163,6 +167,7 @@ class Workers:
         key = batch.profile.key
         self._device.batch_size.labels(*key).observe(len(outcomes))
         self._device.batches.labels(*key, batch.closing).inc()
+        batch_computed(batch, outcomes)
         unused = self._settle(zip(batch.tickets, outcomes, strict=True))
         if unused:
             self._unused_answers.labels(*key).inc(unused)
@@ -181,7 +186,8 @@ class Workers:
         return unused
 
     def _hire(self, number: int) -> None:
-        worker = Worker(number, self._limits.max_batch_size, self)
+        # Nobody makes an engine of a removed profile before it is needed, and its old one may hang.
+        worker = Worker(number, self._limits.max_batch_size, self, broken=weakref.WeakSet(self._removed))
         self._crew.add(worker)
         with self._changed:
             self._scheduler.workers = len(self._crew)

@@ -35,10 +35,12 @@ from damoserve_profiles.imaging import ResizeMode
 from damoserve_profiles.manifest import MODEL_FILE, Accuracy, InputSpec, Latency, Manifest, Source, Thresholds
 from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import Repository, describe_file
+from damoserve_server import app
 from damoserve_server.app import Application
 from damoserve_server.engines import Engine, EngineOptions, Outputs
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.settings import Settings
+from damoserve_server.telemetry.spans import Tracer
 
 WIDTH, HEIGHT = 64, 32
 LABELS = ("red", "green", "blue")
@@ -114,8 +116,12 @@ def add_profile(
 
 @pytest.fixture(autouse=True)
 def quick_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The metrics server looks every half second whether it is to stop; tests need not wait so long."""
+    """The metrics server looks every half second whether it is to stop, and the port stays open for calls on their way.
+
+    Tests need not wait so long.
+    """
     monkeypatch.setattr(BaseServer.serve_forever, "__defaults__", (0.01,))
+    monkeypatch.setattr(app, "LAST_CALLS_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")
@@ -336,9 +342,11 @@ def serve(repository: Path) -> Serve:
     return running
 
 
-def make_application(root: Path, load_engine: Any = OnnxRuntimeEngine, **settings: Any) -> Application:
+def make_application(
+    root: Path, load_engine: Any = OnnxRuntimeEngine, tracer: Tracer | None = None, **settings: Any
+) -> Application:
     defaults = {"repository": root, "port": 0, "metrics_port": 0, "workers": 1}
-    return Application(Settings(**(defaults | settings)), load_engine)
+    return Application(Settings(**(defaults | settings)), load_engine, tracer=tracer)
 
 
 @pytest.fixture

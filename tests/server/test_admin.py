@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 
 import grpc
 import pytest
@@ -127,11 +128,16 @@ def test_the_alias_decides_at_the_start(serve, repository, new_profile, pictures
     assert run(serve, scenario) == 3
 
 
-def test_a_taken_port_is_an_error(serve, application):
+def test_a_taken_port_is_an_error_and_leaves_no_worker(serve, application):
+    def workers():
+        return {thread for thread in threading.enumerate() if thread.name.startswith("worker-")}
+
     async def scenario(client, _):
+        before = workers()
         with pytest.raises(OSError, match="cannot listen on"):
             async with application(admin_port=client.application.admin_port):
                 pass
+        assert workers() == before
 
     run(serve, scenario)
 
@@ -276,6 +282,20 @@ def test_a_server_that_stops_ends_what_runs(serve, repository, new_profile, valv
         return failure
 
     assert run(serve, scenario, only_version(4, valve.load)).code == CODE.UNAVAILABLE
+
+
+def test_numbers_that_the_contract_cannot_hold_are_no_versions(serve, repository, new_profile, pictures):
+    (repository / "colours" / "20261124120000").mkdir()
+    new_profile(repository, "fp32", ap=0.9, name="shapes", version=1)
+
+    async def scenario(client, admin):
+        (repository / "shapes" / ALIASES_FILE).write_text('{"good": 20261124120000}')
+        listed = await admin.ListModels(admin_pb.ListModelsRequest())
+        return {model.model: list(model.versions) for model in listed.models}, await client.detect(pictures.red)
+
+    versions, answer = run(serve, scenario)
+    assert versions == {"colours": [3], "shapes": [1]}
+    assert answer.model_version == 3
 
 
 def test_the_only_profile_may_go_and_come(serve, repository, pictures):

@@ -1,13 +1,18 @@
-"""BYTES, packed and unpacked; a stream's work, in order."""
+"""BYTES, packed and unpacked; a stream's work, in order; the index."""
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from damoserve_profiles.repository import ProfileFolder
+from damoserve_server.catalogue import IdleProfile, Model, State
+from damoserve_server.kserve.describe import index_entry
 from damoserve_server.kserve.streaming import in_order
+from damoserve_server.kserve.targets import Target
 from damoserve_server.kserve.tensors import pack, unpack
 
 elements = st.lists(st.binary(max_size=40), max_size=8)
@@ -148,3 +153,20 @@ def test_a_source_that_fails_ends_the_results():
             await anext(results)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("states", "index"),
+    [
+        ([State.LOADING], ["LOADING", "LOADING"]),
+        ([State.UNLOADED], ["UNAVAILABLE", "UNAVAILABLE"]),
+        ([State.UNLOADED, State.LOADING], ["LOADING", "UNAVAILABLE", "LOADING"]),
+    ],
+)
+def test_the_index_tells_what_is_being_loaded(states, index):
+    folders = [ProfileFolder(Path(f"/models/colours/3/{number}")) for number in range(len(states))]
+    profiles = [IdleProfile(folder, None, state) for folder, state in zip(folders, states, strict=True)]
+    model = Model.of("colours", 3, profiles)
+    entries = [index_entry(target) for target in (Target(model), *(Target(model, each) for each in profiles))]
+    assert [entry.state for entry in entries] == index
+    assert all(entry.reason for entry in entries)

@@ -205,6 +205,8 @@ def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
                 (unloading, unload(model_name="colours/quick")),
                 (unloading, unload(model_name="colours")),
                 (loading, load(model_name="colours/quick")),
+                (unloading, unload(model_name="colours")),
+                (loading, load(model_name="colours")),
             ):
                 await call(request, timeout=PATIENCE)
                 states.append(await is_ready())
@@ -212,13 +214,67 @@ def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
             refused = [
                 (await client.failure(loading(configured, timeout=PATIENCE))).reason,
                 (await client.failure(unloading(unload(repository_name="other"), timeout=PATIENCE))).reason,
+                *[(await client.failure(unloading(unload(model_name=name)))).reason for name in ("", "/quick")],
             ]
             return states, refused, (await metadata(pb.ServerMetadataRequest(), timeout=PATIENCE)).extensions
 
     states, refused, extensions = asyncio.run(scenario())
-    assert states == [[True, False], [False, False], [True, True]]
-    assert refused == ["NOT_OFFERED"] * 2
+    assert states == [[True, False], [False, False], [True, True], [False, False], [True, True]]
+    assert refused == ["NOT_OFFERED"] * 2 + ["MODEL_NOT_FOUND"] * 2
     assert "model_repository" in extensions
+
+
+def test_streams_are_bounded(serve, pictures):
+    """Each may have as many requests in the memory of the server as it may work on."""
+
+    async def scenario():
+        async with serve(max_streams=1) as client:
+            open_stream = client.channel.stream_stream(
+                "/inference.GRPCInferenceService/ModelStreamInfer",
+                request_serializer=pb.ModelInferRequest.SerializeToString,
+                response_deserializer=pb.ModelStreamInferResponse.FromString,
+            )
+
+            async def answered():
+                stream = open_stream(timeout=PATIENCE)
+                await stream.write(pb.ModelInferRequest(id="one"))
+                answer = await stream.read()
+                assert answer is not grpc.aio.EOF, stream.debug_error_string()
+                assert answer.infer_response.id == "one"
+                return stream
+
+            first = await answered()
+            refused = await client.failure(open_stream(timeout=PATIENCE).read())
+            first.cancel()
+            labels = {"grpc_method": "ModelStreamInfer", "grpc_code": "CANCELLED"}
+            await client.until(lambda now: now.sum("grpc_server_handled_total", **labels) == 1)
+            (await answered()).cancel()
+            return refused
+
+    refused = asyncio.run(scenario())
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
+
+
+def test_a_server_that_drains_changes_no_model(serve, pictures, valve):
+    unload = pb.RepositoryModelUnloadRequest(model_name="colours/quick")
+
+    async def scenario():
+        async with serve(valve.load, kserve_admin=True) as client:
+            unloading = method(client, "RepositoryModelUnload", pb.RepositoryModelUnloadResponse)
+            valve.shut()
+            accepted = asyncio.ensure_future(client.detect(pictures.red))
+            await valve.entered()
+            stopping = asyncio.ensure_future(client.application.stop())
+            while (refused := await client.failure(client.detect(b""))).reason != "SHUTTING_DOWN":
+                pass
+            failure = await client.failure(unloading(unload, timeout=PATIENCE))
+            valve.open()
+            await accepted
+            await stopping
+            return refused, failure
+
+    for failure in asyncio.run(scenario()):
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 
 
 def test_only_what_serves_is_listed_if_so_asked(serve, repository, new_profile):

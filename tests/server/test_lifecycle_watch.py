@@ -8,6 +8,7 @@ import pytest
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.repository import ALIASES_FILE, Repository
+from damoserve_server import lifecycle, lookup
 from tests.server.administration import FRENCH, Callers, active
 
 OFTEN = {"watch_seconds": 0.01, "workers": 2, "tiers": {"balanced": {"objective_ms": 60_000}}}
@@ -148,6 +149,32 @@ def test_an_alias_that_is_written_rolls_back(watching, repository, new_profile, 
             return before, middle, (await client.detect(pictures.red)).model_version, refused
 
     assert asyncio.run(scenario()) == (4, 3, 3, 1)
+
+
+def test_an_alias_that_changes_while_it_is_followed_is_not_missed(
+    watching, repository, new_profile, pictures, monkeypatch
+):
+    new_profile(repository, "accurate", ap=0.7, version=4)
+    aliases = Repository(repository)
+    changes = [4]
+
+    def find(*arguments):
+        found = lookup.find_version(*arguments)
+        while changes:
+            aliases.set_alias("colours", "serving", changes.pop())
+        return found
+
+    monkeypatch.setattr(lifecycle, "find_version", find)
+
+    async def scenario():
+        async with watching() as client:
+            aliases.set_alias("colours", "serving", 3)
+            await counted(client, "switched")
+            await looks(client, 4)
+            return (await client.detect(pictures.red)).model_version
+
+    assert asyncio.run(scenario()) == 4
+    assert not changes
 
 
 def test_a_repository_that_vanishes_takes_nothing_along(watching, repository, pictures, caplog):

@@ -8,6 +8,8 @@ import grpc
 import numpy as np
 import pytest
 
+from damoserve.kserve.v2 import inference_pb2 as kserve
+from damoserve.v1 import admin_pb2
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.repository import Repository
 from damoserve_server.catalogue import ActiveProfile
@@ -18,6 +20,7 @@ from damoserve_server.memory import Pool
 from damoserve_server.policies import Wish
 from damoserve_server.scheduler import Batch, Ticket
 from damoserve_server.worker import Inference, Job, Worker
+from tests.server.administration import administered
 
 
 @dataclass
@@ -191,3 +194,126 @@ def test_an_engine_that_raises_is_made_anew(serve, pictures):
     assert (failure.code, failure.message) == (grpc.StatusCode.INTERNAL, "internal error")
     assert answer.profile == "quick"
     assert loaded_again == 1
+
+
+class Stuck:
+    """Loads engines of which the first, once armed, hangs in a run for good; `shared` if another thread used it too."""
+
+    def __init__(self):
+        self.armed = threading.Event()
+        self.let_go = threading.Event()
+        self.shared = False
+
+    def load(self, model, manifest, options):
+        return _StuckEngine(OnnxRuntimeEngine(model, manifest, options), self)
+
+
+@dataclass
+class _StuckEngine:
+    engine: OnnxRuntimeEngine
+    stuck: Stuck
+    hangs: bool = False
+
+    def run(self, images):
+        self.stuck.shared |= self.hangs
+        if self.stuck.armed.is_set():
+            self.stuck.armed.clear()
+            self.hangs = True
+            self.stuck.let_go.wait(20)
+        return self.engine.run(images)
+
+
+def test_the_worker_after_one_that_hangs_does_not_use_its_engine_even_of_a_profile_that_was_unloaded(serve, pictures):
+    stuck = Stuck()
+
+    async def scenario():
+        async with administered(serve, stuck.load, worker_timeout_seconds=0.5) as (client, admin):
+            stuck.armed.set()
+            hanging = asyncio.ensure_future(client.failure(client.detect(pictures.red, profile="quick")))
+            while stuck.armed.is_set():
+                await asyncio.sleep(0)
+            waiting = asyncio.ensure_future(client.detect(pictures.red, profile="quick"))
+            await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == 1)
+            await admin.UnloadProfile(admin_pb2.UnloadProfileRequest(profile="quick"))
+            lost, answer = await hanging, await waiting
+            stuck.let_go.set()
+            return lost, answer
+
+    lost, answer = asyncio.run(scenario())
+    assert lost.reason == "WORKERS_LOST"
+    assert answer.profile == "quick"
+    assert not stuck.shared
+
+
+def test_a_server_without_workers_is_not_ready_in_either_protocol(serve, pictures):
+    let_go, made = threading.Event(), threading.Event()
+    faulty = Faulty(lambda: let_go.wait(20))
+
+    def load(model, manifest, options):
+        assert made.wait(20)
+        return faulty.load(model, manifest, options)
+
+    async def readiness(client):
+        ready = client.channel.unary_unary(
+            "/inference.GRPCInferenceService/ServerReady",
+            request_serializer=kserve.ServerReadyRequest.SerializeToString,
+            response_deserializer=kserve.ServerReadyResponse.FromString,
+        )
+        return await client.health(), (await ready(kserve.ServerReadyRequest())).ready
+
+    async def scenario():
+        made.set()
+        async with serve(load, worker_timeout_seconds=0.2) as client:
+            made.clear()
+            faulty.armed.set()
+            await client.failure(client.detect(pictures.red, profile="quick"))
+            without = await readiness(client)
+            made.set()
+            await client.until(lambda now: now.sum("damoserve_workers") == 1)
+            let_go.set()
+            return without, await readiness(client)
+
+    assert asyncio.run(scenario()) == (("NOT_SERVING", False), ("SERVING", True))
+
+
+@dataclass
+class _ClosableEngine:
+    engine: OnnxRuntimeEngine
+    closed: list
+    hang: threading.Event | None = None
+    running: bool = False
+
+    def run(self, images):
+        self.running = True
+        if self.hang is not None:
+            self.hang.wait(20)
+        outputs = self.engine.run(images)
+        self.running = False
+        return outputs
+
+    def close(self):
+        self.closed.append(self.running)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_stopping_server_closes_engines_unless_one_still_computes(serve, pictures, hangs):
+    let_go = threading.Event()
+    engines, calls, closed = [], [], []
+
+    def load(model, manifest, options):
+        engines.append(_ClosableEngine(OnnxRuntimeEngine(model, manifest, options), closed))
+        return engines[-1]
+
+    async def scenario():
+        async with serve(load, worker_timeout_seconds=2, drain_seconds=0) as client:
+            await client.detect(pictures.red)
+            if hangs:
+                for engine in engines:
+                    engine.hang = let_go
+                calls.append(client.detect(pictures.red))  # ends with the connection
+                while not any(engine.running for engine in engines):
+                    await asyncio.sleep(0)
+        let_go.set()
+
+    asyncio.run(scenario())
+    assert closed == ([] if hangs else [False, False])

@@ -13,6 +13,7 @@ from damoserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, call_meta
 from damoserve_client.convert import detect_request, read_image, to_profile, to_profiles, to_result
 from damoserve_client.errors import from_rpc_error
 from damoserve_client.stream import AsyncFrames, Conversation, Frames
+from damoserve_client.tracing import with_trace
 from damoserve_client.types import (
     DetectionResult,
     DetectOptions,
@@ -83,7 +84,7 @@ class AsyncClient:
         self, frames: Frames | AsyncFrames, conversation: Conversation, timeout: float | None
     ) -> AsyncGenerator[FrameAnswer, None]:
         call = self._detection.DetectStream(
-            conversation.requests_async(frames), timeout=timeout, metadata=self._metadata
+            conversation.requests_async(frames), timeout=timeout, metadata=with_trace(self._metadata)
         )
         try:
             async for response in call:
@@ -119,7 +120,7 @@ class AsyncClient:
             return await method(
                 request,
                 timeout=self._timeout if timeout is None else timeout,
-                metadata=self._metadata,
+                metadata=with_trace(self._metadata),
                 wait_for_ready=wait_for_ready,
             )
         except grpc.RpcError as error:

@@ -22,6 +22,7 @@ from damoserve_client.client import Client
 from damoserve_client.draw import annotate
 from damoserve_client.errors import DamoserveError, InvalidImage
 from damoserve_client.security import Ca, Cert, Key, Security, Tls, TokenFile
+from damoserve_client.top.command import top
 from damoserve_client.types import DetectionResult, DetectOptions, Tier
 
 # Which extra brings the commands that other packages add.
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 
 app.add_typer(admin.app, name="admin")
+app.command()(top)
 
 Address = Annotated[str, typer.Option(envvar="DAMOSERVE_ADDRESS", help="HOST:PORT of the server.")]
 Images = Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="JPEG, PNG, WebP or BMP files.")]

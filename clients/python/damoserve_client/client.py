@@ -11,6 +11,7 @@ from damoserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, call_meta
 from damoserve_client.convert import detect_request, read_image, to_profile, to_profiles, to_result
 from damoserve_client.errors import from_rpc_error
 from damoserve_client.stream import Conversation, Frames
+from damoserve_client.tracing import with_trace
 from damoserve_client.types import (
     DetectionResult,
     DetectOptions,
@@ -75,7 +76,9 @@ class Client:
     def _stream(
         self, frames: Frames, conversation: Conversation, timeout: float | None
     ) -> Generator[FrameAnswer, None, None]:
-        call = self._detection.DetectStream(conversation.requests(frames), timeout=timeout, metadata=self._metadata)
+        call = self._detection.DetectStream(
+            conversation.requests(frames), timeout=timeout, metadata=with_trace(self._metadata)
+        )
         try:
             for response in call:
                 yield conversation.answer(response)
@@ -106,7 +109,7 @@ class Client:
             return method(
                 request,
                 timeout=self._timeout if timeout is None else timeout,
-                metadata=self._metadata,
+                metadata=with_trace(self._metadata),
                 wait_for_ready=wait_for_ready,
             )
         except grpc.RpcError as error:

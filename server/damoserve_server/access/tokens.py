@@ -111,8 +111,13 @@ def read_tokens(path: Path) -> tuple[Entry, ...]:
         where = f" (line {mark.line + 1})" if mark else ""
         raise ValueError(f"{path} is not YAML{where}") from None
     except ValidationError as error:
-        mistakes = "; ".join(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors())
+        mistakes = "; ".join(f"{'.'.join(map(_shown, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors())
         raise ValueError(f"{path}: {mistakes}") from None
+
+
+def _shown(part: int | str) -> str:
+    """A part of a path in the file; who takes a token for a name in it is not to find the token in the log."""
+    return str(part) if len(str(part)) < SHORTEST_TOKEN else "(a long name)"
 
 
 @dataclass(frozen=True)

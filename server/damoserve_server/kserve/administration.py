@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
-from damoserve_server.errors import ProfileLoading
+from damoserve_server.catalogue import MAX_SHOWN
+from damoserve_server.errors import ModelNotFound, ProfileLoading
 from damoserve_server.kserve.targets import split
 from damoserve_server.lifecycle import Lifecycle
 
 
 class LifecycleAdministration:
-    """A model's name means all of its profiles; `model/profile` one of them."""
+    """A model's name means all of its profiles; `model/profile` one of them. Nothing is unloaded that is not named."""
 
     def __init__(self, lifecycle: Callable[[], Lifecycle | None]) -> None:
         """`lifecycle` gives None as long as the models are being loaded."""
@@ -17,12 +18,14 @@ class LifecycleAdministration:
     async def load(self, name: str) -> None:
         model, profile = split(name)
         if profile is None:
-            await self._lifecycle().reload(model)
+            await self._lifecycle().reload(model, whole=True)
         else:
             await self._lifecycle().load_profile(model, profile)
 
     async def unload(self, name: str) -> None:
         model, profile = split(name)
+        if not model:
+            raise ModelNotFound(name[:MAX_SHOWN], "the model to be unloaded has to be named")
         lifecycle = self._lifecycle()
         active = [found.name for found in lifecycle.catalogue.model(model).active]
         for each in active if profile is None else [profile]:

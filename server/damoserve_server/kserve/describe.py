@@ -70,6 +70,6 @@ def index_entry(target: Target) -> pb.RepositoryIndexResponse.ModelIndex:
     return pb.RepositoryIndexResponse.ModelIndex(
         name=target.name,
         version=target.version,
-        state=READY if target.ready else "UNAVAILABLE",
+        state=READY if target.ready else "LOADING" if target.loading else "UNAVAILABLE",
         reason=target.reason,
     )

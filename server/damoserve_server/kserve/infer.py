@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import grpc
 
@@ -15,6 +16,7 @@ from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.targets import Target, find
 from damoserve_server.outcomes import Requests
 from damoserve_server.service import Startup
+from damoserve_server.telemetry.records import current
 
 
 class Inference:
@@ -63,16 +65,21 @@ async def _detect_all(
     """The first failure withdraws the others."""
 
     async def detect(number: int, request: DetectionRequest) -> DetectionResult:
+        record = current.get()
         async with places:
             try:
-                return await detector.detect(request)
+                with record.part("image", number, request.arrival) if len(requests) > 1 else nullcontext():
+                    return await detector.detect(request)
             except InvalidRequest as error:
-                raise _of_image(number, error) from error
+                said = _of_image(number, error)
+                error.__traceback__ = error.__cause__ = error.__context__ = None  # see `to_known`
+                raise said from None
 
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(detect(number, request)) for number, request in enumerate(requests)]
     except BaseExceptionGroup as failures:
+        failures.__traceback__ = None  # a frame of the group holds it, and so would keep what the images hold
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations  # gRPC's context is generic for type checkers only
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from damoserve.kserve.v2 import inference_pb2 as pb
 from damoserve_server.catalogue import Catalogue
-from damoserve_server.errors import DamoserveError, NotFound, NotOffered
+from damoserve_server.errors import DamoserveError, NotFound, NotOffered, TooManyStreams
 from damoserve_server.kserve import describe, targets
 from damoserve_server.kserve.infer import Inference
 from damoserve_server.kserve.statistics import Statistics
@@ -18,6 +19,7 @@ from damoserve_server.outcomes import Requests
 from damoserve_server.service import Startup
 from damoserve_server.settings import Settings, usable_cores
 from damoserve_server.status import to_known
+from damoserve_server.telemetry.records import current
 
 if TYPE_CHECKING:
     import grpc
@@ -50,6 +52,7 @@ class InferenceService:
         self._ready = ready
         self._administration = administration
         self._statistics = Statistics()
+        self._streams = 0
         self._inference = Inference(startup, requests, self._statistics, settings.kserve_unavailable_when_full)
         # So many that one call can keep the workers busy, and so few that an idle server never refuses its own.
         # Workers that are still to be measured will not be more than the cores.
@@ -115,14 +118,27 @@ class InferenceService:
 
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             try:
-                response = await self._inference.answer(request, context.time_remaining(), places)
+                with current.get().part("message", request.id, time.monotonic()):
+                    response = await self._inference.answer(request, context.time_remaining(), places)
             except Exception as error:
                 return self._failure(request, to_known(error, f"request {request.id!r} of a stream"))
             return pb.ModelStreamInferResponse(infer_response=response)
 
-        async with aclosing(in_order(requests, answer, self._depth)) as answers:
+        async with self._opened(), aclosing(in_order(requests, answer, self._depth)) as answers:
             async for response in answers:
                 yield response
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        """A stream. Raises TooManyStreams."""
+        limit = self._settings.max_streams
+        if self._streams >= limit:
+            raise TooManyStreams(limit)
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
 
     def _failure(self, request: pb.ModelInferRequest, error: DamoserveError) -> pb.ModelStreamInferResponse:
         self._requests.metrics.refused.labels(error.reason).inc()

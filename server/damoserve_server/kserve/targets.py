@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from damoserve_server.catalogue import MAX_SHOWN, ActiveProfile, Catalogue, FailedProfile, IdleProfile, Model, Profile
+from damoserve_server.catalogue import (
+    MAX_SHOWN,
+    ActiveProfile,
+    Catalogue,
+    FailedProfile,
+    IdleProfile,
+    Model,
+    Profile,
+    State,
+)
 from damoserve_server.errors import ModelNotFound
 
 
@@ -27,13 +36,21 @@ class Target:
         return bool(self.model.active) if self.profile is None else isinstance(self.profile, ActiveProfile)
 
     @property
+    def loading(self) -> bool:
+        """Whether it does not serve yet."""
+        profiles = self.model.profiles if self.profile is None else (self.profile,)
+        return not self.ready and any(profile.state is State.LOADING for profile in profiles)
+
+    @property
     def reason(self) -> str:
         """Why it does not serve; empty if it does."""
         if isinstance(self.profile, FailedProfile):
             return self.profile.summary
         if isinstance(self.profile, IdleProfile):
             return f"it is {self.profile.state}"
-        return "" if self.ready else "none of its profiles could be loaded"
+        if self.ready:
+            return ""
+        return "it is loading" if self.loading else "none of its profiles is loaded"
 
 
 def split(name: str) -> tuple[str, str | None]:

@@ -72,7 +72,7 @@ class DeadlinePolicy:
         gain = cost.expected(size) + cost.expected(larger - size) - cost.expected(larger)
         if delay < gain:
             left = self._max_wait - waited
-            wait = min(max(delay, self._max_wait / 8), left)
+            wait = min(max(delay, gain / 8), left)  # arrivals are not regular
         else:
             wait = left = min(self._max_wait, ON_THE_OFF_CHANCE * cost.expected(size)) - waited
         spare = min(float(line.due[members].min()) - state.now, float(line.slack[:, 0].min()) + cost.expected(size))

@@ -1,0 +1,42 @@
+"""Single keys from a terminal, without Enter."""
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Wait = Callable[[float], str]
+"""Waits so many seconds for a key; the key, or nothing."""
+
+
+@contextmanager
+def keys() -> Iterator[Wait]:
+    """Without a terminal at standard input, or where terminals are different (Windows), there never is a key."""
+    try:
+        import termios
+        import tty
+    except ImportError:
+        yield _sleep
+        return
+    if not sys.stdin.isatty():
+        yield _sleep
+        return
+    terminal = sys.stdin.fileno()
+    usual = termios.tcgetattr(terminal)
+    try:
+        tty.setcbreak(terminal)
+        yield lambda seconds: _key(terminal, seconds)
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, usual)
+
+
+def _sleep(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
+
+
+def _key(terminal: int, seconds: float) -> str:
+    ready, _, _ = select.select([terminal], [], [], seconds)
+    return os.read(terminal, 1).decode(errors="replace") if ready else ""
