@@ -310,7 +310,6 @@ class Samples:
                 frozenset(family.samples[0].labels) - {"le"},
             )
             for family in self._families
-            if family.samples
         }
 
     def series(self) -> set[tuple[str, str]]:
