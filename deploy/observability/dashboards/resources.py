@@ -66,9 +66,7 @@ def queues() -> tuple[Panel, ...]:
             "Shed load",
             "Refused at arrival, or expired before the end; and callers that gave up. Each is work that was not done.",
             "reqps",
-            query(
-                rate("damoserve_requests_total", 'outcome=~"refused|expired|cancelled"', by="outcome"), "{{outcome}}"
-            ),
+            query(rate("damoserve_requests_total", SHED, by="outcome"), "{{outcome}}"),
         ),
         graph(
             "Images that could not be decoded",

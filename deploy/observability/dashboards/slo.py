@@ -65,10 +65,7 @@ def attainment() -> tuple[Panel, ...]:
         "What was missed",
         "late: answered after the objective. refused, expired: too much load, or deadlines too near. failed: a fault.",
         "reqps",
-        query(
-            rate("damoserve_requests_total", TIER, 'outcome=~"late|refused|expired|failed"', by="outcome"),
-            "{{outcome}}",
-        ),
+        query(rate("damoserve_requests_total", TIER, MISSED, by="outcome"), "{{outcome}}"),
     )
     tails = graph(
         "p99 against the objective",
