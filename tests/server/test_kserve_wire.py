@@ -9,7 +9,11 @@ import pytest
 from google.rpc import error_details_pb2
 
 from damoserve.kserve.v2 import inference_pb2 as pb
+from damoserve.v1 import admin_pb2
+from damoserve_profiles.repository import ALIASES_FILE
 from damoserve_server import detector
+from damoserve_server.kserve.tensors import pack, unpack
+from tests.server.administration import FRENCH, administered, only_version
 
 PATIENCE = 20.0
 Request = pb.ModelInferRequest
@@ -222,6 +226,35 @@ def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
     assert states == [[True, False], [False, False], [True, True], [False, False], [True, True]]
     assert refused == ["NOT_OFFERED"] * 2 + ["MODEL_NOT_FOUND"] * 2
     assert "model_repository" in extensions
+
+
+def test_a_request_is_answered_by_one_version_though_another_takes_over(
+    serve, repository, new_profile, pictures, valve
+):
+    new_profile(repository, "quick", ap=0.5, version=4, labels=FRENCH)
+    (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
+    settings = {"workers": 1, "max_batch_size": 1}  # so only two images of a request are worked on at a time
+    tensor = pb.ModelInferRequest.InferInputTensor(name="images", datatype="BYTES", shape=[5])
+
+    def ask(client, version):
+        request = pb.ModelInferRequest(model_name="colours/quick", model_version=version, inputs=[tensor])
+        request.raw_input_contents.append(pack([pictures.red] * 5))
+        request.outputs.add(name="label_names")
+        return method(client, "ModelInfer")(request, timeout=PATIENCE)
+
+    async def scenario():
+        async with administered(serve, only_version(3, valve.load), **settings) as (client, admin):
+            valve.shut()
+            whichever, third = ask(client, ""), ask(client, "3")
+            await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == 3)
+            await admin.ReloadModel(admin_pb2.ReloadModelRequest(model="colours", version=4))
+            valve.open()
+            return await whichever, await client.failure(third)
+
+    answer, failure = asyncio.run(scenario())
+    assert answer.model_version == "4"
+    assert set(unpack(answer.raw_output_contents[0], 5 * 4)) == {b"rouge"}
+    assert failure.reason == "MODEL_NOT_FOUND"
 
 
 def test_streams_are_bounded(serve, pictures):

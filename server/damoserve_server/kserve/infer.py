@@ -37,14 +37,23 @@ class Inference:
         call = to_call(request, time.monotonic(), time_remaining, self._startup.default_budget)
         with self._requests.answering(call.detections) as results:
             detector = await self._startup.finished(call.deadline)
-            target = find(detector.catalogue, call.target, request.model_version)
             try:
-                results.extend(await self._counted(call, detector, target, places))
+                results.extend(await self._by_one_version(call, request.model_version, detector, places))
             except QueueFull as error:
                 if self._unavailable_when_full:
                     error.code = grpc.StatusCode.UNAVAILABLE
                 raise
             return to_response(request, results, call.outputs)
+
+    async def _by_one_version(
+        self, call: Call, version: str, detector: Detector, places: asyncio.Semaphore
+    ) -> Sequence[DetectionResult]:
+        """All again if another version has taken over between two images: their answer names one."""
+        while True:
+            target = find(detector.catalogue, call.target, version)
+            results = await self._counted(call, detector, target, places)
+            if len({result.profile.manifest.version for result in results}) == 1:
+                return results
 
     async def _counted(
         self, call: Call, detector: Detector, target: Target, places: asyncio.Semaphore
