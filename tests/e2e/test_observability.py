@@ -34,7 +34,7 @@ from tests.e2e.expressions import (
     recordings,
     rules,
 )
-from tests.e2e.prometheus import Prometheus, committed_intervals, run_prometheus, until
+from tests.e2e.prometheus import Prometheus, committed_intervals, program, run_prometheus, until
 from tests.e2e.traffic import MODEL, PROFILES, mixed
 
 LOAD_SECONDS = float(os.environ.get("DAMOSERVE_OBSERVABILITY_SECONDS", "5"))
@@ -67,6 +67,7 @@ def without(asked: list[Asked], answered: Watched) -> list[str]:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    program("prometheus")  # before a server is started for nothing
     root = copy_bundled(tmp_path_factory.mktemp("repository"))
     settings = {"repository": root, "workers": 1, "threads_per_worker": 1, "max_queue": 8, "fidelity__share": 1}
     with real_server(**settings) as (server, _):
