@@ -3,11 +3,11 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 CHECKPOINT := profiles/checkpoints/blood-cells.safetensors
 RECIPES := profiles/recipes/blood-cells
-PACKAGES := proto profiles server compress clients tests benchmarks
+PACKAGES := proto profiles server compress clients tests benchmarks deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo playground screenshots test lint format type proto check-proto train prune profiles benchmark fuzz overload bursts \
-  faults soak ceiling image clean
+.PHONY: help install demo playground screenshots test lint format type proto check-proto train prune profiles benchmark \
+  fuzz overload bursts faults soak ceiling dashboards observability image clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -78,6 +78,12 @@ soak: .venv/dev ## Half an hour of everything, and the memory: make soak [ARGS='
 
 ceiling: .venv/dev ## The server at saturation against a plain loop: make ceiling [ARGS='--rounds 1'].
 	$(BIN)/python -m benchmarks.ceiling $(ARGS)
+
+dashboards: .venv/dev ## Generates Grafana's dashboards.
+	$(BIN)/python -m deploy.observability.dashboards deploy/observability/grafana/dashboards
+
+observability: .venv/dev ## Asks a real Prometheus every expression after 60 s of load, and for an alert on a damaged profile.
+	DAMOSERVE_OBSERVABILITY_SECONDS=60 $(BIN)/python -m pytest tests/e2e/test_observability.py $(ARGS)
 
 image: ## Builds the server's container image.
 	docker build --target server --tag damoserve:latest .

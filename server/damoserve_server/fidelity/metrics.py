@@ -20,26 +20,31 @@ class FidelityMetrics:
         profile = ["model", "profile"]
         self._images = Counter(
             "damoserve_fidelity_images",
-            "Sampled answers, by whether they were compared with the reference profile.",
+            "Sampled answers: `compared` with the reference profile, or why not: `dropped_busy` (no room to keep it, "
+            "as the device was hardly idle), `dropped_unloaded` (it or the reference was unloaded meanwhile), "
+            "`not_comparable` (the reference takes another input or knows other labels), `failed` (the reference could "
+            "not be run; the log says why).",
             [*profile, "result"],
             registry=registry,
         )
         self._boxes = Counter(
             "damoserve_fidelity_boxes",
-            "Boxes of compared answers, by whether profile and reference have them.",
+            "Boxes of compared answers: `matched`, `missing` (only the reference has it), `extra` (only the profile "
+            "has it).",
             [*profile, "label", "result"],
             registry=registry,
         )
         self._score_shift = Histogram(
             "damoserve_fidelity_score_shift",
-            "Difference of the scores of a box that profile and reference have.",
+            "Difference of the scores of matched boxes, without the sign.",
             profile,
             registry=registry,
             buckets=SHIFTS,
         )
         self._expected = Gauge(
             "damoserve_fidelity_expected_agreement",
-            "Agreement with the reference profile when the profile was built.",
+            "Agreement with the reference when the profile was built. Absent for the reference, and where the manifest "
+            "does not know it or knows it against another reference.",
             profile,
             registry=registry,
         )
