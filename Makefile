@@ -7,7 +7,7 @@ PACKAGES := proto profiles server compress clients tests benchmarks deploy
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo playground screenshots test lint format type proto check-proto train prune profiles benchmark \
-  fuzz overload bursts faults soak ceiling dashboards observability image clean
+  fuzz overload bursts faults soak ceiling peers dashboards observability image clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -84,6 +84,9 @@ dashboards: .venv/dev ## Generates Grafana's dashboards.
 
 observability: .venv/dev ## Asks a real Prometheus every expression after 60 s of load, and for an alert on a damaged profile.
 	DAMOSERVE_OBSERVABILITY_SECONDS=60 $(BIN)/python -m pytest tests/e2e/test_observability.py $(ARGS)
+
+peers: .venv/dev ## The same work behind other servers: make peers [ARGS='--rounds 1'].
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 image: ## Builds the server's container image.
 	docker build --target server --tag damoserve:latest .

@@ -14,13 +14,12 @@ import multiprocessing
 import os
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import grpc
 import numpy as np
@@ -31,8 +30,7 @@ from benchmarks.serving import PICTURE, real_server
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.imaging import Size, decode, resize, shown_size
-from damoserve_profiles.manifest import Manifest
-from damoserve_profiles.postprocess import select
+from damoserve_profiles.postprocess import Detections, select
 from damoserve_profiles.repository import BUNDLED, Repository
 from damoserve_server.engines import EngineOptions
 from damoserve_server.engines.choice import load_engine
@@ -42,58 +40,69 @@ CALLERS = 8
 TIMEOUT_SECONDS = 30.0
 
 
-def plain(folder: tuple[Path, str], images: Sequence[bytes], seconds: float) -> tuple[float, float]:
+class Work:
+    """What every server has to do for an image, with an engine of one thread."""
+
+    def __init__(self, root: Path, profile: str) -> None:
+        """Of the newest version of the only model in this folder."""
+        repository = Repository(root)
+        [name] = repository.models()
+        folder = repository.folder(name, repository.versions(name)[-1], profile)
+        self.manifest = folder.verify()
+        model = folder.model_path.read_bytes()
+        self._engine = load_engine(model, self.manifest, EngineOptions(max_batch_size=1))
+        self._row = np.empty((1, self.manifest.input.height, self.manifest.input.width, 3), np.uint8)
+
+    def detect(self, encoded: bytes) -> Detections:
+        manifest = self.manifest
+        image = decode(encoded)
+        resize(image, manifest.input.size, manifest.input.resize, out=self._row[0])
+        scores, boxes = self._engine.run(self._row)
+        size = Size(image.shape[1], image.shape[0])
+        shown = shown_size(size, manifest.input.size, manifest.input.resize)
+        return select(scores[0], boxes[0], manifest.thresholds, shown, size)
+
+
+def plain(root: Path, profile: str, images: Sequence[bytes], seconds: float) -> tuple[float, float]:
     """Images a second of two threads that do nothing but the work, and the processor seconds of each."""
-    manifest, engines = _engines(*folder)
-    size = manifest.input.size
+    works = [Work(root, profile) for _ in range(CORES)]
     counts = [0] * CORES
     end = time.monotonic() + seconds
 
-    def work(number: int) -> None:
-        row = np.empty((1, size.height, size.width, 3), np.uint8)
+    def loop(number: int) -> None:
         while time.monotonic() < end:
-            image = decode(images[counts[number] % len(images)])
-            resize(image, size, manifest.input.resize, out=row[0])
-            scores, boxes = engines[number].run(row)
-            shown = Size(image.shape[1], image.shape[0])
-            select(scores[0], boxes[0], manifest.thresholds, shown_size(shown, size, manifest.input.resize), shown)
+            works[number].detect(images[counts[number] % len(images)])
             counts[number] += 1
 
     started, used = time.monotonic(), time.process_time()
     with ThreadPoolExecutor(CORES) as threads:
-        list(threads.map(work, range(CORES)))
+        list(threads.map(loop, range(CORES)))
     return sum(counts) / (time.monotonic() - started), (time.process_time() - used) / sum(counts)
-
-
-def _engines(root: Path, profile: str) -> tuple[Manifest, list[Any]]:
-    repository = Repository(root)
-    [name] = repository.models()
-    folder = repository.folder(name, repository.versions(name)[-1], profile)
-    manifest, model = folder.verify(), folder.model_path.read_bytes()
-    return manifest, [load_engine(model, manifest, EngineOptions(max_batch_size=1)) for _ in range(CORES)]
 
 
 def saturate(address: str, profile: str, images: Sequence[bytes], seconds: float) -> tuple[list[float], float]:
     """The latencies of calls that eight callers made one after the other, and the callers' processor time of each."""
-    latencies: list[float] = []
-    used = time.process_time()
     with grpc.insecure_channel(address) as channel:
         detect = pb_grpc.DetectionServiceStub(channel).Detect
-        end = time.monotonic() + seconds
+        return call(lambda image: detect(_request(image, profile), timeout=TIMEOUT_SECONDS), images, seconds)
 
-        def call(number: int) -> None:
-            count = number
-            while time.monotonic() < end:
-                started = time.perf_counter()
-                detect(_request(images[count % len(images)], profile), timeout=TIMEOUT_SECONDS)
-                latencies.append(time.perf_counter() - started)
-                count += 1
 
-        callers = [threading.Thread(target=call, args=(number,)) for number in range(CALLERS)]
-        for caller in callers:
-            caller.start()
-        for caller in callers:
-            caller.join()
+def call(detect: Callable[[bytes], object], images: Sequence[bytes], seconds: float) -> tuple[list[float], float]:
+    """As `saturate`; eight threads call `detect`."""
+    latencies: list[float] = []
+    used = time.process_time()
+    end = time.monotonic() + seconds
+
+    def caller(number: int) -> None:
+        count = number
+        while time.monotonic() < end:
+            started = time.perf_counter()
+            detect(images[count % len(images)])
+            latencies.append(time.perf_counter() - started)
+            count += 1
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        list(callers.map(caller, range(CALLERS)))
     return latencies, (time.process_time() - used) / len(latencies)
 
 
@@ -145,7 +154,7 @@ def main(
         pool.apply(saturate, (address, profile, images, 2.0))
         beyond_stages, beyond_inference = pool.apply(idle, (address, profile, images, 200))
         for number in range(rounds):
-            ceiling, alone = pool.apply(plain, ((repository, profile), images, seconds))
+            ceiling, alone = pool.apply(plain, (repository, profile, images, seconds))
             before = process.cpu_times()
             latencies, callers = pool.apply(saturate, (address, profile, images, seconds))
             after = process.cpu_times()
@@ -159,17 +168,17 @@ def main(
             costs = f"loop {1000 * alone:.2f}, server {1000 * served:.2f}, callers {1000 * callers:.2f}"
             typer.echo(f"         processor ms an image: {costs} = {shares[-1]:.3f}", err=True)
     figures = {
-        "ratio": _spread(ratios),
-        "processor_time_ratio": _spread(shares),
-        "images_per_s": _spread(rates),
-        "p99_ms": _spread(p99s),
+        "ratio": spread(ratios),
+        "processor_time_ratio": spread(shares),
+        "images_per_s": spread(rates),
+        "p99_ms": spread(p99s),
         "idle_beyond_stages_ms": round(beyond_stages, 2),
         "idle_beyond_inference_ms": round(beyond_inference, 2),
     }
     typer.echo(json.dumps(figures, indent=2))
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
 
 

@@ -84,7 +84,7 @@ def real_server(**settings: Any) -> Iterator[tuple[Server, "subprocess.Popen[str
 
     Raises RuntimeError if it does not start.
     """
-    admin = _free_port()
+    admin = free_port()
     given = {"port": 0, "metrics_port": 0, "admin_port": admin} | settings
     environment = os.environ | {f"DAMOSERVE_{name.upper()}": str(value) for name, value in given.items()}
     command = [sys.executable, "-m", "damoserve_server", "--log-level", "error"]
@@ -137,7 +137,7 @@ def _serve(settings: dict[str, Any], load_engine: EngineLoader, policy: Policy |
     uvloop.run(run())  # as the command does
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
