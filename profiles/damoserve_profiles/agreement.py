@@ -62,9 +62,9 @@ def reference_of(manifests: Iterable[Manifest]) -> Manifest:
     """The profile that the others of a model are compared with: the most accurate of those that are not compressed.
 
     Not the most accurate of all: training after a cut may raise the precision of the smallest, and the question is
-    what compression has changed. Where all are compressed, it is the most accurate.
+    what compression has changed. Where all are compressed, it is the most accurate; of equals the first by name.
     """
-    return max(manifests, key=lambda manifest: (not _is_compressed(manifest), manifest.accuracy.ap))
+    return min(manifests, key=lambda manifest: (_is_compressed(manifest), -manifest.accuracy.ap, manifest.profile))
 
 
 def _is_compressed(manifest: Manifest) -> bool:

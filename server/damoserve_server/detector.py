@@ -164,10 +164,10 @@ class Detector:
                 raise
 
     def free_slots(self) -> int:
-        return sum(pool.free for pool in self._pools.values())
+        return sum(pool.free for pool in tuple(self._pools.values()))
 
     def leased_slots(self) -> int:
-        return sum(pool.leased for pool in self._pools.values())
+        return sum(pool.leased for pool in tuple(self._pools.values()))
 
     def most_slots(self) -> int:
         """That were leased at the same time."""

@@ -44,6 +44,7 @@ class Stream(Generic[F, A]):
         self._changed = asyncio.Event()
         self._sent = asyncio.Event()
         self._computing: set[asyncio.Task[None]] = set()
+        self._over = False
         self._alarm: asyncio.TimerHandle | None = None
         self._reading = asyncio.create_task(self._read())
         self._reading.add_done_callback(lambda _: self._changed.set())
@@ -63,9 +64,9 @@ class Stream(Generic[F, A]):
                 raise ShuttingDown
             self._reading.result()
         finally:
-            await _end(self._reading)  # first: its end starts the frame that waits
-            await _end(*self._computing)
+            self._over = True  # the end of reading would start the frame that waits
             self._watch(None)
+            await _end(self._reading, *self._computing)
 
     def stop(self) -> None:
         """Reads no more; the frames that were read are answered."""
@@ -94,7 +95,7 @@ class Stream(Generic[F, A]):
         self._start(self._window.force())
 
     def _start(self, slots: list[Slot[F, A]]) -> None:
-        for slot in slots:
+        for slot in () if self._over else slots:
             task = asyncio.create_task(self._compute(slot))
             self._computing.add(task)
             task.add_done_callback(self._computing.discard)
@@ -162,6 +163,7 @@ class Streams:
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:
+    """All are cancelled at once, whatever becomes of the wait: who ends a stream may be cancelled meanwhile."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

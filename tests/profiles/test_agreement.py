@@ -85,6 +85,12 @@ def test_where_all_are_compressed_it_is_the_most_accurate(ladder: dict[str, Mani
     assert reference_of(compressed).accuracy.ap == max(manifest.accuracy.ap for manifest in compressed)
 
 
+def test_of_equals_it_is_the_first_by_name_in_whatever_order_they_come(ladder: dict[str, Manifest]) -> None:
+    """The server has them in no order, and expects the agreement that was measured with the builder's reference."""
+    twins = [ladder["fp32"].model_copy(update={"profile": name}) for name in ("fp32", "fp32-openvino")]
+    assert reference_of(twins).profile == reference_of(reversed(twins)).profile == "fp32"
+
+
 def test_the_bundled_profiles_say_how_far_they_agree(ladder: dict[str, Manifest]) -> None:
     assert ladder["fp32"].agreement is None
     for name in ladder.keys() - {"fp32"}:

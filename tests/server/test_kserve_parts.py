@@ -137,6 +137,28 @@ def test_no_work_goes_on_when_nobody_takes_the_results(how):
     assert set(bench.begun) - bench.cancelled == (set() if how == "cancelled" else {0})
 
 
+@pytest.mark.parametrize("steps", range(1, 5))
+def test_no_work_goes_on_when_the_end_is_cut_short(steps):
+    """gRPC cancels the call of a client that is gone shortly after a write to it has failed."""
+
+    async def scenario():
+        bench = Bench()
+        results = in_order(numbers(5), bench.work, depth=3)
+        first = asyncio.ensure_future(anext(results))
+        await settle()
+        bench.ends[0].set()
+        await first
+        closing = asyncio.ensure_future(results.aclose())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        await settle()
+        return set(bench.begun) - bench.cancelled
+
+    assert asyncio.run(scenario()) == {0}
+
+
 def test_a_source_that_fails_ends_the_results():
     async def failing():
         yield 0

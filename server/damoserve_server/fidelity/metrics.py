@@ -74,5 +74,6 @@ class FidelityMetrics:
         for label, counts in comparison.by_label.items():
             for result, boxes in vars(counts).items():
                 self._boxes.labels(*key, manifest.labels[label], result).inc(boxes)
+        shifts = self._score_shift.labels(*key)
         for shift in comparison.score_shifts.tolist():
-            self._score_shift.labels(*key).observe(shift)
+            shifts.observe(shift)

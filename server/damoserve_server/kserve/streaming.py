@@ -33,8 +33,7 @@ async def in_order(
             places.release()
         await reader  # for its failure, if it has failed
     finally:
-        await _end(reader)
-        await _end(*(task for task in _rest(begun) if task is not None))
+        await _end(reader, *(task for task in _rest(begun) if task is not None))
 
 
 def _rest(queue: asyncio.Queue[T]) -> list[T]:
@@ -42,6 +41,7 @@ def _rest(queue: asyncio.Queue[T]) -> list[T]:
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:
+    """All are cancelled at once, whatever becomes of the wait: who ends this may be cancelled meanwhile."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
