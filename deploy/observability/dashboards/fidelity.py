@@ -9,12 +9,14 @@ SHIFT = "damoserve_fidelity_score_shift"
 IMAGES = "damoserve_fidelity_images_total"
 MATCHED = 'result="matched"'
 MISSED = 'result=~"missing|extra"'
+WINDOW = "10m"
+"""That of the recorded agreement and of the alert: images are compared too seldom for less."""
 
 
 def agreement(by: str) -> str:
     """F1 of the boxes: twice the matched ones to twice the matched, the missing and the extra ones together."""
-    matched = f"2 * {increase(BOXES, MODEL, MATCHED, by=by)}"
-    return f"{matched} / ({matched} + {increase(BOXES, MODEL, MISSED, by=by)})"
+    matched = f"2 * {increase(BOXES, MODEL, MATCHED, by=by, window=WINDOW)}"
+    return f"{matched} / ({matched} + {increase(BOXES, MODEL, MISSED, by=by, window=WINDOW)})"
 
 
 def agreements() -> tuple[Panel, ...]:
@@ -49,7 +51,7 @@ def agreements() -> tuple[Panel, ...]:
 def classes() -> tuple[Panel, ...]:
     return (
         graph(
-            "Agreement by class",
+            "Agreement by class, 10 minutes",
             "One class alone that falls: its objects look different than they did, or its scores are near the "
             "threshold.",
             "percentunit",
@@ -66,12 +68,12 @@ def classes() -> tuple[Panel, ...]:
 
 def scores() -> tuple[Panel, ...]:
     quantiles = [
-        query(quantile(share, SHIFT, MODEL, by="profile"), f"{{{{profile}}}} {name}")
+        query(quantile(share, SHIFT, MODEL, by="profile", window=WINDOW), f"{{{{profile}}}} {name}")
         for name, share in (("p50", 0.5), ("p95", 0.95))
     ]
     return (
         graph(
-            "Difference of scores",
+            "Difference of scores, 10 minutes",
             "Of matched boxes. Large though boxes agree: the threshold of this profile may need another value.",
             "short",
             *quantiles,
