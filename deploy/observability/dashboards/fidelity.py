@@ -2,11 +2,12 @@
 
 from deploy.observability.dashboards import parts
 from deploy.observability.dashboards.parts import Board, Panel, Row, graph, query
-from deploy.observability.dashboards.promql import MODEL, increase, quantile, rate, total
+from deploy.observability.dashboards.promql import MODEL, increase, quantile, rate, series, total
 
 BOXES = "damoserve_fidelity_boxes_total"
 SHIFT = "damoserve_fidelity_score_shift"
 IMAGES = "damoserve_fidelity_images_total"
+EXPECTED = "damoserve_fidelity_expected_agreement"
 MATCHED = 'result="matched"'
 MISSED = 'result=~"missing|extra"'
 WINDOW = "10m"
@@ -21,7 +22,8 @@ def agreement(by: str) -> str:
 
 def agreements() -> tuple[Panel, ...]:
     recorded = f"avg by (model, profile) (damoserve:fidelity_agreement:10m{{{MODEL}}})"
-    expected = total("damoserve_fidelity_expected_agreement", MODEL, by="model, profile", how="min")
+    expected = total(EXPECTED, MODEL, by="model, profile", how="min")
+    least = f"min by (model, profile) (min_over_time({series(EXPECTED, MODEL)}[{WINDOW}]))"
     return (
         parts.dashed(
             graph(
@@ -38,9 +40,10 @@ def agreements() -> tuple[Panel, ...]:
         parts.lined(
             graph(
                 "Agreement less what was expected",
-                "Below the line for a profile with enough images, the alert fires.",
+                "Than the least that was in these 10 minutes. Below the line for a profile with enough images, "
+                "the alert fires.",
                 "percentunit",
-                query(f"{recorded} - on (model, profile) {expected}", "{{model}} {{profile}}"),
+                query(f"{recorded} - on (model, profile) {least}", "{{model}} {{profile}}"),
             ).min(-1),
             (-0.05, parts.RED),
             (0, parts.GREEN),
