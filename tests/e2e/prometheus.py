@@ -20,7 +20,7 @@ import yaml
 from tests.e2e.expressions import PROMETHEUS
 
 PATIENCE = 30.0
-LISTENING = re.compile(r'msg="Listening on" address=(\S+)')
+LISTENING = re.compile(r'msg="Listening on" .*?\baddress=(\S+)')
 READY = "Server is ready to receive web requests"
 
 

@@ -60,7 +60,8 @@ def board() -> Board:
     return Board(
         "latency",
         "damoserve / Latency",
-        "Which stage takes the time, for all and for each profile.",
+        "Which stage takes the time, for all and for each profile. Stages are not known by tier: it chooses only among "
+        "the requests by their time.",
         ("instance", "model", "profile", "tier"),
         (
             Row("All profiles", together(), 9),

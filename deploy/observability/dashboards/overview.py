@@ -71,15 +71,16 @@ def rates() -> tuple[Panel, ...]:
 
 
 def errors() -> tuple[Panel, ...]:
-    bad = rate(HANDLED, 'grpc_code!="OK"', by="grpc_code")
+    bad = rate(HANDLED, 'grpc_code!="OK"', by="grpc_method, grpc_code")
+    ended = rate(HANDLED, by="grpc_method")
     failed_of_tier = rate(REQUESTS, TIER, OWED, 'outcome!~"in_time|late"', by="tier")
     return (
         graph(
-            "Error ratio by code",
-            "Share of all calls, whosever fault it was. INVALID_ARGUMENT and CANCELLED come from callers; INTERNAL "
-            "is a fault: the log has its request id.",
+            "Error ratio by method and code",
+            "Share of the method's calls, whosever fault it was. INVALID_ARGUMENT and CANCELLED come from callers; "
+            "INTERNAL is a fault: the log has its request id.",
             "percentunit",
-            query(f"{bad} / on () group_left () {rate(HANDLED)} > 0", "{{grpc_code}}"),
+            query(f"{bad} / on (grpc_method) group_left () {ended} > 0", "{{grpc_method}} {{grpc_code}}"),
         ),
         graph(
             "Error ratio by tier",

@@ -17,14 +17,14 @@ def total(metric: str, *matchers: str, by: str = "", how: str = "sum") -> str:
     return f"{_grouped(how, by)} ({series(metric, *matchers)})"
 
 
-def rate(metric: str, *matchers: str, by: str = "") -> str:
+def rate(metric: str, *matchers: str, by: str = "", window: str = WINDOW) -> str:
     """How much a counter grows in a second."""
-    return f"{_grouped('sum', by)} (rate({series(metric, *matchers)}[{WINDOW}]))"
+    return f"{_grouped('sum', by)} (rate({series(metric, *matchers)}[{window}]))"
 
 
-def increase(metric: str, *matchers: str, by: str = "") -> str:
-    """How much a counter has grown between two points of the graph."""
-    return f"{_grouped('sum', by)} (increase({series(metric, *matchers)}[{WINDOW}]))"
+def increase(metric: str, *matchers: str, by: str = "", window: str = WINDOW) -> str:
+    """How much a counter has grown in the window, which is not shorter than from one point of the graph to the next."""
+    return f"{_grouped('sum', by)} (increase({series(metric, *matchers)}[{window}]))"
 
 
 def mean(metric: str, *matchers: str, by: str = "") -> str:
@@ -32,10 +32,10 @@ def mean(metric: str, *matchers: str, by: str = "") -> str:
     return f"{rate(f'{metric}_sum', *matchers, by=by)} / {rate(f'{metric}_count', *matchers, by=by)}"
 
 
-def quantile(share: float, metric: str, *matchers: str, by: str = "") -> str:
+def quantile(share: float, metric: str, *matchers: str, by: str = "", window: str = WINDOW) -> str:
     """Of a histogram; `share` is 0 to 1."""
     labels = f"le, {by}" if by else "le"
-    return f"histogram_quantile({share:g}, {rate(f'{metric}_bucket', *matchers, by=labels)})"
+    return f"histogram_quantile({share:g}, {rate(f'{metric}_bucket', *matchers, by=labels, window=window)})"
 
 
 def _grouped(how: str, by: str) -> str:

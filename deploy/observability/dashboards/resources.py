@@ -2,7 +2,7 @@
 
 from deploy.observability.dashboards import parts
 from deploy.observability.dashboards.parts import Board, Panel, Row, graph, query
-from deploy.observability.dashboards.promql import INSTANCE, increase, rate, series, total
+from deploy.observability.dashboards.promql import increase, rate, series, total
 
 POOL = "damoserve_pool_slots"
 SHED = 'outcome=~"refused|expired|cancelled"'
@@ -118,9 +118,10 @@ def life() -> tuple[Panel, ...]:
         ),
         parts.states(
             "Reachable",
-            "Whether Prometheus could read the metrics.",
+            "Whether Prometheus could read the metrics; of all instances, as one that is down for long is not among "
+            "those to choose from. The job has to be named damoserve.",
             (("down", parts.RED), ("up", parts.GREEN)),
-            query(f"min by (instance) (up{{{INSTANCE}}})", "{{instance}}"),
+            query('min by (instance) (up{job="damoserve"})', "{{instance}}"),
         ),
     )
 
