@@ -1,5 +1,6 @@
 """The command and its options."""
 
+import signal
 import sys
 from typing import Annotated, NoReturn
 from urllib.parse import urlsplit
@@ -36,6 +37,8 @@ def top(
         elif as_json:
             watch.write_json(metrics, interval)
         else:
+            # As an exception, which gives the terminal back on its way.
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
             watch.show_live(metrics, interval)
     except watch.NoMetrics as error:
         _fail(f"no metrics from {metrics}: {error}")
