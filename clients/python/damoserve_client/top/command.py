@@ -1,5 +1,6 @@
 """The command and its options."""
 
+import io
 import signal
 import sys
 from typing import Annotated, NoReturn
@@ -31,6 +32,8 @@ def top(
         if (error.name or "").split(".")[0] != "prometheus_client":
             raise
         _fail("`damoserve top` needs prometheus-client. Install it: pip install 'damoserve[top]'")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # graphs are of characters that not every terminal has
     try:
         if once:
             watch.show_once(metrics, interval, as_json)
