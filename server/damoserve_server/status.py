@@ -19,13 +19,13 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def to_known(error: Exception, subject: str) -> DamoserveError:
-    """The error for the caller; an unexpected one is logged with the request id, and the caller learns nothing else.
+    """The error for the caller; an unexpected one is logged, and the caller learns nothing else.
 
     The error lets go of where it came from: a frame there holds the future that holds the error, and with it request,
     image and profile would stay until a garbage collection.
     """
     if not isinstance(error, DamoserveError):
-        log.error("request %s to %s failed", request_id.get(), subject, exc_info=error)
+        log.error("%s failed", subject, exc_info=error)
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error if isinstance(error, DamoserveError) else InternalError("internal error")
 

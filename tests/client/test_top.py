@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import itertools
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -180,12 +182,14 @@ def test_durations() -> None:
 
 
 @contextmanager
-def answering(content: bytes, status: int = 200) -> Iterator[str]:
+def answering(content: bytes, status: int = 200, *later: bytes) -> Iterator[str]:
+    contents = itertools.chain([content], itertools.cycle(later or (content,)))
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(next(contents))
 
         def log_message(self, *_: object) -> None:
             pass
@@ -228,6 +232,16 @@ def test_nobody_answers() -> None:
 )
 def test_wrong_usage(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, ["top", *arguments]).exit_code == 2
+
+
+def test_a_terminal_without_unicode_gets_what_it_can_show(before: str, after: str) -> None:
+    script = "from damoserve_client.cli import main; main()"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with answering(before.encode(), 200, after.encode()) as url:
+        command = [sys.executable, "-c", script, "top", "--once", "--interval", "0.1", "--metrics", url]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "mean ms" in result.stdout
 
 
 def test_the_extra_is_named_where_it_is_missing() -> None:

@@ -101,8 +101,16 @@ def terminal(metrics: str) -> Iterator[Terminal]:
             os.close(outer)
 
 
-@pytest.mark.parametrize("leave", [lambda top: top.press("q"), lambda top: top.process.send_signal(signal.SIGINT)])
-def test_q_and_ctrl_c_end_it_and_give_the_terminal_back(server: Server, leave: Callable[[Terminal], Any]) -> None:
+@pytest.mark.parametrize(
+    ("leave", "code"),
+    [
+        (lambda top: top.press("q"), 0),
+        (lambda top: top.process.send_signal(signal.SIGINT), 0),
+        (lambda top: top.process.terminate(), 128 + signal.SIGTERM),
+    ],
+    ids=["q", "SIGINT", "SIGTERM"],
+)
+def test_what_ends_it_gives_the_terminal_back(server: Server, leave: Callable[[Terminal], Any], code: int) -> None:
     with terminal(server.metrics) as top:
         before = termios.tcgetattr(top.descriptor)
         top.until(r"int8\+pruned")
@@ -111,7 +119,7 @@ def test_q_and_ctrl_c_end_it_and_give_the_terminal_back(server: Server, leave: C
         top.until(r"int8\+pruned")
         leave(top)
         top.until(r"\x1b\[\?1049l")  # leaves the alternate screen
-        assert top.process.wait(PATIENCE) == 0
+        assert top.process.wait(PATIENCE) == code
         assert termios.tcgetattr(top.descriptor) == before
 
 

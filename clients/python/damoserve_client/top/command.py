@@ -1,5 +1,7 @@
 """The command and its options."""
 
+import io
+import signal
 import sys
 from typing import Annotated, NoReturn
 from urllib.parse import urlsplit
@@ -30,12 +32,16 @@ def top(
         if (error.name or "").split(".")[0] != "prometheus_client":
             raise
         _fail("`damoserve top` needs prometheus-client. Install it: pip install 'damoserve[top]'")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # graphs are of characters that not every terminal has
     try:
         if once:
             watch.show_once(metrics, interval, as_json)
         elif as_json:
             watch.write_json(metrics, interval)
         else:
+            # As an exception, which gives the terminal back on its way.
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
             watch.show_live(metrics, interval)
     except watch.NoMetrics as error:
         _fail(f"no metrics from {metrics}: {error}")
