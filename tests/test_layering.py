@@ -33,7 +33,7 @@ THIRD_PARTY = {
 OPTIONAL = {"damoserve": set(), "damoserve_client": {"opentelemetry"}}
 # What an extra brings, in its own folder.
 EXTRAS = {
-    "damoserve_client/playground": {"fastapi", "nicegui", "uvicorn"},
+    "damoserve_client/playground": {"fastapi", "nicegui", "starlette", "uvicorn"},
     "damoserve_client/top": {"prometheus_client"},
 }
 FORBIDDEN = {

@@ -1,12 +1,13 @@
 """The parts of the playground that need no browser; the page itself is tested in tests/e2e."""
 
 import asyncio
+import re
 from typing import NoReturn
 
 import grpc
 import pytest
 
-from damoserve_client import Box, Detection
+from damoserve_client import Box, Detection, Timings
 from damoserve_client.errors import Failure, Unavailable
 from damoserve_client.playground import figures
 from damoserve_client.playground.comparison import compare, intersection_over_union
@@ -60,6 +61,22 @@ class TestFigures:
             "1 extra",
             "1 moved",
         ]
+
+    def test_the_sign_of_a_difference_stands_before_its_score(self) -> None:
+        html = figures.overlay(compare([cell(0), cell(500)], [cell(30), cell(800)]), (1000, 1000))
+        assert re.findall(r"([~+−]) \d\.\d\d</text>", html) == ["~", "+", "−"]
+
+    def test_texts_end_within_the_picture(self) -> None:
+        html = figures.overlay(compare([cell(920)], []), (1000, 1000))
+        (left,) = re.findall(r'<text x="([\d.]+)"', html)
+        assert float(left) < 905
+        assert "+ " in html
+
+    def test_what_an_older_server_does_not_tell_is_shown_as_the_last_stage(self) -> None:
+        html = figures.stages(Timings(decode=0.001, queue=0.001, inference=0.005, postprocess=0.001, total=0.01), 0.01)
+        names = re.findall(r"</i>([a-z ]+)</dt>", html)
+        assert names == ["decode wait", "decode", "queue", "batch wait", "inference", "postprocess", "respond"]
+        assert sum(map(float, re.findall(r"width:([\d.]+)%", html))) == pytest.approx(100)
 
 
 class TestLoad:

@@ -1,6 +1,7 @@
 """The page of `damoserve playground` in a real browser, with a real server behind it."""
 
 import base64
+import http.client
 import io
 import json
 import math
@@ -11,14 +12,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
 
 from damoserve_client import Client
+from damoserve_client.playground.load import SECONDS
 from damoserve_client.tables import counts
 from damoserve_profiles.repository import BUNDLED
 from tests.e2e.conftest import PATIENCE, RunningServer
@@ -229,8 +234,14 @@ def test_without_a_server_the_page_says_what_to_do_and_waits_for_it(
         page.goto(url)
         expect(page.get_by_role("alert")).to_contain_text("Check that the server runs")
         expect(page.get_by_role("button", name="Try again")).to_be_visible()
+        page.get_by_role("button", name="Start the load").click()
+        expect(page.get_by_role("alert")).to_contain_text("There is no picture to send yet. Choose one first.")
         with start_server(tmp_path, port):
             expect(card(page, "pruned").locator(".stages")).to_be_visible()
+            expect(page.get_by_role("alert")).to_be_empty()
+        set_slider(page, "Lowest score shown", 0.9)
+        expect(page.get_by_role("alert")).to_contain_text("Check that the server runs")
+        with start_server(tmp_path, port):
             expect(page.get_by_role("alert")).to_be_empty()
 
 
@@ -284,6 +295,60 @@ FOCUSED = """() => {
     const owner = element.matches('summary') ? ' of ' + element.closest('article').dataset.profile : '';
     return name.trim() + owner;
 }"""
+
+
+def test_a_load_ends_when_its_page_is_left(page: Page, url: str, server: RunningServer) -> None:
+    open_page(page, url)
+    page.get_by_role("button", name="Start the load").click()
+    expect(page.locator(".load-words")).to_contain_text("callers are calling: 1")
+    begin = time.monotonic()
+    page.close()
+    before, now = -1, calls(server)
+    while before != now:
+        time.sleep(0.5)
+        before, now = now, calls(server)
+    assert time.monotonic() - begin < SECONDS - 1
+
+
+def calls(server: RunningServer) -> int:
+    """How many requests the server has answered."""
+    with urllib.request.urlopen(server.metrics) as response:
+        lines = response.read().decode().splitlines()
+    return sum(int(float(line.split()[-1])) for line in lines if line.startswith("damoserve_requests_total{"))
+
+
+WEB_SOCKET = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/", {"Host": "elsewhere.example"}, 400),
+        ("GET", "/", {"Origin": "http://elsewhere.example"}, 403),
+        ("GET", "/", {"Origin": "null"}, 403),
+        ("GET", "/_nicegui_ws/socket.io/?EIO=4&transport=polling", {"Origin": "http://elsewhere.example"}, 403),
+        (
+            *("GET", "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"),
+            *({"Origin": "http://elsewhere.example", **WEB_SOCKET}, 403),
+        ),
+        ("POST", "/", {"Content-Length": str(65 * 2**20)}, 413),
+        ("POST", "/", {"Transfer-Encoding": "chunked"}, 411),
+    ],
+)
+def test_other_sites_and_large_bodies_are_refused_unread(
+    url: str, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)) as connection:
+        connection.putrequest(method, path, skip_host="Host" in headers)
+        for header in headers.items():
+            connection.putheader(*header)
+        connection.endheaders()
+        assert connection.getresponse().status == status
 
 
 def test_a_load_is_drawn_while_it_runs(page: Page, url: str) -> None:

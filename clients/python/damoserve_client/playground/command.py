@@ -15,10 +15,13 @@ from nicegui import ui
 
 from damoserve_client.aio import AsyncClient
 from damoserve_client.channel import DEFAULT_ADDRESS
-from damoserve_client.playground.page import Page
+from damoserve_client.playground.guard import Guard
+from damoserve_client.playground.page import LARGEST_FILE, Page
 from damoserve_client.security import Ca, Cert, Key, Security, Tls, TokenFile
 
 HOST = "127.0.0.1"
+# What a form adds to the file in it, with room to spare.
+FORM_BYTES = 64 * 1024
 FAVICON = Path(__file__).with_name("favicon.svg")
 
 
@@ -62,6 +65,7 @@ def _application(address: str, security: Security) -> FastAPI:
     application = FastAPI(lifespan=connected, docs_url=None, redoc_url=None, openapi_url=None)
     # A page elsewhere must not reach ours by a name of its own that it lets point here.
     application.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    application.add_middleware(Guard, largest_body=LARGEST_FILE + FORM_BYTES)
     ui.run_with(
         application,
         title="damoserve playground",

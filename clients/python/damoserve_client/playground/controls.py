@@ -41,7 +41,7 @@ def slider(label: str, scale: Scale, on_input: Callable[[float], Awaitable[None]
     """Calls `on_input` while it is moved, but not more often than the page can follow."""
     with ui.element("div").classes("control"):
         heading = text("label", label)
-        output = text("output", scale.name(scale.start))
+        output = text("output", scale.name(scale.start)).props("aria-live=off")  # the slider itself says it
         control = ui.element("input").props(f"type=range min={scale.low} max={scale.high} step={scale.step}")
     heading.props["for"] = control.html_id
     # As an attribute, which is only where it starts: as a property, every update of the page would put it back.

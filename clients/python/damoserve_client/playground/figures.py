@@ -12,16 +12,20 @@ from PIL import Image
 from damoserve_client.draw import colour_of, to_rgb, upright
 from damoserve_client.playground.comparison import UNMOVED_IOU, Kind, Mark, intersection_over_union
 from damoserve_client.tables import milliseconds
-from damoserve_client.types import Box, DetectionResult, ProfileInfo, Timings
+from damoserve_client.types import Box, Detection, DetectionResult, ProfileInfo, Timings
 
 # The longer side of a picture on the page, in pixels: twice the width of a card, for dense screens.
 SHOWN_PIXELS = 1100
 # Told apart in both colour schemes and in grey; a profile has the colour of its place in the server's list.
 PROFILE_COLOURS = ("#3b82b8", "#d98326", "#3f9a68", "#9a63b5", "#c65561", "#7c8796", "#a58b1c", "#2f9aa0")
+# One after the other, as a request meets them.
+STAGES = ("decode_wait", "decode", "queue", "batch_wait", "inference", "postprocess", "respond")
+# Before the score of a box, where the words would hide the picture.
+SIGNS: Mapping[Kind, str] = {"missing": "−", "extra": "+", "moved": "~"}
 DIFFERENCES: Mapping[Kind, str] = {
     "missing": "only the reference has it",
     "extra": "only this profile has it",
-    "moved": f"overlaps the reference's by less than {UNMOVED_IOU}",
+    "moved": f"overlaps the reference's, dotted, by less than {UNMOVED_IOU}",
 }
 
 
@@ -40,7 +44,7 @@ def overlay(marks: Sequence[Mark], size: tuple[int, int]) -> str:
     width, height = size
     font = max(size) / 38
     boxes = "".join(_box(mark) for mark in reversed(marks))
-    tags = "".join(_tag(mark, place) for mark, place in zip(marks, _places(marks, font), strict=True))
+    tags = "".join(_tag(mark, place) for mark, place in zip(marks, _places(marks, font, width), strict=True))
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(findings(marks))}" '
         f'style="font-size:{font:.1f}px">{boxes}{tags}</svg>'
@@ -62,15 +66,16 @@ def _rect(box: Box, kind: str, colour: str = "") -> str:
     return f'<rect class="{kind}" x="{box.x_min:.1f}" y="{box.y_min:.1f}" {size} {stroke}/>'
 
 
-def _places(marks: Sequence[Mark], font: float) -> list[Box]:
+def _places(marks: Sequence[Mark], font: float, right: float) -> list[Box]:
     """Where the texts go: above the box, inside it, below it, or beside it, whichever is free first."""
     taken: list[Box] = []
     for mark in marks:
         box = mark.detection.box
         width = 0.62 * font * len(_words(mark))
         tops = (box.y_min - 1.1 * font, box.y_min + 0.1 * font, box.y_max + 0.1 * font, box.y_max - 1.1 * font)
-        corners = [(left, top) for left in (box.x_min, box.x_max) for top in tops if top >= 0]
-        places = [Box(left, top, left + width, top + font) for left, top in corners]
+        corners = [(left, top) for left in (box.x_min, box.x_max, box.x_min - width) for top in tops if top >= 0]
+        inside = [(max(0.0, min(left, right - width)), top) for left, top in corners]
+        places = [Box(left, top, left + width, top + font) for left, top in inside]
         free = (place for place in places if not any(intersection_over_union(place, other) for other in taken))
         taken.append(next(free, places[0]))
     return taken
@@ -82,8 +87,8 @@ def _tag(mark: Mark, place: Box) -> str:
 
 
 def _words(mark: Mark) -> str:
-    name = f"{mark.kind} " if mark.kind in ("extra", "missing") else ""
-    return f"{name}{mark.detection.score:.2f}"
+    sign = f"{SIGNS[mark.kind]} " if mark.kind in SIGNS else ""
+    return f"{sign}{mark.detection.score:.2f}"
 
 
 def _remark(mark: Mark) -> str:
@@ -112,15 +117,16 @@ def legend(labels: Sequence[str]) -> str:
         for index, label in enumerate(labels)
     )
     marks = "".join(
-        f'<li><span class="line {kind}"></span>{kind}: {meaning}</li>' for kind, meaning in DIFFERENCES.items()
+        f'<li><span class="line {kind}"></span>{SIGNS[kind]} {kind}: {meaning}</li>'
+        for kind, meaning in DIFFERENCES.items()
     )
     return classes + marks
 
 
 def stages(timings: Timings, longest: float) -> str:
     """Where the time went: a bar on the scale of the longest, in seconds, and the figures."""
-    parts = {field.name: getattr(timings, field.name) for field in dataclasses.fields(timings) if field.name != "total"}
-    parts["other"] = max(0.0, timings.total - sum(parts.values()))
+    parts = {name.replace("_", " "): getattr(timings, name) for name in STAGES}
+    parts["respond"] += max(0.0, timings.total - sum(parts.values()))  # an older server does not tell all of them
     bar = "".join(
         f'<i class="stage-{index}" style="width:{100 * seconds / longest:.2f}%"></i>'
         for index, seconds in enumerate(parts.values())
@@ -129,7 +135,7 @@ def stages(timings: Timings, longest: float) -> str:
         f'<div><dt><i class="stage-{index}"></i>{name}</dt><dd>{milliseconds(seconds)}</dd></div>'
         for index, (name, seconds) in enumerate(parts.items())
     )
-    total = f"<div><dt>total, ms</dt><dd>{milliseconds(timings.total)}</dd></div>"
+    total = f'<div class="total"><dt>total, ms</dt><dd>{milliseconds(timings.total)}</dd></div>'
     return f'<div class="bar" aria-hidden="true">{bar}</div><dl class="stages">{figures}{total}</dl>'
 
 
@@ -137,13 +143,17 @@ def table_of_boxes(marks: Sequence[Mark]) -> str:
     """The rows of a table: every box in words and figures, corners in pixels."""
     rows = "".join(
         f"<tr><td>{escape(mark.detection.label)}</td><td>{mark.detection.score:.2f}</td><td>{_corners(mark)}</td>"
-        f"<td>{mark.kind}</td></tr>"
+        f"<td>{mark.kind}{_score_of(mark.partner)}</td></tr>"
         for mark in marks
     )
     return (
         '<thead><tr><th scope="col">label</th><th scope="col">score</th><th scope="col">box</th>'
         f'<th scope="col">reference</th></tr></thead><tbody>{rows}</tbody>'
     )
+
+
+def _score_of(partner: Detection | None) -> str:
+    return f", {partner.score:.2f}" if partner else ""
 
 
 def _corners(mark: Mark) -> str:

@@ -11,23 +11,24 @@ from damoserve_client.playground.load import BIN_SECONDS, SECONDS, Interval, Loa
 FAILED_COLOUR = "#8b8f96"
 # Seen on both grounds.
 RULE = {"lineStyle": {"color": "#8884"}}
-P50_COLOUR, P95_COLOUR = PROFILE_COLOURS[0], PROFILE_COLOURS[1]
+# From the end, so that they are not those of the first profiles.
+P50_COLOUR, P95_COLOUR = PROFILE_COLOURS[-1], PROFILE_COLOURS[-4]
 
 
 class LoadView:
     """Made inside the element that holds it."""
 
     def __init__(self) -> None:
-        self._words = markup("p", "Nothing has run yet.", "load-words")
-        self._words.props("role=status")
+        self._words = markup("p", "Nothing has run yet.", "load-words").props("role=status")
         self._chart = chart(_options((), ()), "Latency and calls by profile over the seconds of the load")
-
         self._chart.set_visibility(False)
 
     def show(self, load: Load, profiles: Sequence[str], running: bool) -> None:
         self._chart.set_visibility(True)
         self._chart.options.update(_options(intervals(load.calls), profiles))
         self._chart.update()
+        # Read out at the end only, not twice a second.
+        self._words.props["aria-busy"] = str(running).lower()
         self._words.set_content(_words(load, running))
 
 

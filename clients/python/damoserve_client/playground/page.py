@@ -14,7 +14,7 @@ from nicegui.events import UiEventArguments, UploadEventArguments
 
 from damoserve_client import tables
 from damoserve_client.aio import AsyncClient
-from damoserve_client.errors import DamoserveError, NotFound, Unavailable
+from damoserve_client.errors import DamoserveError, NotFound, ProfileUnavailable, Unavailable
 from damoserve_client.playground import figures
 from damoserve_client.playground.cards import Card, Measured
 from damoserve_client.playground.controls import Scale, button, choice, markup, picker, selection, slider, text
@@ -84,6 +84,7 @@ class Page:
         self._callers = int(CALLERS.start)
         self._comparing, self._routing = Newest(), Newest()
         self._load: asyncio.Task[None] | None = None
+        self._away = True
 
     async def show(self) -> None:
         """Builds the page; what the server has to say comes once the browser is connected."""
@@ -102,6 +103,7 @@ class Page:
                     self._add_results()
         ui.timer(0, self._connect, once=True)
         ui.timer(RETRY_SECONDS, self._connect_once_up, immediate=False)
+        ui.context.client.on_delete(self._leave)
 
     # What the page is made of.
 
@@ -132,7 +134,8 @@ class Page:
     def _add_results(self) -> None:
         with ui.element("section").props('aria-labelledby="profiles"'):
             text("h2", "Profiles side by side").props("id=profiles")
-            text("p", f"Each is asked {ROUNDS} times, all in turn; its quickest run is shown.", "quiet")
+            how = f"Each is asked {ROUNDS} times, all in turn; its quickest run counts. Speed is the network's alone."
+            text("p", how, "quiet")
             self._legend = markup("ul", classes="legend")
             self._grid = ui.element("div").classes("cards")
             self._progress = text("p", classes="unseen").props("role=status")
@@ -148,7 +151,9 @@ class Page:
     async def _connect(self) -> None:
         with self._explained():
             self._infos = await self._client.profiles()
+            self._away = False
             models = list(dict.fromkeys(info.model for info in self._infos))
+            models.sort(key=lambda model: model != self._model)  # the one that was chosen stays
             self._models.clear()
             if len(models) > 1:
                 with self._models:
@@ -159,7 +164,7 @@ class Page:
 
     async def _connect_once_up(self) -> None:
         """Without a word while the server is still away: that was said."""
-        if not self._infos:
+        if self._away:
             with suppress(DamoserveError):
                 await self._client.profiles()
                 await self._connect()
@@ -197,7 +202,7 @@ class Page:
             await self._client.detect(content, model=self._model)
             try:
                 url = await asyncio.to_thread(figures.shown_picture, content)
-            except OSError as error:
+            except Exception as error:  # Pillow raises what it likes on a damaged file
                 return self._complain(f"{name}: only the server can read it ({error}).", "Convert it to JPEG.")
             self._content, self._content_name = content, name
             self._name.set_content(escape(name))
@@ -242,7 +247,7 @@ class Page:
     async def _ask_all_profiles(self) -> None:
         infos, cards = self._active(), self._cards
         rounds = [[await self._ask(info) for info in infos] for _ in range(ROUNDS)]
-        results = [min(runs, key=lambda run: run.timings.inference) for runs in zip(*rounds, strict=True)]
+        results = [min(runs, key=lambda run: run.timings.total) for runs in zip(*rounds, strict=True)]
         reference = results[infos.index(_reference(infos))]
         longest = max(result.timings.total for result in results)
         for result in results:
@@ -279,7 +284,9 @@ class Page:
         return {"model": self._model, "tier": self._tier, "budget": self._budget}
 
     async def _start_load(self) -> None:
-        if self._content and (self._load is None or self._load.done()):
+        if not self._content:
+            return self._complain("There is no picture to send yet.", "Choose one first.")
+        if self._load is None or self._load.done():
             load = Load(self._content, self._wishes(), self._callers)
             self._load = asyncio.create_task(load.run(self._client))
             self._start.props("aria-disabled=true")
@@ -289,6 +296,12 @@ class Page:
                 await asyncio.wait([self._load], timeout=0.5)
             self._load_view.show(load, names, running=False)
             self._start.props(remove="aria-disabled")
+        return None
+
+    def _leave(self) -> None:
+        """Nobody looks at this tab any more."""
+        if self._load:
+            self._load.cancel()
 
     # What went wrong.
 
@@ -298,8 +311,9 @@ class Page:
         try:
             yield
         except DamoserveError as error:
+            self._away = self._away or isinstance(error, Unavailable)
             what = f"{subject}: {error.message}." if subject else f"{_capitalised(error.message)}."
-            self._complain(what, error.advice, again=isinstance(error, Unavailable | NotFound))
+            self._complain(what, error.advice, again=isinstance(error, Unavailable | NotFound | ProfileUnavailable))
 
     def _complain(self, what: str, advice: str, again: bool = False) -> None:
         self._alert.clear()
