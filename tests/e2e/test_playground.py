@@ -297,7 +297,14 @@ FOCUSED = """() => {
 }"""
 
 
-def test_a_load_ends_when_its_page_is_left(page: Page, url: str, server: RunningServer) -> None:
+def test_a_load_ends_when_its_page_is_left(browser: "sync_api.BrowserContext", url: str, server: RunningServer) -> None:
+    """Usually after half its time. On a machine that is slow just then it cannot be told from one that goes on."""
+    assert any(load_of_a_left_page(browser, url, server) < SECONDS - 1 for _ in range(3))
+
+
+def load_of_a_left_page(browser: "sync_api.BrowserContext", url: str, server: RunningServer) -> float:
+    """How many seconds it goes on."""
+    page = browser.new_page()
     open_page(page, url)
     page.get_by_role("button", name="Start the load").click()
     expect(page.locator(".load-words")).to_contain_text("callers are calling: 1")
@@ -307,7 +314,7 @@ def test_a_load_ends_when_its_page_is_left(page: Page, url: str, server: Running
     while before != now:
         time.sleep(0.5)
         before, now = now, calls(server)
-    assert time.monotonic() - begin < SECONDS - 1
+    return time.monotonic() - begin
 
 
 def calls(server: RunningServer) -> int:
