@@ -11,7 +11,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,6 +66,7 @@ class Terminal:
 
     process: subprocess.Popen[bytes]
     descriptor: int
+    inner: int
     written: str = ""
 
     def press(self, key: str) -> None:
@@ -94,11 +95,12 @@ def terminal(metrics: str) -> Iterator[Terminal]:
         start_new_session=True,
     ) as process:
         try:
-            yield Terminal(process, outer)
+            yield Terminal(process, outer, inner)
         finally:
             process.kill()
-            os.close(inner)
-            os.close(outer)
+            for end in (inner, outer):
+                with suppress(OSError):  # a test has closed it
+                    os.close(end)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +123,15 @@ def test_what_ends_it_gives_the_terminal_back(server: Server, leave: Callable[[T
         top.until(r"\x1b\[\?1049l")  # leaves the alternate screen
         assert top.process.wait(PATIENCE) == code
         assert termios.tcgetattr(top.descriptor) == before
+
+
+def test_it_ends_with_its_terminal(server: Server) -> None:
+    """Whoever is told of it by no signal would run for ever, and at full speed."""
+    with terminal(server.metrics) as top:
+        top.until(r"int8\+pruned")
+        os.close(top.inner)
+        os.close(top.descriptor)
+        top.process.wait(PATIENCE)
 
 
 def test_a_server_that_goes_stays_on_the_screen(

@@ -5,10 +5,11 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 Wait = Callable[[float], str]
 """Waits so many seconds for a key; the key, or nothing."""
+QUIT = "q"
 
 
 @contextmanager
@@ -29,7 +30,8 @@ def keys() -> Iterator[Wait]:
         tty.setcbreak(terminal)
         yield lambda seconds: _key(terminal, seconds)
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, usual)
+        with suppress(termios.error):  # it may have gone
+            termios.tcsetattr(terminal, termios.TCSADRAIN, usual)
 
 
 def _sleep(seconds: float) -> str:
@@ -39,4 +41,10 @@ def _sleep(seconds: float) -> str:
 
 def _key(terminal: int, seconds: float) -> str:
     ready, _, _ = select.select([terminal], [], [], seconds)
-    return os.read(terminal, 1).decode(errors="replace") if ready else ""
+    if not ready:
+        return ""
+    try:
+        pressed = os.read(terminal, 1)
+    except OSError:
+        pressed = b""
+    return pressed.decode(errors="replace") or QUIT  # nothing is there to be read: the terminal has gone

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.constrain import Constrain
 from rich.live import Live
 
-from damoserve_client.top.keys import Wait, keys
+from damoserve_client.top.keys import QUIT, Wait, keys
 from damoserve_client.top.reading import Reading, read
 from damoserve_client.top.scrape import NoMetrics, Scrape, scrape
 from damoserve_client.top.screen import History, Picture, duration
@@ -84,9 +84,9 @@ def show_live(url: str, interval: float) -> None:
 def _quit(wait: Wait, end: float) -> bool:
     """Whether q is pressed before the end, on the monotonic clock."""
     while (left := end - time.monotonic()) > 0:
-        if wait(left).lower() == "q":
+        if wait(left).lower() == QUIT:
             return True
-    return wait(0).lower() == "q"
+    return wait(0).lower() == QUIT
 
 
 def _write(reading: Reading | None) -> None:
