@@ -224,8 +224,8 @@ def test_where_batches_win_a_batch_waits_a_little_for_a_burst_to_show():
     scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 10.0, 10.0))})
     submit(scheduler, "quick", 900, "first")
     assert scheduler.take() is None
-    assert scheduler.next_take() == pytest.approx(0.2)
-    clock.now = 0.2
+    assert scheduler.next_take() == pytest.approx(0.4)
+    clock.now = 0.4
     assert names(scheduler.take()) == ["first"]
 
 

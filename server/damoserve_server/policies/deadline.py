@@ -22,7 +22,7 @@ from damoserve_server.policies import HASTE, Decision, P, Pause, Start, State, W
 HYSTERESIS = 0.1
 """A profile more accurate than the last one has to be in time even if it took so much longer: no flapping."""
 
-ON_THE_OFF_CHANCE = 0.02
+ON_THE_OFF_CHANCE = 0.04
 """So much of its own time a batch waits for company that nobody announced, where company would gain: the first request
 of a burst comes alone, and on a slow engine takes the place of a full batch."""
 SAME_ACCURACY = 1e-6
