@@ -28,7 +28,7 @@ from typing import Annotated, Any
 import grpc
 import typer
 
-from benchmarks.serving import PROFILES, Server, copy_bundled, made_server, pictures, report
+from benchmarks.serving import PROFILES, Server, copy_bundled, made_server, open_loop, pictures, report
 from benchmarks.simulator import bursts
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
@@ -118,10 +118,9 @@ async def play(contender: Contender, times: Sequence[float], image: bytes) -> Ou
     async with contender.server.channel() as channel:
         await channel.channel_ready()
         stub: Any = pb_grpc.DetectionServiceStub(channel)
-        started = time.monotonic()
 
-        async def call(at: float) -> None:
-            due = started + at + BUDGET  # late is late, also where the caller itself was slow to send
+        async def call(begin: float) -> None:
+            due = begin + BUDGET  # late is late, also where the caller itself was slow to send
             try:
                 answer = await stub.Detect(request, timeout=due - time.monotonic())
             except grpc.aio.AioRpcError:
@@ -132,11 +131,7 @@ async def play(contender: Contender, times: Sequence[float], image: bytes) -> Ou
             else:
                 outcomes.late += 1
 
-        calls = []
-        for at in times:
-            await asyncio.sleep(max(0.0, started + at - time.monotonic()))
-            calls.append(asyncio.create_task(call(at)))
-        await asyncio.gather(*calls)
+        await open_loop(times, call)
     return outcomes
 
 

@@ -25,7 +25,7 @@ import typer
 from numpy.typing import NDArray
 
 from benchmarks.bursts import Contender, capacity
-from benchmarks.serving import Server, pictures, real_server, report
+from benchmarks.serving import Server, open_loop, pictures, real_server, report
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 
 BAR = 1.03
@@ -74,20 +74,15 @@ async def play(contender: Contender, times: Sequence[float], image: bytes) -> tu
     async with contender.server.channel() as channel:
         await channel.channel_ready()
         stub: Any = pb_grpc.DetectionServiceStub(channel)
-        started = time.monotonic()
 
-        async def call(at: float) -> None:
+        async def call(begin: float) -> None:
             try:
                 await stub.Detect(request, timeout=TIMEOUT)
             except grpc.aio.AioRpcError:
                 return
-            latencies.append(time.monotonic() - started - at)
+            latencies.append(time.monotonic() - begin)
 
-        calls = []
-        for at in times:
-            await asyncio.sleep(max(0.0, started + at - time.monotonic()))
-            calls.append(asyncio.create_task(call(at)))
-        await asyncio.gather(*calls)
+        await open_loop(times, call)
     return np.array(latencies), len(times) - len(latencies)
 
 

@@ -33,6 +33,7 @@ from benchmarks.serving import PICTURE, START_SECONDS, free_port
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import BUNDLED
+from damoserve_server.convert import add_detections
 
 FOLDER, PROFILE = "PEERS_FOLDER", "PEERS_PROFILE"
 """Variables of the environment: mosec starts its workers by itself."""
@@ -50,12 +51,8 @@ class Naive(pb_grpc.DetectionServiceServicer):
 
     def _detect(self, image: bytes) -> pb.DetectResponse:
         response = pb.DetectResponse()
-        found = self._own.work.detect(image)
-        for (x_min, y_min, x_max, y_max), score, label in zip(
-            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-        ):
-            box = response.detections.add(label=self._own.work.manifest.labels[label], score=score).box
-            box.x_min, box.y_min, box.x_max, box.y_max = x_min, y_min, x_max, y_max
+        work = self._own.work
+        add_detections(response, work.detect(image), work.manifest.labels)
         return response
 
 

@@ -12,8 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -76,6 +77,18 @@ class Samples:
     def sum(self, name: str, **labels: str) -> int:
         """Over all series of this name with these labels."""
         return int(sum(s.value for s in self._samples if s.name == name and labels.items() <= s.labels.items()))
+
+
+async def open_loop(times: Sequence[float], call: Callable[[float], Coroutine[Any, Any, None]]) -> None:
+    """Begins a call at each of these times, in seconds from now, whether or not earlier ones have ended.
+
+    `call` is told when it was to begin, on the monotonic clock: it may have been later.
+    """
+    started = time.monotonic()
+    async with asyncio.TaskGroup() as calls:
+        for at in times:
+            await asyncio.sleep(max(0.0, started + at - time.monotonic()))
+            calls.create_task(call(started + at))
 
 
 @contextmanager

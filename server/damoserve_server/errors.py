@@ -298,6 +298,15 @@ class InternalError(DamoserveError):
     reason = "INTERNAL"
 
 
+def forget_origin(error: BaseException) -> None:
+    """Lets go of where an error came from, once it is known to be handled.
+
+    A frame there holds the future that holds the error, and with it request, image and profile would stay until a
+    garbage collection.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+
+
 def reasons() -> Iterator[str]:
     """The reasons of all errors: the contract's table."""
     waiting: list[type[DamoserveError]] = [DamoserveError]

@@ -94,7 +94,7 @@ class StreamCaller:
             model.find(options.profile)
 
     def _refusal(self, frame: Frame, error: DamoserveError) -> pb.DetectStreamResponse:
-        self.requests.metrics.refused.labels(error.reason).inc()
+        self.requests.count_reason(error)
         self._ended(frame).failed(error)
         return pb.DetectStreamResponse(frame_id=frame.identifier, error=to_status(error))
 

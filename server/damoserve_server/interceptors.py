@@ -153,7 +153,7 @@ class _Call:
 
     def _fail(self, error: DamoserveError, identifier: str, context: Context) -> None:
         """Not by `context.abort`: gRPC keeps what that raises, and so the request, until a garbage collection."""
-        self.requests.metrics.refused.labels(error.reason).inc()
+        self.requests.count_reason(error)
         if self.method in REQUEST_METHODS:
             self.requests.unread(error)
         context.set_code(error.code)

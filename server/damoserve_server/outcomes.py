@@ -98,6 +98,10 @@ class Requests:
         for each, result in zip(arrived, results, strict=True):
             each.answered(result)
 
+    def count_reason(self, error: DamoserveError) -> None:
+        """Of a call, frame or message that failed."""
+        self.metrics.refused.labels(error.reason).inc()
+
     def unread(self, error: DamoserveError) -> None:
         """Counts a request that failed before it had arrived; one that had is counted already."""
         if not _counted.get():

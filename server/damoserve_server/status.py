@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from damoserve_server.convert import to_duration
-from damoserve_server.errors import DamoserveError, InternalError
+from damoserve_server.errors import DamoserveError, InternalError, forget_origin
 
 DOMAIN = "damoserve"
 
@@ -19,14 +19,10 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def to_known(error: Exception, subject: str) -> DamoserveError:
-    """The error for the caller; an unexpected one is logged, and the caller learns nothing else.
-
-    The error lets go of where it came from: a frame there holds the future that holds the error, and with it request,
-    image and profile would stay until a garbage collection.
-    """
+    """The error for the caller, without its origin; an unexpected one is logged, and the caller learns nothing else."""
     if not isinstance(error, DamoserveError):
         log.error("%s failed", subject, exc_info=error)
-    error.__traceback__ = error.__cause__ = error.__context__ = None
+    forget_origin(error)
     return error if isinstance(error, DamoserveError) else InternalError("internal error")
 
 

@@ -2,10 +2,9 @@
 
 from deploy.observability.dashboards import parts
 from deploy.observability.dashboards.parts import Board, Panel, Row, figure, graph, query
-from deploy.observability.dashboards.promql import MODEL, TIER, quantile, rate, total
+from deploy.observability.dashboards.promql import MODEL, OBJECTIVE, REQUEST_SECONDS, TIER, quantile, rate, total
 
 REQUESTS = "damoserve_requests_total"
-SECONDS = "damoserve_request_seconds"
 OWED = 'outcome=~"in_time|late|refused|expired|failed"'
 """Ends that a caller may hold against the server: all but those that callers cause."""
 IN_TIME = 'outcome="in_time"'
@@ -16,7 +15,9 @@ FIRING = 'count(ALERTS{alertname=~"Damoserve.*", alertstate="firing"}) or vector
 def current() -> tuple[Panel, ...]:
     busy = f"{total('damoserve_workers_busy')} / {total('damoserve_workers')}"
     return (
-        figure("Answers", "Requests answered in a second.", "reqps", query(rate(f"{SECONDS}_count", MODEL, TIER))),
+        figure(
+            "Answers", "Requests answered in a second.", "reqps", query(rate(f"{REQUEST_SECONDS}_count", MODEL, TIER))
+        ),
         figure(
             "In time",
             "Share of the requests that were answered within their tier's objective, of all but invalid and "
@@ -26,7 +27,9 @@ def current() -> tuple[Panel, ...]:
         )
         .max(1)
         .thresholds(parts.levels(parts.RED, (0.95, parts.ORANGE), (0.99, parts.GREEN))),
-        figure("p95", "Of all answers, from arrival to answer.", "s", query(quantile(0.95, SECONDS, MODEL, TIER))),
+        figure(
+            "p95", "Of all answers, from arrival to answer.", "s", query(quantile(0.95, REQUEST_SECONDS, MODEL, TIER))
+        ),
         figure(
             "In flight", "Requests that have no end yet.", "short", query(total("damoserve_requests_in_flight", TIER))
         ),
@@ -57,7 +60,7 @@ def rates() -> tuple[Panel, ...]:
             "Answers by profile",
             "Quicker profiles grow when load does: that is the router at work.",
             "reqps",
-            query(rate(f"{SECONDS}_count", MODEL, TIER, by="profile"), "{{profile}}"),
+            query(rate(f"{REQUEST_SECONDS}_count", MODEL, TIER, by="profile"), "{{profile}}"),
         ),
         parts.stacked(
             "Requests by end",
@@ -99,13 +102,12 @@ def errors() -> tuple[Panel, ...]:
 
 def durations(label: str) -> tuple[Panel, ...]:
     """The quantiles by `label`; those of tiers beside their objectives."""
-    objective = total("damoserve_tier_objective_seconds", TIER, by="tier", how="max")
     panels = []
     for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
-        asked = [query(quantile(share, SECONDS, MODEL, TIER, by=label), f"{{{{{label}}}}}")]
+        asked = [query(quantile(share, REQUEST_SECONDS, MODEL, TIER, by=label), f"{{{{{label}}}}}")]
         text = "From the arrival of a request to its answer; what got no answer is not in it."
         if label == "tier":
-            asked.append(query(objective, "{{tier}} objective"))
+            asked.append(query(OBJECTIVE, "{{tier}} objective"))
             text += " Dashed: the objectives. A tier above its line is late; see Latency for the stage that takes it."
         panels.append(parts.dashed(graph(f"{name} by {label}", text, "s", *asked), "objective$"))
     return tuple(panels)

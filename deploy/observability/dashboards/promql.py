@@ -40,3 +40,7 @@ def quantile(share: float, metric: str, *matchers: str, by: str = "", window: st
 
 def _grouped(how: str, by: str) -> str:
     return f"{how} by ({by})" if by else how
+
+
+REQUEST_SECONDS = "damoserve_request_seconds"
+OBJECTIVE = total("damoserve_tier_objective_seconds", TIER, by="tier", how="max")

@@ -2,10 +2,9 @@
 
 from deploy.observability.dashboards import parts
 from deploy.observability.dashboards.parts import Board, Panel, Row, figure, graph, query
-from deploy.observability.dashboards.promql import TIER, quantile, rate, total
+from deploy.observability.dashboards.promql import OBJECTIVE, REQUEST_SECONDS, TIER, quantile, rate
 
 MISSED = 'outcome=~"late|refused|expired|failed"'
-SECONDS = "damoserve_request_seconds"
 BURN = "1: the budget lasts exactly its 30 days. Lines: where the alerts begin (docs/alerts.md)."
 TARGET = f"avg by (tier) (damoserve:tier_target{{{TIER}}})"
 
@@ -71,8 +70,8 @@ def attainment() -> tuple[Panel, ...]:
         "p99 against the objective",
         "Of what was answered. A p99 below the dashed line with a low attainment: requests are refused or expire.",
         "s",
-        query(quantile(0.99, SECONDS, TIER, by="tier"), "{{tier}} p99"),
-        query(total("damoserve_tier_objective_seconds", TIER, by="tier", how="max"), "{{tier}} objective"),
+        query(quantile(0.99, REQUEST_SECONDS, TIER, by="tier"), "{{tier}} p99"),
+        query(OBJECTIVE, "{{tier}} objective"),
     )
     return parts.dashed(reached, "target$"), misses, parts.dashed(tails, "objective$")
 

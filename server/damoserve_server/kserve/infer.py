@@ -9,7 +9,7 @@ import grpc
 
 from damoserve.kserve.v2 import inference_pb2 as pb
 from damoserve_server.detector import DetectionRequest, DetectionResult, Detector
-from damoserve_server.errors import InvalidRequest, QueueFull
+from damoserve_server.errors import InvalidRequest, QueueFull, forget_origin
 from damoserve_server.kserve.decode import Call, to_call
 from damoserve_server.kserve.encode import to_response
 from damoserve_server.kserve.statistics import Statistics
@@ -81,7 +81,7 @@ async def _detect_all(
                     return await detector.detect(request)
             except InvalidRequest as error:
                 said = _of_image(number, error)
-                error.__traceback__ = error.__cause__ = error.__context__ = None  # see `to_known`
+                forget_origin(error)
                 raise said from None
 
     try:

@@ -141,7 +141,7 @@ class InferenceService:
             self._streams -= 1
 
     def _failure(self, request: pb.ModelInferRequest, error: DamoserveError) -> pb.ModelStreamInferResponse:
-        self._requests.metrics.refused.labels(error.reason).inc()
+        self._requests.count_reason(error)
         self._requests.unread(error)
         return pb.ModelStreamInferResponse(
             error_message=f"{error.reason}: {error}", infer_response=pb.ModelInferResponse(id=request.id)
