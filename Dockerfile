@@ -78,7 +78,7 @@ EXPOSE 50051 9464
 USER 10001
 STOPSIGNAL SIGTERM
 # The first start builds engines, for minutes.
-HEALTHCHECK --interval=15s --timeout=5s --start-period=900s CMD ["python", "-m", "damoserve_server.probe"]
+HEALTHCHECK --interval=15s --timeout=5s --start-period=900s CMD ["python", "-m", "damoserve_server.rpc.probe"]
 ENTRYPOINT ["damoserve"]
 CMD ["serve"]
 
@@ -91,6 +91,6 @@ ENV DAMOSERVE_HOST=0.0.0.0 \
 EXPOSE 50051 9464
 USER 10001
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["python", "-m", "damoserve_server.probe"]
+HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["python", "-m", "damoserve_server.rpc.probe"]
 ENTRYPOINT ["damoserve"]
 CMD ["serve"]

@@ -33,8 +33,8 @@ from benchmarks.simulator import bursts
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.engines.choice import load_engine
-from damoserve_server.policies import Policy
-from damoserve_server.policies.baselines import ModelSwitching, SlackFit
+from damoserve_server.scheduling.baselines import ModelSwitching, SlackFit
+from damoserve_server.scheduling.policy import Policy
 
 DECLARED = {"fp32": 0.63, "int8": 0.62, "pruned": 0.615, "int8+pruned": 0.60}
 BUDGET = 0.25

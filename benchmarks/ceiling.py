@@ -32,8 +32,8 @@ from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.imaging import Size, decode, resize, shown_size
 from damoserve_profiles.postprocess import Detections, select
 from damoserve_profiles.repository import BUNDLED, Repository
-from damoserve_server.engines import EngineOptions
 from damoserve_server.engines.choice import load_engine
+from damoserve_server.engines.engine import EngineOptions
 
 CORES = 2
 CALLERS = 8

@@ -9,9 +9,9 @@ import random
 import statistics
 import time
 
-from damoserve_server.policies import Cost, State, Wish
-from damoserve_server.policies.deadline import DeadlinePolicy
-from damoserve_server.scheduler import Ticket
+from damoserve_server.scheduling.deadline import DeadlinePolicy
+from damoserve_server.scheduling.policy import Cost, State, Wish
+from damoserve_server.scheduling.scheduler import Ticket
 
 PROFILES = tuple(f"profile {number}" for number in range(8))
 LARGEST_BATCH = 4

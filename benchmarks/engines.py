@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from damoserve_profiles.manifest import Manifest
-from damoserve_server.engines import Engine, EngineError, EngineOptions, Outputs
 from damoserve_server.engines.choice import load_engine
+from damoserve_server.engines.engine import Engine, EngineError, EngineOptions, Outputs
 
 HANG_SECONDS = 3600.0
 

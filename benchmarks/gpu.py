@@ -93,8 +93,8 @@ def run(
 
 def _time_all(folder: Path, cache: Path, rounds: int) -> Iterator[dict[str, Any]]:
     """A row for every profile in every engine; why, where the engine refuses it."""
-    from damoserve_server.engines import EngineError, EngineOptions, GpuOptions, close_engine
     from damoserve_server.engines.choice import load_engine
+    from damoserve_server.engines.engine import EngineError, EngineOptions, GpuOptions, close_engine
     from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 
     images = np.stack(_views(max(BATCHES)))

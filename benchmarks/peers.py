@@ -33,7 +33,7 @@ from benchmarks.serving import PICTURE, START_SECONDS, free_port
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import BUNDLED
-from damoserve_server.convert import add_detections
+from damoserve_server.v1.convert import add_detections
 
 FOLDER, PROFILE = "PEERS_FOLDER", "PEERS_PROFILE"
 """Variables of the environment: mosec starts its workers by itself."""

@@ -32,9 +32,9 @@ from damoserve_compress.benchmark import cpu_name
 from damoserve_profiles.manifest import MANIFEST_FILE
 from damoserve_profiles.repository import BUNDLED, Repository
 from damoserve_server.app import Application
-from damoserve_server.engines import EngineLoader
 from damoserve_server.engines.choice import load_engine as usual_engine
-from damoserve_server.policies import Policy
+from damoserve_server.engines.engine import EngineLoader
+from damoserve_server.scheduling.policy import Policy
 from damoserve_server.settings import Settings
 
 MODEL = "blood-cells"

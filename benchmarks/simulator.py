@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from damoserve_server.errors import DamoserveError
-from damoserve_server.policies import Cost, Policy, Wish
-from damoserve_server.policies.baselines import FixedProfile, ModelSwitching, SlackFit, StaticTiers
-from damoserve_server.policies.deadline import DeadlinePolicy
-from damoserve_server.scheduler import Batch, Scheduler, Ticket
+from damoserve_server.scheduling.baselines import FixedProfile, ModelSwitching, SlackFit, StaticTiers
+from damoserve_server.scheduling.deadline import DeadlinePolicy
+from damoserve_server.scheduling.policy import Cost, Policy, Wish
+from damoserve_server.scheduling.scheduler import Batch, Scheduler, Ticket
 
 LADDER = {
     "fp32": Cost(0.626, (0.060, 0.120, 0.180, 0.240)),

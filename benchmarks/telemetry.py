@@ -20,17 +20,17 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from damoserve_profiles.manifest import Manifest
-from damoserve_server.catalogue import ActiveProfile
-from damoserve_server.detector import DetectionRequest, DetectionResult, Timings
-from damoserve_server.policies import Wish
-from damoserve_server.router import Reason, Tier
-from damoserve_server.scheduler import Batch, Closing, Ticket
+from damoserve_server.detection.request import DetectionRequest, DetectionResult, Timings
+from damoserve_server.detection.worker import Job, JobTicket
+from damoserve_server.models.catalogue import ActiveProfile
+from damoserve_server.scheduling.policy import Wish
+from damoserve_server.scheduling.scheduler import Batch, Closing, Ticket
+from damoserve_server.scheduling.selection import Reason, Tier
 from damoserve_server.telemetry.logs import JsonFormatter
 from damoserve_server.telemetry.opentelemetry import OpenTelemetryTracer
 from damoserve_server.telemetry.records import Telemetry, access_log, batch_computed
 from damoserve_server.telemetry.settings import TracingSettings
 from damoserve_server.telemetry.spans import Tracer
-from damoserve_server.worker import Job, JobTicket
 
 METHOD = "damoserve.v1.DetectionService/Detect"
 BURST = 1000

@@ -19,35 +19,37 @@ from damoserve.v1 import admin_pb2, admin_pb2_grpc
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import Repository
-from damoserve_server.admin import AdminService
-from damoserve_server.catalogue import Catalogue
-from damoserve_server.detector import Detector
-from damoserve_server.engines import EngineLoader, EngineOptions, GpuOptions, close_engine
+from damoserve_server.detection.detector import Detector
+from damoserve_server.detection.outcomes import Requests
+from damoserve_server.detection.startup import Startup
+from damoserve_server.detection.worker_pool import WorkerLimits, Workers
 from damoserve_server.engines.choice import load_engine
+from damoserve_server.engines.engine import EngineLoader, EngineOptions, GpuOptions, close_engine
 from damoserve_server.errors import ShuttingDown
-from damoserve_server.health import Health
-from damoserve_server.images import ImageLimits, ImageReader
-from damoserve_server.interceptors import TYPES
+from damoserve_server.inputs.images import ImageLimits, ImageReader
 from damoserve_server.kserve import methods as kserve
 from damoserve_server.kserve.administration import LifecycleAdministration
 from damoserve_server.kserve.service import InferenceService
-from damoserve_server.lifecycle import Lifecycle
-from damoserve_server.listeners import Listeners
-from damoserve_server.loading import Loading, load_catalogue
-from damoserve_server.management import Management
-from damoserve_server.metrics import Endpoint, Metrics, Registry
-from damoserve_server.outcomes import Requests
-from damoserve_server.policies import Policy
-from damoserve_server.policies.deadline import DeadlinePolicy
-from damoserve_server.service import DetectionService, ProfileService, Startup
+from damoserve_server.lifecycle.lifecycle import Lifecycle
+from damoserve_server.lifecycle.management import Management
+from damoserve_server.lifecycle.watch import look
+from damoserve_server.metrics.exposition import Endpoint, Registry
+from damoserve_server.metrics.metrics import Metrics
+from damoserve_server.models.catalogue import Catalogue
+from damoserve_server.models.core_split import Split, Trial, possible_splits
+from damoserve_server.models.loading import Loading, load_catalogue
+from damoserve_server.rpc.handlers import TYPES
+from damoserve_server.rpc.health import Health
+from damoserve_server.rpc.listeners import Listeners
+from damoserve_server.scheduling.deadline import DeadlinePolicy
+from damoserve_server.scheduling.policy import Policy
 from damoserve_server.settings import Settings, usable_cores
-from damoserve_server.splits import Split, Trial, possible_splits
-from damoserve_server.stream import Streams
 from damoserve_server.telemetry.records import Telemetry
 from damoserve_server.telemetry.settings import TracingSettings
 from damoserve_server.telemetry.spans import Tracer
-from damoserve_server.watch import look
-from damoserve_server.workers import WorkerLimits, Workers
+from damoserve_server.v1.admin import AdminService
+from damoserve_server.v1.service import DetectionService, ProfileService
+from damoserve_server.v1.stream import Streams
 
 LAST_CALLS_SECONDS = 0.05
 """Before the port is closed: time for calls that are on their way."""

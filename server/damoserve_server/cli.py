@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from damoserve_server.app import serve as serve_until_stopped
-from damoserve_server.catalogue import CatalogueError
+from damoserve_server.models.catalogue import CatalogueError
 from damoserve_server.settings import Settings
 from damoserve_server.telemetry.logs import configure
 from damoserve_server.telemetry.settings import LogFormat, LogLevel

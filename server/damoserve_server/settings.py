@@ -18,13 +18,13 @@ from damoserve_profiles.imaging import DEFAULT_MAX_PIXELS
 from damoserve_profiles.recipe import Fraction
 from damoserve_profiles.repository import BUNDLED
 from damoserve_profiles.runtimes import EngineName
+from damoserve_server.access.connections import ConnectionSettings
 from damoserve_server.access.settings import AccessSettings
-from damoserve_server.connections import ConnectionSettings
-from damoserve_server.engines import CPU_PROVIDER
+from damoserve_server.access.tls import TlsSettings
+from damoserve_server.engines.engine import CPU_PROVIDER
 from damoserve_server.fidelity.settings import FidelitySettings
-from damoserve_server.router import Tier
+from damoserve_server.scheduling.selection import Tier
 from damoserve_server.telemetry.settings import LogFormat, LogLevel, TracingSettings
-from damoserve_server.tls import TlsSettings
 
 Positive = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]

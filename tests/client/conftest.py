@@ -1,15 +1,12 @@
 import io
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-sys.path.append(str(Path(__file__).parent))  # importlib mode does not make neighbours importable
-
-from fake_server import FakeServer
+from tests.support.fake_server import FakeServer
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from pathlib import Path
 import grpc
 import pytest
 import typer
-from fake_server import FakeServer, refusal
 from PIL import Image, ImageColor
 from typer.testing import CliRunner, Result
 
 from damoserve_client.cli import add_commands, app
 from damoserve_client.draw import colour_of
-from tests.authority import Authority, replace
+from tests.support.authority import Authority, replace
+from tests.support.fake_server import FakeServer, refusal
 
 
 def run(*arguments: object) -> Result:

@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_server import DETECTIONS, FakeServer, Refusal
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_client import AsyncClient, Cancelled, Client, DeadlineExceeded, InvalidImage, Unavailable
 from damoserve_client.types import Box, Detection, DetectionResult, Timings
+from tests.support.fake_server import DETECTIONS, FakeServer, Refusal
 
 Call = Callable[..., Any]
 

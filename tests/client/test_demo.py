@@ -7,7 +7,7 @@ from PIL import Image
 
 from damoserve_client import demo
 
-FAKE_SERVER = (sys.executable, str(Path(__file__).with_name("fake_server.py")))
+FAKE_SERVER = (sys.executable, str(Path(__file__).parents[1] / "support/fake_server.py"))
 
 
 def test_every_active_profile_and_every_tier_is_shown_and_the_server_stopped(

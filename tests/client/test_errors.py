@@ -2,11 +2,11 @@ import pickle
 
 import grpc
 import pytest
-from fake_server import REQUEST_ID, FakeServer, Refusal, refusal
 from google.rpc import error_details_pb2
 
 import damoserve_client
 from damoserve_client import Client, DamoserveError, Overloaded, errors
+from tests.support.fake_server import REQUEST_ID, FakeServer, Refusal, refusal
 
 Code = grpc.StatusCode
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_server import DETECTIONS, REQUEST_ID, FakeServer, refusal
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_client import AsyncClient, Client, Frame, FrameAnswer, InvalidImage, Overloaded, Unavailable
+from tests.support.fake_server import DETECTIONS, REQUEST_ID, FakeServer, refusal
 
 Answers = tuple[list[FrameAnswer], BaseException | None]
 Stream = Callable[..., Answers]

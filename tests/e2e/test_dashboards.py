@@ -9,7 +9,7 @@ from deploy.observability import dashboards
 from prometheus_client.metrics_core import Metric
 
 from damoserve_server.metrics.reference import populated
-from tests.e2e.expressions import DASHBOARDS, asked_by_panels, boards, panels
+from tests.support.expressions import DASHBOARDS, asked_by_panels, boards, panels
 
 BOARDS = boards()
 EVERY_PANEL = [(name, panel) for name, board in BOARDS.items() for panel in panels(board)]

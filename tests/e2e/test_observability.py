@@ -24,7 +24,7 @@ from benchmarks.serving import copy_bundled, real_server
 from damoserve_client import Client
 from damoserve_profiles.manifest import MODEL_FILE
 from damoserve_profiles.repository import Repository, describe_file
-from tests.e2e.expressions import (
+from tests.support.expressions import (
     FOUND_BY_PROMETHEUS,
     Asked,
     alerts,
@@ -34,8 +34,8 @@ from tests.e2e.expressions import (
     recordings,
     rules,
 )
-from tests.e2e.prometheus import Prometheus, committed_intervals, program, run_prometheus, until
-from tests.e2e.traffic import MODEL, PROFILES, mixed
+from tests.support.prometheus import Prometheus, committed_intervals, program, run_prometheus, until
+from tests.support.traffic import MODEL, PROFILES, mixed
 
 LOAD_SECONDS = float(os.environ.get("DAMOSERVE_OBSERVABILITY_SECONDS", "5"))
 WINDOW = "4s"

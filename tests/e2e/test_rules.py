@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.expressions import PROMETHEUS, ROOT, alerts, asked_by_panels, filled_in, rules
-from tests.e2e.prometheus import program
+from tests.support.expressions import PROMETHEUS, ROOT, alerts, asked_by_panels, filled_in, rules
+from tests.support.prometheus import program
 
 RUNBOOK = (ROOT / "docs/alerts.md").read_text()
 SCENARIOS = sorted((PROMETHEUS / "tests").glob("*.yml"))

@@ -37,7 +37,7 @@ from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import Repository, describe_file
 from damoserve_server import app
 from damoserve_server.app import Application
-from damoserve_server.engines import Engine, EngineOptions, Outputs
+from damoserve_server.engines.engine import Engine, EngineOptions, Outputs
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.settings import Settings
 from damoserve_server.telemetry.spans import Tracer

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from damoserve_server.router import Tier
+from damoserve_server.scheduling.selection import Tier
 from damoserve_server.settings import Settings, usable_cores
 
 

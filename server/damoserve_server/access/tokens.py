@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from damoserve_server.access.limits import Allowance, Clock, Limits
-from damoserve_server.reloading import Reloading
+from damoserve_server.access.reloading import Reloading
 
 T = TypeVar("T")
 

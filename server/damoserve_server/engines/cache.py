@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from damoserve_profiles.files import replace_file
-from damoserve_server.engines import EngineError
+from damoserve_server.engines.engine import EngineError
 
 log = logging.getLogger(__name__)
 

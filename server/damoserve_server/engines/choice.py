@@ -9,7 +9,7 @@ from typing import Final
 
 from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.runtimes import GPU_EXTRA, OPENVINO_EXTRA, EngineName
-from damoserve_server.engines import Engine, EngineError, EngineLoader, EngineMissing, EngineOptions
+from damoserve_server.engines.engine import Engine, EngineError, EngineLoader, EngineMissing, EngineOptions
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 
 log = logging.getLogger(__name__)

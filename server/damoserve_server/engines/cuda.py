@@ -15,7 +15,7 @@ import numpy as np
 from cuda.bindings import nvml, runtime
 from numpy.typing import DTypeLike, NDArray
 
-from damoserve_server.engines import EngineError
+from damoserve_server.engines.engine import EngineError
 
 Shape = tuple[int, ...]
 

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.runtimes import GPU_EXTRA
-from damoserve_server.engines import TENSORRT_PROVIDER, EngineError, EngineMissing, EngineOptions, Outputs, check_batch
+from damoserve_server.engines.engine import (
+    TENSORRT_PROVIDER,
+    EngineError,
+    EngineMissing,
+    EngineOptions,
+    Outputs,
+    check_batch,
+)
 from damoserve_server.engines.providers import provider_options
 
 # ONNX Runtime reads this when it is imported; usage statistics are nobody's business unless the operator says so.

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.runtimes import openvino_core, openvino_properties, silence_openvino
-from damoserve_server.engines import EngineError, EngineMissing, EngineOptions, Outputs, check_batch
+from damoserve_server.engines.engine import EngineError, EngineMissing, EngineOptions, Outputs, check_batch
 
 silence_openvino()
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from damoserve_profiles.manifest import Manifest
-from damoserve_server.engines import CUDA_PROVIDER, TENSORRT_PROVIDER, EngineOptions
 from damoserve_server.engines.cache import digest
+from damoserve_server.engines.engine import CUDA_PROVIDER, TENSORRT_PROVIDER, EngineOptions
 
 log = logging.getLogger(__name__)
 

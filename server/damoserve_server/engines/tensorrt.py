@@ -10,8 +10,8 @@ import tensorrt
 from numpy.typing import NDArray
 
 from damoserve_profiles.manifest import Manifest
-from damoserve_server.engines import EngineError, EngineOptions, Outputs, check_batch
 from damoserve_server.engines.cuda import Resources, Stream, pinned_array, use_device
+from damoserve_server.engines.engine import EngineError, EngineOptions, Outputs, check_batch
 from damoserve_server.engines.tensorrt_plan import load_plan
 
 TIMED_RUNS = 5

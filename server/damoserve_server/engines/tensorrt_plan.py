@@ -14,9 +14,9 @@ from weakref import WeakValueDictionary
 import tensorrt
 
 from damoserve_profiles.manifest import Manifest
-from damoserve_server.engines import EngineError, EngineOptions
 from damoserve_server.engines.cache import EngineCache, Identity, digest
 from damoserve_server.engines.cuda import describe_device
+from damoserve_server.engines.engine import EngineError, EngineOptions
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from damoserve_profiles.agreement import Comparison, reference_of
 from damoserve_profiles.imaging import Size
-from damoserve_server.catalogue import ActiveProfile
-from damoserve_server.engines import Engine, Interruptible, Outputs, close_engine
+from damoserve_server.engines.engine import Engine, Interruptible, Outputs, close_engine
 from damoserve_server.fidelity.metrics import FidelityMetrics
 from damoserve_server.fidelity.samples import Sample, SampleRows, comparable
 from damoserve_server.fidelity.settings import FidelitySettings
+from damoserve_server.models.catalogue import ActiveProfile
 
 SETTLE_SECONDS = 0.01
 """How long no request may have been there before a run: a caller that asks again at once is not to meet one."""

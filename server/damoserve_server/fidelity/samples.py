@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from damoserve_profiles.agreement import Comparison, compare
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.postprocess import Detections, select
-from damoserve_server.catalogue import ActiveProfile
-from damoserve_server.engines import Outputs
-from damoserve_server.memory import aligned
+from damoserve_server.engines.engine import Outputs
+from damoserve_server.inputs.buffers import aligned
+from damoserve_server.models.catalogue import ActiveProfile
 
 
 @dataclass(frozen=True, eq=False)

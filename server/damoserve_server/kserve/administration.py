@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from damoserve_server.catalogue import MAX_SHOWN
 from damoserve_server.errors import ModelNotFound, ProfileLoading
 from damoserve_server.kserve.targets import split
-from damoserve_server.lifecycle import Lifecycle
+from damoserve_server.lifecycle.lifecycle import Lifecycle
+from damoserve_server.models.catalogue import MAX_SHOWN
 
 
 class LifecycleAdministration:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from damoserve.kserve.v2 import inference_pb2 as pb
-from damoserve_server.catalogue import MAX_SHOWN
-from damoserve_server.detector import DetectionRequest
+from damoserve_server.detection.request import DetectionRequest
 from damoserve_server.errors import ArgumentOutOfRange, ParameterInvalid, ProfileAndTier, TensorInvalid
-from damoserve_server.images import Image
+from damoserve_server.inputs.images import Image
 from damoserve_server.kserve.parameters import Wishes, refuse_unknown, to_wishes
 from damoserve_server.kserve.targets import join, split
 from damoserve_server.kserve.tensors import CONTENTS, IMAGES, INPUTS, MAX_IMAGES, OUTPUTS, PIXELS, Tensor, unpack
-from damoserve_server.policies import LOWEST_PRIORITY
+from damoserve_server.models.catalogue import MAX_SHOWN
+from damoserve_server.scheduling.policy import LOWEST_PRIORITY
 
 MAX_ID_LENGTH = 256
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from damoserve.kserve.v2 import inference_pb2 as pb
-from damoserve_server.detector import DetectionResult
+from damoserve_server.detection.request import DetectionResult
 from damoserve_server.kserve.tensors import (
     BOXES,
     CONTENTS,

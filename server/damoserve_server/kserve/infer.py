@@ -8,14 +8,15 @@ from contextlib import nullcontext
 import grpc
 
 from damoserve.kserve.v2 import inference_pb2 as pb
-from damoserve_server.detector import DetectionRequest, DetectionResult, Detector
+from damoserve_server.detection.detector import Detector
+from damoserve_server.detection.outcomes import Requests
+from damoserve_server.detection.request import DetectionRequest, DetectionResult
+from damoserve_server.detection.startup import Startup
 from damoserve_server.errors import InvalidRequest, QueueFull, forget_origin
 from damoserve_server.kserve.decode import Call, to_call
 from damoserve_server.kserve.encode import to_response
 from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.targets import Target, find
-from damoserve_server.outcomes import Requests
-from damoserve_server.service import Startup
 from damoserve_server.telemetry.records import current
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from damoserve.kserve.v2 import inference_pb2 as pb
-from damoserve_server.catalogue import MAX_SHOWN
-from damoserve_server.convert import MAX_DETECTIONS
 from damoserve_server.errors import ArgumentOutOfRange, NotOffered, ParameterInvalid
-from damoserve_server.router import Tier
+from damoserve_server.models.catalogue import MAX_SHOWN
+from damoserve_server.scheduling.selection import Tier
+from damoserve_server.v1.convert import MAX_DETECTIONS
 
 Parameters = Mapping[str, pb.InferParameter]
 

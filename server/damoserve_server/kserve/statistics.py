@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from damoserve.kserve.v2 import inference_pb2 as pb
-from damoserve_server.detector import DetectionResult
+from damoserve_server.detection.request import DetectionResult
 from damoserve_server.kserve.targets import Target, join
 
 STAGES = {"compute_input": "decode", "compute_infer": "inference", "compute_output": "postprocess"}

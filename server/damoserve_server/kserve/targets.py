@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from damoserve_server.catalogue import (
+from damoserve_server.errors import ModelNotFound
+from damoserve_server.models.catalogue import (
     MAX_SHOWN,
     ActiveProfile,
     Catalogue,
@@ -13,7 +14,6 @@ from damoserve_server.catalogue import (
     Profile,
     State,
 )
-from damoserve_server.errors import ModelNotFound
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from damoserve_server.metrics.buckets import BATCH_SIZES
-from damoserve_server.scheduler import Closing
+from damoserve_server.scheduling.scheduler import Closing
 
 
 class DeviceMetrics:

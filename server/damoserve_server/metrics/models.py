@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from damoserve_profiles.manifest import Manifest
-from damoserve_server.catalogue import State
-from damoserve_server.router import Tier
+from damoserve_server.models.catalogue import State
+from damoserve_server.scheduling.selection import Tier
 from damoserve_server.settings import Tiers
 
 RELOADED_FILES = ("certificate", "tokens")

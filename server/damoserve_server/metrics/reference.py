@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from damoserve_profiles.repository import BUNDLED, Repository
-from damoserve_server.catalogue import State
-from damoserve_server.metrics import Metrics
+from damoserve_server.metrics.metrics import Metrics
+from damoserve_server.models.catalogue import State
 from damoserve_server.settings import Tiers
 
 HEAD = """\

@@ -9,9 +9,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
 from damoserve_server import errors
-from damoserve_server.images import DECODE_FAILURES
+from damoserve_server.inputs.images import DECODE_FAILURES
 from damoserve_server.metrics.rows import Distribution, Histogram, Numbers, Row, Rows
-from damoserve_server.router import Reason, Tier
+from damoserve_server.scheduling.selection import Reason, Tier
 
 STAGES = ("decode_wait", "decode", "queue", "batch_wait", "inference", "postprocess", "respond")
 """In their order; the names are those of `detector.Timings`."""

@@ -4,8 +4,7 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from damoserve_server.status import request_id
-from damoserve_server.telemetry.records import access_log, current
+from damoserve_server.telemetry.records import access_log, current, request_id
 from damoserve_server.telemetry.settings import LogFormat, LogLevel
 
 

@@ -1,25 +1,18 @@
 """What is known of a call while it is answered, and told at its end: to its trace and to the access log."""
 
-from __future__ import annotations  # the detector's classes are named for type checkers only: it imports this
-
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
 from damoserve_server.errors import DamoserveError
 from damoserve_server.telemetry.spans import NO_SPAN, Fault, Fields, Span, Tracer
-
-if TYPE_CHECKING:
-    from damoserve_server.detector import DetectionRequest, DetectionResult
-    from damoserve_server.router import Tier
-    from damoserve_server.worker import JobBatch
 
 MAX_NAME_LENGTH = 128
 """Of what a caller has named; the rest is not told."""
@@ -46,25 +39,17 @@ class Record:
     def watched(self) -> bool:
         return self.logged or self.span is not NO_SPAN
 
-    def wanted(self, request: DetectionRequest, tier: Tier | None) -> None:
-        """Until it is answered, profile and model are those that were asked for."""
+    def asked(self, **names: str | None) -> None:
+        """What the caller has named. Until it is answered, profile and model are those that were asked for."""
         if self.watched:
-            asked = {"tier": tier, "profile": request.profile, "model": request.model}
-            self.known |= {name: value[:MAX_NAME_LENGTH] for name, value in asked.items() if value}
+            self.known |= {name: value[:MAX_NAME_LENGTH] for name, value in names.items() if value}
 
-    def answered(self, result: DetectionResult, arrival: float) -> None:
-        if not self.watched:
-            return
-        manifest, timings = result.profile.manifest, result.timings
-        self.known |= {
-            "model": manifest.model,
-            "model_version": manifest.version,
-            "profile": manifest.profile,
-            "selection_reason": result.reason,
-            "batch_size": result.batch_size,
-        }
-        self._stages = {stage.name: getattr(timings, stage.name) for stage in fields(timings)}
-        self.span.stages(arrival, self._stages)
+    def answered(self, known: Fields, began: float, stages: Mapping[str, float]) -> None:
+        """What is known with the answer; `stages` are the seconds of each, one after the other from `began` on."""
+        if self.watched:
+            self.known |= known
+            self._stages = stages
+            self.span.stages(began, stages)
 
     def dropped(self, outcome: str) -> None:
         """A frame that is not computed."""
@@ -72,7 +57,7 @@ class Record:
             self.known["outcome"] = outcome
 
     @contextmanager
-    def part(self, kind: str, identifier: str | int, began: float) -> Iterator[Record]:
+    def part(self, kind: str, identifier: str | int, began: float) -> Iterator["Record"]:
         """What is done inside belongs to a part of this, and so do its errors. `began` is on the monotonic clock."""
         if not self.watched:
             yield self
@@ -123,6 +108,9 @@ class Record:
         access_log.info(self.kind, extra={"fields": told})
 
 
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the call that is being answered; the tasks of a call inherit it."""
+
 UNWATCHED = Record()
 current: ContextVar[Record] = ContextVar("current", default=UNWATCHED)
 """Of what is being answered; the tasks of a call inherit it."""
@@ -148,20 +136,3 @@ class Telemetry:
     def close(self) -> None:
         """Tells what is left; may take two seconds."""
         self._tracer.close()
-
-
-def batch_computed(batch: JobBatch, outcomes: Sequence[object]) -> None:
-    """To be called when it has ended, and before its requests are answered."""
-    jobs = (ticket.payload for ticket in batch.tickets)
-    spans = [job.record.span for job in jobs if job is not None and job.record.span is not NO_SPAN]
-    if spans:
-        model, name = batch.profile.key
-        known: Fields = {
-            "model": model,
-            "model_version": batch.profile.manifest.version,
-            "profile": name,
-            "batch_size": len(outcomes),
-            "closing": batch.closing,
-        }
-        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
-        spans[0].batch(spans, known, batch.started, failures[0] if len(failures) == len(outcomes) else None)

@@ -39,7 +39,8 @@ class TracingSettings(BaseModel):
     def _installed(self) -> Self:
         if self.endpoint is not None:
             try:
-                import damoserve_server.telemetry.opentelemetry  # noqa: F401
+                import opentelemetry.exporter.otlp.proto.grpc.trace_exporter
+                import opentelemetry.sdk.trace  # noqa: F401
             except ImportError as error:
                 raise ValueError(f"traces need OpenTelemetry: pip install 'damoserve[tracing]' ({error})") from error
         return self

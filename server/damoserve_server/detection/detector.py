@@ -1,0 +1,232 @@
+"""The use case: an image and wishes in, detections out. Knows nothing of protobuf or gRPC."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from damoserve_profiles.imaging import Size, shown_size
+from damoserve_profiles.manifest import Thresholds
+from damoserve_profiles.postprocess import Detections, select
+from damoserve_server.detection.gate import Gate
+from damoserve_server.detection.request import DetectionRequest, DetectionResult, Timings
+from damoserve_server.detection.trace import record_answer, record_request
+from damoserve_server.detection.worker import Inference, Job, JobTicket, settle
+from damoserve_server.detection.worker_pool import Workers
+from damoserve_server.errors import DamoserveError, DeadlineExpired
+from damoserve_server.fidelity.monitor import FidelityMonitor
+from damoserve_server.inputs.buffers import Lease, Pool, affordable_slots
+from damoserve_server.inputs.images import DECODE_FAILURES, ImageReader, bytes_to_decode
+from damoserve_server.metrics.metrics import Metrics
+from damoserve_server.models.catalogue import ActiveProfile, Catalogue
+from damoserve_server.scheduling.latency import DecodeEstimate
+from damoserve_server.scheduling.policy import Wish
+from damoserve_server.scheduling.selection import Reason, Tier, accurate_enough
+from damoserve_server.settings import Settings
+from damoserve_server.telemetry.records import Record, current
+
+Floats = NDArray[np.float32]
+UNKNOWN = Size(0, 0)
+
+
+@dataclass(eq=False)
+class Preparing:
+    """A request between its arrival and the network. Times are on the monotonic clock."""
+
+    request: DetectionRequest
+    ticket: JobTicket
+    lease: Lease
+    record: Record
+    started: float = 0.0
+    decoded: float = 0.0
+    image_size: Size = UNKNOWN
+
+    def timings(self, found: Inference) -> Timings:
+        held = min(max(self.decoded, found.held_since), found.started)
+        before = (self.request.arrival, self.started, self.decoded, held)
+        after = (found.started, found.computed, found.selected, time.monotonic())
+        return Timings(*(end - begin for begin, end in pairwise((*before, *after))))
+
+
+class Detector:
+    """Holds what all requests share."""
+
+    def __init__(
+        self, settings: Settings, catalogue: Catalogue, images: ImageReader, workers: Workers, metrics: Metrics
+    ) -> None:
+        self.catalogue = catalogue
+        self.fidelity = FidelityMonitor(settings.fidelity, metrics.fidelity)
+        self._gate = Gate()
+        self._settings = settings
+        self._images = images
+        self._workers = workers
+        self._metrics = metrics
+        self._decoding = DecodeEstimate()
+        self._pools: dict[Size, Pool] = {}
+        self._most_leased = 0
+        self.prepare(catalogue.active())
+
+    def prepare(self, profiles: Sequence[ActiveProfile]) -> None:
+        """Makes room for the requests of these profiles, before they serve."""
+        running = self._workers.capacity
+        for profile in profiles:
+            if profile.size not in self._pools:
+                slots = affordable_slots(self._settings.max_queue + running, running + 1, profile.size)
+                self._pools[profile.size] = Pool(slots, profile.size)
+            self._metrics.add_profile(profile.manifest)
+        self._metrics.device.pool_bytes.set(sum(pool.bytes for pool in self._pools.values()))
+        self._workers.add(profiles)
+        self.fidelity.add(profiles)
+
+    def retire(self, profiles: Sequence[ActiveProfile]) -> None:
+        """Forgets profiles that no new request gets; what they still serve they finish."""
+        self._workers.remove(profiles)
+        self.fidelity.remove(profiles)
+        successors = {profile.key: profile.manifest for profile in self.catalogue.active()}
+        for profile in profiles:
+            self._metrics.models.drop_profile(profile.manifest, successors.get(profile.key))
+
+    async def detect(self, request: DetectionRequest) -> DetectionResult:
+        """Raises any DamoserveError; DeadlineExpired at the deadline, whatever the request is waiting for then."""
+        with self._gate.passage(), self.fidelity.pause():
+            try:
+                return await self._detect(request)
+            except tuple(DECODE_FAILURES) as error:
+                self._metrics.requests.decode_failures.labels(DECODE_FAILURES[type(error)]).inc()
+                raise
+
+    def free_slots(self) -> int:
+        return sum(pool.free for pool in tuple(self._pools.values()))
+
+    def leased_slots(self) -> int:
+        return sum(pool.leased for pool in tuple(self._pools.values()))
+
+    def most_slots(self) -> int:
+        """That were leased at the same time."""
+        return self._most_leased
+
+    async def drain(self, patience: float) -> None:
+        """Refuses new requests; returns when the accepted ones are answered.
+
+        After `patience` seconds those that still wait for the network are refused too.
+        """
+        await self._gate.close(patience)
+        self._workers.refuse()
+
+    async def close(self) -> bool:
+        """Ends the threads. No request may be inside. False if an engine still computes."""
+        ended, _ = await asyncio.gather(self._workers.close(), asyncio.to_thread(self.fidelity.close))
+        await self._images.close()
+        return ended
+
+    async def _detect(self, request: DetectionRequest) -> DetectionResult:
+        self._images.limits.check(request.image)
+        tier = None if request.profile is not None else request.tier or self._settings.default_tier
+        record = current.get()
+        record_request(record, request, tier)
+        size = bytes_to_decode(request.image)
+        ticket = self._workers.admit(self._wishes(request, tier), self._decoding.expected(size))
+        try:
+            preparing = Preparing(request, ticket, self._lease(ticket), record)
+        except DamoserveError:
+            self._workers.withdraw(ticket)
+            raise
+        found = await self._infer(preparing)
+        self._decoding.observe(preparing.decoded - preparing.started, size)
+        result = DetectionResult(
+            found.detections,
+            preparing.image_size,
+            found.profile,
+            _reason(tier, found),
+            found.batch_size,
+            preparing.timings(found),
+        )
+        record_answer(record, result, request.arrival)
+        return result
+
+    def _wishes(self, request: DetectionRequest, tier: Tier | None) -> list[Wish[ActiveProfile]]:
+        profiles = self.catalogue.model(request.model).serving(request.profile)
+        due, least = request.deadline, request.min_accuracy
+        if tier is not None:
+            promised = self._settings.tiers[tier]
+            due = min(due, request.arrival + promised.objective_ms / 1000)
+            least = max(least, promised.accuracy_floor)
+        return [
+            Wish(allowed, request.deadline, due, request.arrival, request.priority)
+            for allowed in _by_input(accurate_enough(profiles, least), due - time.monotonic())
+        ]
+
+    def _lease(self, ticket: JobTicket) -> Lease:
+        """Raises QueueFull."""
+        lease = self._pools[ticket.wish.allowed[0].size].lease()
+        self._most_leased = max(self._most_leased, self.leased_slots())
+        return lease
+
+    async def _infer(self, preparing: "Preparing") -> Inference:
+        """The request's only wait. What is left when it ends early, by deadline or caller, its threads clean up."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Inference] = loop.create_future()
+        decoding = self._images.submit(partial(self._prepare, preparing, answer))
+        expiry = loop.call_at(preparing.request.deadline, _expire, answer)
+        try:
+            return await answer
+        finally:
+            expiry.cancel()
+            if not answer.done() or answer.cancelled() or answer.exception() is not None:
+                self._workers.withdraw(preparing.ticket)
+                if decoding.cancel():
+                    preparing.lease.release()
+
+    def _prepare(self, preparing: "Preparing", answer: "asyncio.Future[Inference]") -> None:
+        """Runs in a thread: decodes the image and hands it to the workers."""
+        request, ticket, lease = preparing.request, preparing.ticket, preparing.lease
+        expected = ticket.wish.allowed[0]
+        mode = expected.manifest.input.resize
+        preparing.started = time.monotonic()
+        try:
+            size = preparing.image_size = self._images.read(request.image, lease.row, mode)
+            shown = shown_size(size, expected.size, mode)
+
+            # Not to refer to the ticket, which will refer to it: the profile would stay until a garbage collection.
+            def find(profile: ActiveProfile, scores: Floats, boxes: Floats) -> Detections:
+                self.fidelity.offer(profile, lease.row, (scores, boxes), shown)
+                return select(scores, boxes, _thresholds(profile, request), shown, size)
+
+            preparing.decoded = time.monotonic()
+            self._workers.make_ready(ticket, Job(lease, find, answer, preparing.record))
+        except Exception as error:
+            lease.release()
+            answer.get_loop().call_soon_threadsafe(settle, answer, error)
+
+
+def _by_input(profiles: Sequence[ActiveProfile], left: float) -> list[tuple[ActiveProfile, ...]]:
+    """The profiles of each network input, since an image is resized only once.
+
+    First the inputs whose profiles could serve at once in the time that is left, the most accurate first.
+    """
+    if len({profile.input for profile in profiles}) == 1:
+        return [tuple(profiles)]
+    likeliest = sorted(profiles, key=lambda profile: profile.latency.expected() > left)
+    inputs = dict.fromkeys(profile.input for profile in likeliest)
+    return [tuple(profile for profile in profiles if profile.input == each) for each in inputs]
+
+
+def _reason(tier: Tier | None, found: Inference) -> Reason:
+    if tier is None:
+        return Reason.REQUESTED
+    return Reason.MOST_ACCURATE_IN_TIME if found.in_time else Reason.QUICKEST
+
+
+def _expire(answer: asyncio.Future[Inference]) -> None:
+    settle(answer, DeadlineExpired("the time ran out before the answer was there"))
+
+
+def _thresholds(profile: ActiveProfile, request: DetectionRequest) -> Thresholds:
+    wanted = {"score": request.score_threshold, "max_detections": request.max_detections}
+    set_by_caller = {name: value for name, value in wanted.items() if value is not None}
+    return profile.manifest.thresholds.model_copy(update=set_by_caller)

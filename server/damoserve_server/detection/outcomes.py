@@ -1,0 +1,118 @@
+"""Every request ends once, and is counted once: whichever protocol it came by, and whatever becomes of it."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import grpc
+
+from damoserve_server.detection.request import DetectionRequest, DetectionResult
+from damoserve_server.errors import DamoserveError, DeadlineUnreachable
+from damoserve_server.metrics.metrics import Metrics
+from damoserve_server.metrics.requests import NO_TIER, Outcome, RequestMetrics
+from damoserve_server.scheduling.selection import Tier
+from damoserve_server.settings import Settings
+from damoserve_server.telemetry.records import current
+
+REQUEST_METHODS = frozenset({"damoserve.v1.DetectionService/Detect", "inference.GRPCInferenceService/ModelInfer"})
+"""A call of these is a request, even if it is refused before anybody has read it."""
+
+OUTCOMES = {
+    grpc.StatusCode.INVALID_ARGUMENT: Outcome.INVALID,
+    grpc.StatusCode.NOT_FOUND: Outcome.INVALID,
+    grpc.StatusCode.UNAUTHENTICATED: Outcome.INVALID,
+    grpc.StatusCode.PERMISSION_DENIED: Outcome.INVALID,
+    grpc.StatusCode.UNIMPLEMENTED: Outcome.INVALID,
+    grpc.StatusCode.FAILED_PRECONDITION: Outcome.REFUSED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Outcome.REFUSED,
+    grpc.StatusCode.UNAVAILABLE: Outcome.REFUSED,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Outcome.EXPIRED,
+}
+"""What the code of an error makes of a request; any other is a failure."""
+
+_counted: ContextVar[bool] = ContextVar("counted", default=False)
+"""Whether what this task works on is a request that has arrived."""
+
+
+class Arrived:
+    """A request until its end; to be ended once."""
+
+    def __init__(self, metrics: RequestMetrics, tier: str, objective: float, deadline: float) -> None:
+        """`objective` is in seconds; `deadline` is on the monotonic clock."""
+        self._metrics = metrics
+        self._tier = tier
+        self._objective = objective
+        self._deadline = deadline
+        self._row = metrics.tiers[tier]
+        self._row.arrive()
+
+    def answered(self, result: DetectionResult) -> None:
+        series = self._metrics.answered(result.profile.key, self._tier, result.reason)
+        series.routed.inc()
+        series.accuracy.observe(result.profile.accuracy)
+        for histogram, seconds in zip(series.stages, result.timings.stages, strict=True):
+            histogram.observe(seconds)
+        total = result.timings.total
+        trace_id = current.get().span.trace_id
+        series.request.observe(total, {"trace_id": trace_id} if trace_id else None)
+        self._row.end(Outcome.IN_TIME if total <= self._objective else Outcome.LATE)
+
+    def failed(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self._row.end(Outcome.CANCELLED if time.monotonic() < self._deadline else Outcome.EXPIRED)
+        else:
+            self._row.end(outcome_of(error))
+
+    def dropped(self) -> None:
+        """A newer frame of its stream took its place."""
+        self._row.end(Outcome.REFUSED)
+
+
+class Requests:
+    """Of all protocols."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._default_tier = settings.default_tier
+        self._objectives = {tier: settings.tiers[tier].objective_ms / 1000 for tier in Tier}
+        self.metrics = metrics.requests
+
+    def arrived(self, request: DetectionRequest) -> Arrived:
+        _counted.set(True)
+        if request.profile is not None:
+            return Arrived(self.metrics, NO_TIER, request.deadline - request.arrival, request.deadline)
+        tier = request.tier or self._default_tier
+        return Arrived(self.metrics, tier, self._objectives[tier], request.deadline)
+
+    @contextmanager
+    def answering(self, requests: Sequence[DetectionRequest]) -> Iterator[list[DetectionResult]]:
+        """For what is answered as a whole: takes a result for each, else all end as what is raised says."""
+        arrived = [self.arrived(request) for request in requests]
+        results: list[DetectionResult] = []
+        try:
+            yield results
+        except BaseException as error:
+            for each in arrived:
+                each.failed(error)
+            raise
+        for each, result in zip(arrived, results, strict=True):
+            each.answered(result)
+
+    def count_reason(self, error: DamoserveError) -> None:
+        """Of a call, frame or message that failed."""
+        self.metrics.refused.labels(error.reason).inc()
+
+    def unread(self, error: DamoserveError) -> None:
+        """Counts a request that failed before it had arrived; one that had is counted already."""
+        if not _counted.get():
+            row = self.metrics.tiers[NO_TIER]
+            row.arrive()
+            row.end(outcome_of(error))
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """What an error makes of its request."""
+    if isinstance(error, DeadlineUnreachable):
+        return Outcome.REFUSED
+    return OUTCOMES.get(error.code, Outcome.FAILED) if isinstance(error, DamoserveError) else Outcome.FAILED

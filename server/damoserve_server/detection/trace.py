@@ -1,0 +1,47 @@
+"""What the record of a call is told of its request, its answer and its batch."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from damoserve_server.detection.request import DetectionRequest, DetectionResult
+from damoserve_server.detection.worker import JobBatch
+from damoserve_server.scheduling.selection import Tier
+from damoserve_server.telemetry.records import Record
+from damoserve_server.telemetry.spans import NO_SPAN, Fields
+
+
+def record_request(record: Record, request: DetectionRequest, tier: Tier | None) -> None:
+    """Tells what the caller has asked for."""
+    record.asked(tier=tier, profile=request.profile, model=request.model)
+
+
+def record_answer(record: Record, result: DetectionResult, arrival: float) -> None:
+    """Tells who has served the request, and where its time went."""
+    if not record.watched:
+        return
+    manifest, timings = result.profile.manifest, result.timings
+    known: Fields = {
+        "model": manifest.model,
+        "model_version": manifest.version,
+        "profile": manifest.profile,
+        "selection_reason": result.reason,
+        "batch_size": result.batch_size,
+    }
+    record.answered(known, arrival, {stage.name: getattr(timings, stage.name) for stage in fields(timings)})
+
+
+def record_batch(batch: JobBatch, outcomes: Sequence[object]) -> None:
+    """Tells of a batch; to be called when it has ended, and before its requests are answered."""
+    jobs = (ticket.payload for ticket in batch.tickets)
+    spans = [job.record.span for job in jobs if job is not None and job.record.span is not NO_SPAN]
+    if spans:
+        model, name = batch.profile.key
+        known: Fields = {
+            "model": model,
+            "model_version": batch.profile.manifest.version,
+            "profile": name,
+            "batch_size": len(outcomes),
+            "closing": batch.closing,
+        }
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        spans[0].batch(spans, known, batch.started, failures[0] if len(failures) == len(outcomes) else None)

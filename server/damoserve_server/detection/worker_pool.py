@@ -1,0 +1,245 @@
+"""All workers of a device, and the event loop's side of their queue."""
+
+import asyncio
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from damoserve_server.detection.trace import record_batch
+from damoserve_server.detection.worker import Inference, Job, JobBatch, JobTicket, Outcome, Worker
+from damoserve_server.errors import ShuttingDown, WorkersLost
+from damoserve_server.metrics.metrics import Metrics
+from damoserve_server.models.catalogue import ActiveProfile
+from damoserve_server.scheduling.policy import Policy, Wish
+from damoserve_server.scheduling.scheduler import Scheduler
+
+WATCHES = 4
+"""How often, within a worker's patience, the watchdog looks."""
+JOIN_SECONDS = 1.0
+"""How long a stopping server waits for a thread that does not come back."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerLimits:
+    """What the workers may use; times in seconds."""
+
+    workers: int
+    max_batch_size: int
+    max_queue: int
+    patience: float
+    """How long a batch may run before its worker is given up."""
+
+
+class Workers:
+    """Public methods are for the event loop, but for those of the `Foreman`, which workers call.
+
+    A worker that hangs or dies is noticed, what it computed is answered with WorkersLost, and another takes its place,
+    with engines of its own.
+    """
+
+    def __init__(
+        self, policy: Policy, limits: WorkerLimits, metrics: Metrics, alive: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """`alive` is told the number of workers whenever it changes."""
+        self._limits = limits
+        self._device = metrics.device
+        self._unused_answers = metrics.requests.unused_answers
+        self._alive = alive
+        self._loop = asyncio.get_running_loop()
+        self._profiles: set[ActiveProfile] = set()
+        self._removed: weakref.WeakSet[ActiveProfile] = weakref.WeakSet()
+        self._scheduler: Scheduler[ActiveProfile, Job] = Scheduler(
+            policy,
+            lambda profile: profile.latency.cost(profile.accuracy),
+            max_queue=limits.max_queue,
+            clock=time.monotonic,
+        )
+        self._changed = threading.Condition()
+        """Guards the scheduler, and which batch each worker has."""
+        self._closed = False
+        self._crew: set[Worker] = set()
+        self._replacing: set[asyncio.Task[None]] = set()
+        for number in range(limits.workers):
+            self._hire(number)
+        self._watchdog = self._loop.create_task(self._watch())
+
+    def add(self, profiles: Iterable[ActiveProfile]) -> None:
+        """Profiles of which a new worker needs an engine."""
+        self._profiles |= set(profiles)
+
+    def remove(self, profiles: Iterable[ActiveProfile]) -> None:
+        """Once what they serve is answered, nothing here refers to these profiles any more."""
+        self._profiles -= set(profiles)
+        self._removed |= weakref.WeakSet(profiles)
+
+    @property
+    def capacity(self) -> int:
+        """Images that are computed at the same time, at most."""
+        return self._limits.workers * self._limits.max_batch_size
+
+    @property
+    def busy(self) -> int:
+        """Workers that compute now."""
+        return self._scheduler.running
+
+    def queued(self, *, ready: bool) -> int:
+        with self._changed:
+            return self._scheduler.queued(ready=ready)
+
+    def admit(self, wishes: Sequence[Wish[ActiveProfile]], decoding: float) -> JobTicket:
+        """Lets a request in whose image will be decoded in so many seconds; it must be made ready or withdrawn.
+
+        `wishes` are its alternatives, the preferred first; the ticket has the one that it is let in with.
+        Raises QueueFull, DeadlineUnreachable, DeadlineExpired, WorkersLost or ShuttingDown.
+        """
+        with self._changed:
+            return self._scheduler.admit(self._scheduler.choose(wishes, decoding), decoding)
+
+    def make_ready(self, ticket: JobTicket, job: Job) -> None:
+        """Called by the thread that decoded the image. The workers end the job, unless this raises.
+
+        Raises DeadlineUnreachable, DeadlineExpired or ShuttingDown.
+        """
+        with self._changed:
+            self._scheduler.make_ready(ticket, job)
+            self._changed.notify()
+
+    def withdraw(self, ticket: JobTicket) -> None:
+        """Nobody waits for it any more. What a worker has begun it finishes."""
+        with self._changed:
+            waited = self._scheduler.withdraw(ticket)
+        if waited and ticket.payload is not None:
+            ticket.payload.end()
+
+    def refuse(self) -> None:
+        """Takes no more work and fails what waits; only the batches that run are left."""
+        with self._changed:
+            waiting = self._scheduler.close()
+        self._settle([(ticket, ShuttingDown()) for ticket in waiting])
+
+    async def close(self) -> bool:
+        """Waits for the batches that run. False if one hangs."""
+        self.refuse()
+        self._watchdog.cancel()
+        for replacing in self._replacing:
+            replacing.cancel()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        joins = [
+            asyncio.to_thread(worker.join, JOIN_SECONDS if worker.batch is None else self._limits.patience)
+            for worker in self._crew
+        ]
+        return all(await asyncio.gather(*joins))
+
+    def next_batch(self, worker: Worker) -> JobBatch | None:
+        with self._changed:
+            while not (self._closed or worker.given_up):
+                if dropped := self._scheduler.drop():
+                    self._tell(partial(self._settle, dropped))
+                worker.batch = self._scheduler.take()
+                if worker.batch is not None:
+                    return worker.batch
+                resume = self._scheduler.next_take()
+                self._changed.wait(None if resume is None else max(0.0, resume - time.monotonic()))
+        return None
+
+    def finish(self, worker: Worker, batch: JobBatch, outcomes: list[Outcome]) -> None:
+        with self._changed:
+            if worker.given_up:
+                return
+            worker.batch = None
+            self._scheduler.finish(batch)
+        self._device.worker_busy_seconds.inc(time.monotonic() - batch.started)
+        self._tell(partial(self._answer, batch, outcomes))
+
+    def died(self, worker: Worker) -> None:
+        self._tell(partial(self._replace, worker))
+
+    def _answer(self, batch: JobBatch, outcomes: list[Outcome]) -> None:
+        key = batch.profile.key
+        self._device.batch_size.labels(*key).observe(len(outcomes))
+        self._device.batches.labels(*key, batch.closing).inc()
+        record_batch(batch, outcomes)
+        unused = self._settle(zip(batch.tickets, outcomes, strict=True))
+        if unused:
+            self._unused_answers.labels(*key).inc(unused)
+
+    def _tell(self, news: Callable[[], object]) -> None:
+        """Runs on the event loop. A worker that comes back after the server has gone finds none."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(news)
+
+    def _settle(self, outcomes: Iterable[tuple[JobTicket, Outcome]]) -> int:
+        """Returns how many answers nobody waits for any more."""
+        unused = 0
+        for ticket, outcome in outcomes:
+            if ticket.payload is not None:  # else its image is still being decoded, which will find out
+                unused += not ticket.payload.end(outcome) and isinstance(outcome, Inference)
+        return unused
+
+    def _hire(self, number: int) -> None:
+        # Nobody makes an engine of a removed profile before it is needed, and its old one may hang.
+        worker = Worker(number, self._limits.max_batch_size, self, broken=weakref.WeakSet(self._removed))
+        self._crew.add(worker)
+        with self._changed:
+            self._scheduler.workers = len(self._crew)
+        worker.start()
+        self._alive(len(self._crew))
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.patience / WATCHES)
+            for worker, batch in self._give_up():
+                log.error("worker %d hangs in %s; it is replaced", worker.number, "/".join(batch.profile.key))
+                self._replace(worker)
+
+    def _give_up(self) -> list[tuple[Worker, JobBatch]]:
+        """Those that hang. What they still bring counts no more from this moment on."""
+        patience_began = time.monotonic() - self._limits.patience
+        with self._changed:
+            busy = [(worker, worker.batch) for worker in self._crew if worker.batch is not None]
+            hanging = [(worker, batch) for worker, batch in busy if batch.started < patience_began]
+            for worker, _ in hanging:
+                worker.given_up = True
+        return hanging
+
+    def _replace(self, worker: Worker) -> None:
+        """Answers what a lost worker computed, and hires another."""
+        if worker not in self._crew:
+            return
+        self._crew.remove(worker)
+        with self._changed:
+            worker.given_up = True
+            batch, worker.batch = worker.batch, None
+            if batch is not None:
+                self._scheduler.finish(batch)
+            self._scheduler.workers = len(self._crew)
+        self._device.worker_restarts.inc()
+        self._alive(len(self._crew))
+        if batch is not None:
+            self._device.worker_busy_seconds.inc(time.monotonic() - batch.started)
+            self._settle([(ticket, WorkersLost()) for ticket in batch.tickets])
+        if self._closed:
+            return
+        replacing = self._loop.create_task(self._refill(worker.number))
+        self._replacing.add(replacing)
+        replacing.add_done_callback(self._replacing.discard)
+
+    async def _refill(self, number: int) -> None:
+        while True:
+            try:
+                for profile in list(self._profiles):
+                    profile.engines[number] = await asyncio.to_thread(profile.new_engine)
+            except Exception:
+                log.exception("the engines of worker %d could not be made anew; trying again", number)
+                await asyncio.sleep(self._limits.patience)
+            else:
+                return self._hire(number)

@@ -1,0 +1,113 @@
+"""What runs a network. Each runtime has a file of its own, the only one that imports it.
+
+EngineError          the runtime cannot use the model, or the model is not what its manifest says
+├── EngineMissing    the runtime that the profile needs is not there; the message names no path and may be shown
+└── EngineWrong      it runs, but computes something else than its manifest promises
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from damoserve_profiles.manifest import Manifest
+from damoserve_profiles.runtimes import EngineName
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+
+Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Scores `[N, K, C]` and boxes `[N, K, 4]`, x_min, y_min, x_max, y_max in pixels of the network's input, unclipped."""
+
+
+class EngineError(Exception):
+    """The runtime cannot use the model, or the model is not what its manifest says."""
+
+
+class EngineMissing(EngineError):
+    """The runtime that the profile needs is not installed, or ruled out by a setting; the message says what to do."""
+
+
+class EngineWrong(EngineError):
+    """The engine does not find in the golden image what the profile found when it was built."""
+
+
+class Engine(Protocol):
+    """One loaded profile. Used by one thread at a time."""
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """Takes contiguous `[N, height, width, 3]`, N up to the largest batch. The outputs hold until the next run.
+
+        Raises EngineError.
+        """
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """An engine that has more to give back than what Python frees when it is forgotten."""
+
+    def close(self) -> None:
+        """Call when nothing runs and no outputs are in use; more than once does no harm."""
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """An engine whose run another thread can end. The methods return at once."""
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether it can where this one runs; else the methods are not to be used."""
+
+    def interrupt(self) -> None:
+        """Makes the run that goes on, and every later one until `resume`, raise within milliseconds or finish."""
+
+    def resume(self) -> None:
+        """Lets it run again. Call when nothing runs."""
+
+
+def close_engine(engine: Engine) -> None:
+    """Closes the engines that have something to close."""
+    if isinstance(engine, Closable):
+        engine.close()
+
+
+def check_batch(images: NDArray[np.uint8], limit: int) -> None:
+    """Raises EngineError: more images than there is memory for would be written over whatever lies behind it."""
+    if not 0 < len(images) <= limit:
+        raise EngineError(f"a batch of {len(images)} images in an engine for 1 to {limit}")
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """How an engine may use a GPU."""
+
+    device: int = 0
+    cache: Path | None = None
+    """Folder where built engines are kept. None: they are built at every start."""
+    memory_bytes: int | None = None
+    """ONNX Runtime's arena, or TensorRT's scratch memory, of one engine at most. None: what the device has."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine may use the machine."""
+
+    max_batch_size: int
+    threads: int = 1
+    providers: tuple[str, ...] = (CPU_PROVIDER,)
+    engine: EngineName | None = None
+    """None: the one that the manifest prefers."""
+    gpu: GpuOptions = GpuOptions()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the operator means the server to compute on a GPU."""
+        return self.engine == "tensorrt" or bool({CUDA_PROVIDER, TENSORRT_PROVIDER} & set(self.providers))
+
+
+EngineLoader = Callable[[bytes, Manifest, EngineOptions], Engine]
+"""Makes an engine of the bytes of a model file. Raises EngineError."""

@@ -1,0 +1,234 @@
+"""What is served, changed while it is served: profiles and versions come and go without a request lost.
+
+Lives on the event loop; files are read and engines built in threads. One operation runs at a time: two would hold up to
+four versions of a model in memory.
+"""
+
+import asyncio
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from damoserve_profiles.repository import Repository, Sight
+from damoserve_server.errors import OperationRunning, ProfileRefused, RepositoryUnusable, ShuttingDown, VersionRefused
+from damoserve_server.metrics.metrics import Metrics
+from damoserve_server.models.catalogue import ActiveProfile, Catalogue, FailedProfile, IdleProfile, Model, State
+from damoserve_server.models.loading import Loading, give_memory_back, load_profile, load_version, manifest_of
+from damoserve_server.models.lookup import find_folder, find_version, set_alias
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Serving(Protocol):
+    """What has to hear of profiles that come and go. Called on the event loop, in one step with the change."""
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What is served; changed between the two calls."""
+
+    def prepare(self, profiles: Sequence[ActiveProfile]) -> None:
+        """Creates what requests of these profiles will need. They are served only afterwards."""
+
+    def retire(self, profiles: Sequence[ActiveProfile]) -> None:
+        """No new request gets these. Keeps nothing of them once the accepted ones are answered."""
+
+
+class Lifecycle:
+    """The operations. `close` before the server ends."""
+
+    def __init__(
+        self, repository: Repository, loading: Loading, serving: Serving, metrics: Metrics, tried: Mapping[str, Sight]
+    ) -> None:
+        """`tried` tells how each model looked before it was loaded."""
+        self.repository = repository
+        self.catalogue = serving.catalogue
+        self.tried: dict[str, Sight | None] = dict(tried)
+        """How each model looked when it was last loaded, whether or not it is served now."""
+        self._loading = loading
+        self._serving = serving
+        self._metrics = metrics
+        self._running: asyncio.Task[Any] | None = None
+        self._stop = threading.Event()
+        self._closed = False
+        for model in self.catalogue.models.values():
+            self._show(model)
+
+    async def load_profile(self, model: str, profile: str) -> Model:
+        """Loads a profile of the version that serves. Raises NotFound, OperationRunning or ProfileRefused."""
+        return await self._alone(partial(self._load_profile, model, profile))
+
+    async def unload_profile(self, model: str, profile: str) -> Model:
+        """Stops serving a profile. Raises NotFound or OperationRunning."""
+        return await self._alone(partial(self._unload_profile, model, profile))
+
+    async def reload(self, model: str, target: int | str | None = None, *, whole: bool = False) -> Model:
+        """Serves a version, by number or alias; None is the one that the repository wants served.
+
+        Profiles that were unloaded stay so, unless it is to be served as a `whole`.
+        Raises NotFound, OperationRunning, RepositoryUnusable or VersionRefused.
+        """
+        return await self._alone(partial(self._reload, model, target, whole))
+
+    async def remove(self, model: str) -> None:
+        """Serves a model no longer. Raises OperationRunning."""
+        await self._alone(partial(self._remove, model))
+
+    async def set_alias(self, model: str, alias: str, version: int | None) -> None:
+        """Names a version in the repository, or takes the name away. Raises NotFound or RepositoryUnusable."""
+        await self._alone(lambda _: asyncio.to_thread(set_alias, self.repository, model, alias, version))
+
+    async def close(self) -> None:
+        """Ends the operation that runs, without a change, and takes no other."""
+        self._closed = True
+        self._stop.set()
+        if self._running is not None:
+            await asyncio.wait([self._running])
+
+    async def _alone(self, operation: Callable[[Loading], Coroutine[Any, Any, T]]) -> T:
+        """The operation outlives a caller that leaves, but only to end without a change."""
+        if self._closed:
+            raise ShuttingDown
+        if self._running is not None:
+            raise OperationRunning("another operation runs; try again when it has ended")
+        self._stop = stop = threading.Event()
+        self._running = task = asyncio.create_task(operation(replace(self._loading, stop=stop)))
+        task.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            stop.set()
+            raise
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running = None
+        if not task.cancelled():
+            task.exception()  # the caller may have left; looked at, asyncio does not log it
+
+    async def _load_profile(self, model: str, profile: str, loading: Loading) -> Model:
+        before = self.catalogue.model(model)
+        if profile in [active.name for active in before.active]:
+            return before
+        folder = await asyncio.to_thread(find_folder, self.repository, before, profile)
+        manifest = await asyncio.to_thread(manifest_of, folder)
+        self._publish(before.having(IdleProfile(folder, manifest, State.LOADING)))
+        try:
+            loaded = await _in_thread(loading, load_profile, folder, loading)
+        except BaseException:
+            self._publish(before)
+            raise
+        after = before.having(loaded)
+        self._publish(after)
+        if isinstance(loaded, FailedProfile):
+            raise ProfileRefused(loaded.summary, model=before.name, profile=profile)
+        return after
+
+    async def _unload_profile(self, model: str, profile: str, _: Loading) -> Model:
+        before = self.catalogue.model(model)
+        found = before.find(profile)
+        if not isinstance(found, ActiveProfile):
+            return before
+        folder = self.repository.folder(before.name, before.version, found.name)
+        after = before.having(IdleProfile(folder, found.manifest, State.UNLOADED))
+        self._publish(after)
+        return after
+
+    async def _reload(self, name: str, target: int | str | None, whole: bool, loading: Loading) -> Model:
+        before = self.catalogue.models.get(name)
+        try:
+            version = await asyncio.to_thread(find_version, self.repository, name, target)
+        except RepositoryUnusable:
+            self._count(name, "refused")
+            raise
+        sight = await asyncio.to_thread(self.repository.look, name)
+        if target is None and sight is not None and sight.version is not None:
+            version = sight.version  # what is noted as tried has to be what is loaded: the aliases may have changed
+        folders = await asyncio.to_thread(self.repository.profiles, name, version)
+        tried, self.tried[name] = self.tried.get(name), sight
+        unloaded = frozenset(() if before is None or whole else (idle.name for idle in before.idle))
+        if before is None:
+            self._publish(Model(name, version, idle=tuple(IdleProfile(each, None, State.LOADING) for each in folders)))
+        try:
+            loaded = Model.of(name, version, await _in_thread(loading, load_version, folders, loading, unloaded))
+        except BaseException:
+            self._count(name, "abandoned")
+            self.tried[name] = tried
+            if before is None:
+                self._withdraw(name)
+            raise
+        damaged = [failed for failed in loaded.failed if not failed.unsuited]
+        if damaged or not (loaded.active or loaded.idle):
+            self._refuse(before, loaded)
+        self._publish(loaded)
+        self._count(name, "switched")
+        log.info("%s version %d serves", name, version)
+        return loaded
+
+    def _refuse(self, before: Model | None, loaded: Model) -> None:
+        """Raises VersionRefused, after showing what is wrong."""
+        if before is None or not before.active:
+            self._publish(Model(loaded.name, loaded.version, failed=loaded.failed))
+            still = "it serves no other"
+        else:
+            self._publish(replace(before, refused=loaded.failed))
+            still = f"version {before.version} keeps serving"
+        self._count(loaded.name, "refused")
+        why = "; ".join(failed.summary for failed in loaded.failed) or "it has no profile"
+        message = f"version {loaded.version} of the model {loaded.name} is not served, {still}: {why}"
+        log.error("%s", message)
+        raise VersionRefused(message, model=loaded.name, version=loaded.version)
+
+    async def _remove(self, name: str, _: Loading) -> None:
+        self.tried[name] = None
+        if name in self.catalogue.models:
+            self._withdraw(name)
+            self._count(name, "removed")
+            log.warning("the model %s is served no longer: it is gone from the repository", name)
+
+    def _publish(self, model: Model) -> None:
+        """The switch: one step of the event loop."""
+        there = self.catalogue.models.get(model.name)
+        before = there.active if there is not None else ()
+        self._serving.prepare([profile for profile in model.active if profile not in before])
+        self.catalogue.put(model)
+        self._show(model)
+        self._retire([profile for profile in before if profile not in model.active])
+
+    def _withdraw(self, name: str) -> None:
+        model = self.catalogue.models[name]
+        self.catalogue.remove(name)
+        self._metrics.models.show_states(name, {})
+        self._retire(model.active)
+
+    def _retire(self, profiles: Sequence[ActiveProfile]) -> None:
+        self._serving.retire(profiles)
+        loop = asyncio.get_running_loop()
+        for profile in profiles:
+            where = "/".join((*profile.key, str(profile.manifest.version)))
+            weakref.finalize(profile, _freed, loop, where).atexit = False
+
+    def _show(self, model: Model) -> None:
+        self._metrics.models.show_states(model.name, {profile.name: profile.state for profile in model.profiles})
+
+    def _count(self, model: str, result: str) -> None:
+        self._metrics.models.reloads.labels(model, result).inc()
+
+
+async def _in_thread(loading: Loading, work: Callable[..., T], *arguments: object) -> T:
+    """Raises ShuttingDown when nobody wants the result any more."""
+    result = await asyncio.to_thread(work, *arguments)
+    if loading.stop.is_set():
+        raise ShuttingDown
+    return result
+
+
+def _freed(loop: asyncio.AbstractEventLoop, where: str) -> None:
+    """Runs wherever the last reference goes, just before the engines do."""
+    log.info("%s is freed", where)
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(threading.Thread(target=give_memory_back, daemon=True).start)

@@ -1,0 +1,62 @@
+"""Follows the repository: new versions, changed files, new models, models that are gone."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from damoserve_profiles.repository import Repository, Sight
+from damoserve_server.errors import DamoserveError, OperationRunning
+from damoserve_server.lifecycle.lifecycle import Lifecycle
+
+log = logging.getLogger(__name__)
+
+
+class Watcher:
+    """Looks every so many seconds, in a thread.
+
+    A model is loaded when it looks other than when it was last loaded, and just as it did at the last look: what is
+    still being copied is left alone. So a version that was refused is tried again once its files change.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, seconds: float) -> None:
+        self._lifecycle = lifecycle
+        self._seconds = seconds
+        self._before: Mapping[str, Sight | None] = dict(lifecycle.tried)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            await asyncio.sleep(self._seconds)
+            try:
+                await self._look()
+            except Exception:  # a disk that fails now may answer later
+                log.exception("the repository could not be looked at")
+
+    async def _look(self) -> None:
+        seen = await asyncio.to_thread(look, self._lifecycle.repository)
+        if seen is None:
+            log.warning("the repository %s is gone; what was loaded is served still", self._lifecycle.repository.root)
+            return
+        tried = self._lifecycle.tried
+        for name in sorted(seen.keys() | tried.keys()):
+            sight = seen.get(name)
+            if sight != tried.get(name) and sight == self._before.get(name):
+                await self._follow(name, sight)
+        self._before = seen
+
+    async def _follow(self, name: str, sight: Sight | None) -> None:
+        try:
+            await (self._lifecycle.remove(name) if sight is None else self._lifecycle.reload(name))
+        except OperationRunning:
+            log.debug("%s has changed; it is loaded when the operation that runs has ended", name)
+        except DamoserveError as error:
+            self._lifecycle.tried[name] = sight
+            log.error("%s has changed, and is not loaded: %s", name, error)
+
+
+def look(repository: Repository) -> dict[str, Sight] | None:
+    """How every model looks; None if the folder itself is not there."""
+    if not repository.root.is_dir():
+        return None
+    sights = {name: repository.look(name) for name in repository.models()}
+    return {name: sight for name, sight in sights.items() if sight is not None}

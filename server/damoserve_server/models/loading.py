@@ -1,0 +1,204 @@
+"""From files to profiles that serve: verified, loaded once for each worker, checked on the golden image, warmed up."""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from damoserve_profiles import golden
+from damoserve_profiles.imaging import Size
+from damoserve_profiles.manifest import MANIFEST_FILE, MODEL_FILE, Manifest
+from damoserve_profiles.repository import FileMismatch, ManifestInvalid, ProfileFolder, Repository, RepositoryError
+from damoserve_server.engines.engine import Engine, EngineError, EngineLoader, EngineMissing, EngineOptions, EngineWrong
+from damoserve_server.errors import ShuttingDown
+from damoserve_server.models.catalogue import (
+    ActiveProfile,
+    Catalogue,
+    CatalogueError,
+    FailedProfile,
+    IdleProfile,
+    Model,
+    Profile,
+    State,
+)
+from damoserve_server.scheduling.latency import LatencyEstimate
+
+WARM_UP_RUNS = 3
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How profiles are loaded."""
+
+    load_engine: EngineLoader
+    options: EngineOptions
+    workers: int
+    clock: Callable[[], float] = time.monotonic
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Once set, no further profile is loaded."""
+
+
+class ModelFile:
+    """The verified model of a profile, to be read again at any time.
+
+    The file is held open, not its bytes: so it outlasts being deleted or replaced, and takes no memory.
+    """
+
+    def __init__(self, folder: ProfileFolder, manifest: Manifest) -> None:
+        self._path, self._promised = folder.model_path, manifest.files[MODEL_FILE]
+        self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+
+    def read(self) -> bytes:
+        """Raises FileMismatch if someone wrote into it. Finds damage, not malice: who may write can change the hash."""
+        content = os.pread(self._file, self._promised.bytes, 0)
+        if hashlib.sha256(content).hexdigest() != self._promised.sha256:
+            raise FileMismatch(f"{self._path} differs from its manifest (SHA-256); build or copy the profile again")
+        return content
+
+
+def load_catalogue(repository: Repository, loading: Loading, default: str | None = None) -> Catalogue:
+    """Loads what there is of every model. Raises CatalogueError, or ShuttingDown if stopped."""
+    models, errors = [], []
+    for name in repository.models():
+        try:
+            version = repository.serving(name)
+        except RepositoryError as error:
+            log.exception("the model %s is not served", name)
+            errors.append(str(error))
+            continue
+        loaded = [load_profile(folder, loading) for folder in repository.profiles(name, version)]
+        models.append(Model.of(name, version, loaded))
+    if errors and not models:
+        raise CatalogueError("; ".join(errors))
+    return Catalogue(models, default)
+
+
+def load_version(folders: list[ProfileFolder], loading: Loading, unloaded: frozenset[str]) -> list[Profile]:
+    """Loads the profiles of a version but those that are to stay unloaded; ends at the first that is damaged.
+
+    Raises ShuttingDown if stopped.
+    """
+    profiles: list[Profile] = []
+    for folder in folders:
+        if folder.profile in unloaded:
+            profiles.append(IdleProfile(folder, manifest_of(folder), State.UNLOADED))
+            continue
+        profiles.append(loaded := load_profile(folder, loading))
+        if isinstance(loaded, FailedProfile) and not loaded.unsuited:
+            break
+    return profiles
+
+
+def load_profile(folder: ProfileFolder, loading: Loading) -> ActiveProfile | FailedProfile:
+    """Raises ShuttingDown if stopped."""
+    if loading.stop.is_set():
+        raise ShuttingDown
+    try:
+        manifest = folder.verify()
+        check = _golden_check(folder, manifest, loading.options.max_batch_size)
+        new_engine = partial(_new_engine, ModelFile(folder, manifest), manifest, check, loading)
+        engines = [new_engine() for _ in range(loading.workers)]
+        measured = [_warm_up(engine, manifest.input.size, loading) for engine in engines]
+        baselines = {count: median(seconds[count] for seconds in measured) for count in measured[0]}
+        return ActiveProfile(manifest, engines, LatencyEstimate(baselines, loading.clock), new_engine)
+    except Exception as error:  # whatever is wrong with one profile, the others can serve
+        log.exception("profile %s/%s/%s is not served", folder.model, folder.version, folder.profile)
+        unsuited = isinstance(error, EngineMissing)
+        return FailedProfile(folder, manifest_of(folder), str(error), _summary(error, folder), unsuited)
+    finally:
+        give_memory_back()
+
+
+def manifest_of(folder: ProfileFolder) -> Manifest | None:
+    """The manifest, if it can be read."""
+    try:
+        return folder.read_manifest()
+    except ManifestInvalid:
+        return None
+
+
+def give_memory_back() -> None:
+    """Returns what was freed to the system, which glibc else keeps: 70 MB after a 33 MB model was dropped."""
+    with suppress(OSError, AttributeError):  # another C library
+        _c_library().malloc_trim(0)
+
+
+@functools.cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+Check = Callable[[Engine], None]
+"""Raises EngineWrong."""
+
+
+def _golden_check(folder: ProfileFolder, manifest: Manifest, batch_size: int) -> Check:
+    found = golden.read_golden(folder, manifest)
+    if found is None:
+        log.info("%s/%s has no golden image: what it computes is not checked", folder.model, folder.profile)
+        return lambda engine: None
+    return partial(_check, manifest, *found, batch_size)
+
+
+def _check(
+    manifest: Manifest, wanted: golden.Golden, image: NDArray[np.uint8], batch_size: int, engine: Engine
+) -> None:
+    for found in golden.detect(engine.run, image, manifest, wanted.score, batch_size):
+        if (wrong := wanted.disagreement(found, golden.tolerance(manifest))) is not None:
+            there = f"{wanted.runtime} on {wanted.instruction_set}"
+            raise EngineWrong(f"the model does not compute what its manifest promises (recorded with {there}): {wrong}")
+
+
+def _new_engine(file: ModelFile, manifest: Manifest, check: Check, loading: Loading) -> Engine:
+    engine = loading.load_engine(file.read(), manifest, loading.options)
+    check(engine)
+    return engine
+
+
+def _warm_up(engine: Engine, size: Size, loading: Loading) -> dict[int, float]:
+    """Seconds of every batch size, the largest first, so that all memory is allocated."""
+    images = np.zeros((loading.options.max_batch_size, size.height, size.width, 3), np.uint8)
+    return {count: _measure(engine, images[:count], loading.clock) for count in range(len(images), 0, -1)}
+
+
+def _measure(engine: Engine, images: NDArray[np.uint8], clock: Callable[[], float]) -> float:
+    """The quickest of several runs, for whatever else the machine does can only make them slower."""
+    seconds = []
+    for _ in range(WARM_UP_RUNS):
+        started = clock()
+        engine.run(images)
+        seconds.append(clock() - started)
+    return min(seconds)
+
+
+def _summary(error: Exception, folder: ProfileFolder) -> str:
+    """What is wrong and what to do, without paths of the server or the words of its runtime: the log has those."""
+    where = f"{folder.model}/{folder.version}/{folder.profile}"
+    match error:
+        case ManifestInvalid():
+            return f"{where}/{MANIFEST_FILE} is not a valid manifest; build the profile again"
+        case FileMismatch():
+            return f"a file of {where} is not what its manifest promises (SHA-256); build or copy the profile again"
+        case EngineMissing():
+            return f"{where}: {error}"
+        case EngineWrong():
+            return f"{where} does not find in its golden image, on this server, what its manifest promises; see the log"
+        case EngineError():
+            return f"the runtime of the server cannot use {where}/{MODEL_FILE}; see the server's log"
+        case _:
+            return f"{where} could not be loaded; see the server's log"

@@ -1,0 +1,122 @@
+"""What the server's policy is compared with: the usual ways, and the best published ones.
+
+All take the queue in the order of urgency and start the first requests that allow the profile.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+
+from damoserve_server.scheduling.policy import Cost, Decision, P, Start, State, W, urgency
+
+
+@dataclass(frozen=True)
+class FixedProfile:
+    """One profile for all requests that allow it, in the largest worthwhile batches; what other servers do."""
+
+    profile: object
+
+    def decide(self, state: State[P, W]) -> Decision[P, W]:
+        line = _line(state)
+        if not line:
+            return None
+        allowed = line[0].wish.allowed
+        return _start(state, line, _among(allowed, self.profile, allowed[0]))
+
+
+@dataclass(frozen=True)
+class StaticTiers:
+    """A table from time budgets to profiles, made beforehand: each request has the profile of its budget."""
+
+    table: tuple[tuple[float, object], ...]
+    """Least budget in seconds, and profile; the longest budget first."""
+
+    def decide(self, state: State[P, W]) -> Decision[P, W]:
+        line = _line(state)
+        if not line:
+            return None
+        head = line[0]
+        budget = head.wish.due - head.ready_at
+        named = next((profile for least, profile in self.table if budget >= least), self.table[-1][1])
+        allowed = head.wish.allowed
+        return _start(state, line, _among(allowed, named, allowed[-1]))
+
+
+@dataclass
+class ModelSwitching:
+    """One profile at a time, chosen once a period by the rate of arrivals (Model-Switching, HotCloud 2020).
+
+    The paper tabulates the accuracy in time for every rate; here the load that a profile can bear stands for the table.
+    """
+
+    period: float = 1.0
+    bearable: float = 0.7
+    """Utilisation up to which queues stay short enough."""
+    _profile: object = None
+    _until: float = field(default=float("-inf"))
+
+    def decide(self, state: State[P, W]) -> Decision[P, W]:
+        line = _line(state)
+        if not line:
+            return None
+        if state.now >= self._until:
+            self._profile, self._until = self._switch(state), state.now + self.period
+        allowed = line[0].wish.allowed
+        return _start(state, line, _among(allowed, self._profile, allowed[-1]))
+
+    def _switch(self, state: State[P, W]) -> P:
+        workers = state.free + len(state.busy)
+        bearable = [p for p, cost in state.costs.items() if state.rate * cost.share <= self.bearable * workers]
+        if not bearable:
+            return min(state.costs, key=lambda profile: state.costs[profile].share)
+        return max(bearable, key=lambda profile: state.costs[profile].accuracy)
+
+
+@dataclass(frozen=True)
+class SlackFit:
+    """SuperServe's (NSDI 2025): the time that the head has left picks a bucket of batch latency, and the bucket a pair.
+
+    A bucket holds the profile and batch size with the largest batch that end by its edge; of equal batches the most
+    accurate.
+    """
+
+    buckets: int = 16
+
+    def decide(self, state: State[P, W]) -> Decision[P, W]:
+        line = _line(state)
+        if not line:
+            return None
+        head = line[0]
+        pairs = [
+            (state.costs[profile].expected(size), size, state.costs[profile].accuracy, profile)
+            for profile in head.wish.allowed
+            for size in state.costs[profile].sizes
+        ]
+        shortest, longest = min(pair[0] for pair in pairs), max(pair[0] for pair in pairs)
+        step = (longest - shortest) / self.buckets
+        slack = head.wish.due - state.now
+        edge = shortest + max(0, min(self.buckets, int((slack - shortest) / step) if step else 0)) * step
+        fitting = [pair for pair in pairs if pair[0] <= edge + 1e-12]
+        _, size, _, profile = max(fitting, key=lambda pair: (pair[1], pair[2]))
+        return _start(state, line, profile, size)
+
+
+def _line(state: State[P, W]) -> list[W]:
+    """Those that may start, the most urgent first."""
+    quickest = _quickest(state.costs)
+    ready = [ticket for ticket in state.waiting if ticket.ready]
+    return sorted(ready, key=lambda ticket: urgency(ticket.wish, state.now, quickest(ticket.wish.allowed)))
+
+
+def _quickest(costs: Mapping[P, Cost]) -> Callable[[tuple[P, ...]], float]:
+    return lambda allowed: min(costs[profile].seconds[0] for profile in allowed)
+
+
+def _among(allowed: tuple[P, ...], profile: object, otherwise: P) -> P:
+    return next((one for one in allowed if one == profile), otherwise)
+
+
+def _start(state: State[P, W], line: list[W], profile: P, most: int | None = None) -> Start[P, W]:
+    members = [ticket for ticket in line if profile in ticket.wish.allowed]
+    sizes = [size for size in state.costs[profile].sizes if size <= min(len(members), most or len(members))]
+    return Start(profile, tuple(islice(members, sizes[-1])))

@@ -1,0 +1,198 @@
+"""When the fidelity monitor may run, what becomes of what waits for it, and that it keeps nothing."""
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+from damoserve_profiles.repository import Repository
+from damoserve_server.engines.engine import EngineOptions, Interruptible
+from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
+from damoserve_server.scheduling.latency import WINDOW
+from tests.support.comparing import ALL, PATIENCE, Engines, compared, entered, monitor_of, results, served
+
+
+def test_a_full_store_drops_and_counts(serve, pictures):
+    shut = Engines()
+    shut.opened.clear()
+
+    async def scenario(client):
+        await client.detect(pictures.red, profile="quick")
+        await entered(shut)
+        for _ in range(5):
+            await client.detect(pictures.red, profile="quick")
+        full = await client.metrics()
+        shut.opened.set()
+        await client.until(compared(3))
+        return full, await client.metrics()
+
+    full, after = served(serve, scenario, shut.load, fidelity={"share": 1, "kept_images": 3})
+    assert results(full) == {"dropped_busy": 3}
+    assert results(after) == {"compared": 3, "dropped_busy": 3}
+
+
+def test_nothing_is_run_while_requests_are_there(serve, pictures, valve):
+    watched = Engines()
+
+    def load(model, manifest, options):
+        engine = watched.load(model, manifest, options)
+        usual = engine.run
+
+        def run(images):
+            if threading.current_thread().name.startswith("worker"):
+                valve.pass_through(len(images))
+            return usual(images)
+
+        engine.run = run
+        return engine
+
+    async def scenario(client):
+        await client.detect(pictures.red, profile="quick")
+        valve.shut()
+        waiting = [asyncio.ensure_future(client.detect(pictures.red, profile="quick")) for _ in range(3)]
+        await valve.entered()
+        monitor = monitor_of(client)
+        with monitor._changed:
+            began = monitor._wait() is not None
+        valve.open()
+        await asyncio.gather(*waiting)
+        await client.until(compared(4))
+        return began
+
+    assert not served(serve, scenario, load)
+    assert watched.ends["ran"] == 4
+
+
+def test_an_arrival_interrupts_the_run_and_the_sample_is_tried_again(serve, pictures):
+    shut = Engines()
+    shut.opened.clear()
+
+    async def scenario(client):
+        await client.detect(pictures.red, profile="quick")
+        await entered(shut)
+        await client.detect(pictures.red, profile="accurate")  # answered, though the run is held up
+        shut.opened.set()
+        await client.until(compared(1))
+
+    served(serve, scenario, shut.load)
+    assert shut.ends["interrupted"] >= 1
+    assert shut.ends["ran"] == 1
+
+
+def test_what_cannot_be_interrupted_runs_only_after_a_longer_quiet(serve, pictures):
+    watched = Engines(interruptible=False)
+
+    async def scenario(client):
+        monitor = monitor_of(client)
+        reference = client.application._detector.result().catalogue.model("colours").find("accurate")
+        reference.latency.observe(PATIENCE)  # a run is believed to take so long: nothing is quiet enough
+        await client.detect(pictures.red, profile="quick")
+        with monitor._changed:
+            assert monitor._wait() > PATIENCE
+        for _ in range(WINDOW):
+            reference.latency.observe(0.001)
+        await client.detect(pictures.red, profile="quick")
+        await client.until(compared(2))
+
+    served(serve, scenario, watched.load)
+
+
+def test_after_a_run_there_is_a_pause_of_nine_times_its_length(serve, pictures):
+    shut = Engines()
+    shut.opened.clear()
+
+    async def scenario(client):
+        await client.detect(pictures.red, profile="quick")
+        await entered(shut)
+        began = time.monotonic()
+        await client.metrics()
+        ended = time.monotonic()
+        shut.opened.set()
+        await client.until(compared(1))
+        return monitor_of(client)._rested_at - ended, ended - began
+
+    pause, ran = served(serve, scenario, shut.load)
+    assert pause >= 9 * ran
+
+
+def test_stopping_does_not_wait_for_samples(serve, pictures):
+    shut = Engines()
+    shut.opened.clear()
+
+    async def scenario():
+        async with serve(shut.load, **ALL) as client:
+            for _ in range(4):
+                await client.detect(pictures.red, profile="quick")
+            await entered(shut)
+            thread = monitor_of(client)._thread
+            started = time.monotonic()
+        return thread.is_alive(), time.monotonic() - started
+
+    alive, seconds = asyncio.run(scenario())
+    assert not alive
+    assert seconds < PATIENCE / 2
+
+
+async def freed(reference: Any) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while reference() is not None:
+            gc.collect()
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("profile", ["quick", "accurate"])
+def test_unloading_drops_the_samples_and_frees_the_profile(serve, pictures, profile):
+    shut = Engines()
+    shut.opened.clear()
+
+    async def scenario(client):
+        for _ in range(3):
+            await client.detect(pictures.red, profile="quick")
+        await entered(shut)
+        model = client.application._detector.result().catalogue.model("colours")
+        gone = weakref.ref(model.find(profile))
+        del model
+        await client.application._lifecycle.unload_profile("colours", profile)
+        await freed(gone)
+        return await client.metrics()
+
+    assert results(served(serve, scenario, shut.load)) == {"dropped_unloaded": 3}
+
+
+def test_a_new_version_drops_the_samples_and_frees_the_old_one(serve, repository, new_profile, pictures):
+    shut = Engines()
+    shut.opened.clear()
+
+    async def scenario(client):
+        await client.detect(pictures.red, profile="quick")
+        await entered(shut)
+        old = [weakref.ref(profile) for profile in client.application._detector.result().catalogue.active()]
+        for profile, ap in (("accurate", 0.6), ("quick", 0.4)):
+            new_profile(repository, profile, ap, version=4)
+        await client.application._lifecycle.reload("colours")
+        for each in old:
+            await freed(each)
+        shut.opened.set()
+        await client.detect(pictures.red, profile="quick")
+        await client.until(compared(1))
+        return await client.metrics()
+
+    assert results(served(serve, scenario, shut.load)) == {"dropped_unloaded": 1, "compared": 1}
+
+
+def test_onnx_runtime_can_be_interrupted(pristine):
+    folder = Repository(pristine).folder("colours", 3, "quick")
+    engine = OnnxRuntimeEngine(folder.model_path.read_bytes(), folder.read_manifest(), EngineOptions(1))
+    assert isinstance(engine, Interruptible)
+    assert engine.interruptible
+    images = np.zeros((1, 32, 64, 3), np.uint8)
+    engine.interrupt()
+    with pytest.raises(Exception, match="terminate"):
+        engine.run(images)
+    engine.resume()
+    assert engine.run(images)[0].shape == (1, 4, 3)

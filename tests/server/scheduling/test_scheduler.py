@@ -1,0 +1,426 @@
+"""The queue: who is let in, who leaves it and when."""
+
+from math import inf
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from damoserve_server.errors import DeadlineExpired, DeadlineUnreachable, QueueFull, ShuttingDown, WorkersLost
+from damoserve_server.scheduling.deadline import DeadlinePolicy
+from damoserve_server.scheduling.policy import Cost, Wish
+from damoserve_server.scheduling.scheduler import Closing, Scheduler
+
+COSTS = {"slow": Cost(0.6, (8.0, 16.0, 24.0)), "quick": Cost(0.5, (2.0, 3.0, 4.0))}
+MAX_QUEUE = 4
+WORKERS = 2
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def make(workers=1, costs=COSTS, max_wait=0.0):
+    clock = Clock()
+    scheduler = Scheduler(DeadlinePolicy(max_wait), lambda name: costs[name], max_queue=MAX_QUEUE, clock=clock)
+    scheduler.workers = workers
+    return scheduler, clock
+
+
+def wish(profile, deadline, **fields):
+    return Wish((profile,), deadline, **{"due": deadline, "arrival": 0.0} | fields)
+
+
+def submit(scheduler, profile, deadline, name="", **fields):
+    ticket = scheduler.admit(wish(profile, deadline, **fields), 0.0)
+    scheduler.make_ready(ticket, name or deadline)
+    return ticket
+
+
+def names(batch):
+    return [ticket.payload for ticket in batch.tickets]
+
+
+def test_the_most_urgent_goes_first():
+    scheduler, _ = make()
+    for name, deadline in {"a": 90, "b": 100, "c": 80}.items():
+        submit(scheduler, "slow", deadline, name)
+    batch = scheduler.take()
+    assert names(batch) == ["c"]
+    assert scheduler.take() is None, "no worker is free"
+    scheduler.finish(batch)
+    assert names(scheduler.take()) == ["a"]
+
+
+def test_what_is_still_decoded_waits_but_counts():
+    scheduler, clock = make()
+    ticket = scheduler.admit(wish("slow", 20.0), decoding=5.0)
+    assert (scheduler.queued(ready=False), scheduler.queued(ready=True), scheduler.take()) == (1, 0, None)
+    scheduler.admit(wish("slow", 20.0), 0.0)
+    with pytest.raises(DeadlineUnreachable):
+        scheduler.admit(wish("slow", 20.5), 0.0)
+    clock.now = 6
+    scheduler.make_ready(ticket, "a")
+    assert names(scheduler.take()) == ["a"]
+
+
+def test_what_has_been_dropped_cannot_become_ready():
+    scheduler, clock = make()
+    ticket = scheduler.admit(wish("quick", 3.0), 0.5)
+    clock.now = 3.0
+    assert [dropped for dropped, _ in scheduler.drop()] == [ticket]
+    with pytest.raises(DeadlineExpired):
+        scheduler.make_ready(ticket, "late")
+    ticket = scheduler.admit(wish("quick", 9.0), 0.5)
+    scheduler.close()
+    with pytest.raises(ShuttingDown):
+        scheduler.make_ready(ticket, "late")
+
+
+def test_the_soonest_end_counts_what_runs_and_what_is_more_urgent():
+    scheduler, clock = make()
+    submit(scheduler, "slow", 100)
+    scheduler.take()
+    submit(scheduler, "slow", 50)
+    clock.now = 3
+
+    def end(deadline):
+        ticket = scheduler.admit(wish("quick", deadline), 0.0)
+        scheduler.withdraw(ticket)
+        return scheduler.soonest_end(ticket)
+
+    assert (end(40), end(60)) == (8 + 2, 8 + 8 + 2)
+
+
+def test_the_soonest_end_counts_batches_as_they_will_form():
+    scheduler, clock = make()
+    for _ in range(3):
+        submit(scheduler, "quick", 90)
+    ticket = scheduler.admit(wish("quick", 90), 0.0)
+    assert scheduler.soonest_end(ticket) == 4 + 2
+    scheduler.withdraw(ticket)
+    clock.now = 10.0  # when no more are expected to come
+    assert len(scheduler.take().tickets) == 3
+    submit(scheduler, "quick", 90)
+    ticket = scheduler.admit(wish("quick", 90), 0.0)
+    assert scheduler.soonest_end(ticket) == 10 + 4 + 3, "behind a full batch, in one with the other"
+    slow = scheduler.admit(wish("slow", 90.5), 0.0)
+    assert scheduler.soonest_end(slow) == 10 + 4 + 3 + 8, "the rest of another profile takes no more than it is"
+
+
+def test_of_alternatives_the_first_that_is_in_time_is_chosen_else_the_soonest():
+    scheduler, _ = make()
+    slow, quick = (wish(profile, 100.0, due=9.0) for profile in ("slow", "quick"))
+    assert scheduler.choose([slow, quick], 0.0) is slow
+    submit(scheduler, "quick", 4.0)
+    assert scheduler.choose([slow, quick], 0.0) is quick, "slow would end at 10"
+    assert scheduler.choose([slow, quick], 8.0) is quick, "both are late"
+    scheduler.workers = 0
+    assert scheduler.choose([slow, quick], 0.0) is slow, "to be refused"
+
+
+def test_refusals():
+    scheduler, clock = make()
+    clock.now = 10
+    with pytest.raises(DeadlineExpired):
+        submit(scheduler, "quick", 10)
+    with pytest.raises(DeadlineUnreachable):
+        submit(scheduler, "quick", 11.9)
+    for _ in range(MAX_QUEUE):
+        submit(scheduler, "quick", 100)
+    with pytest.raises(QueueFull) as refusal:
+        submit(scheduler, "quick", 100)
+    assert refusal.value.retry_after == 4 + 3
+    scheduler.workers = 0
+    with pytest.raises(WorkersLost):
+        submit(scheduler, "quick", 100)
+
+
+def test_what_cannot_end_in_time_is_dropped_when_a_worker_is_free():
+    scheduler, clock = make()
+    running_for = submit(scheduler, "slow", 100)
+    running = scheduler.take()
+    assert running.tickets == (running_for,)
+    submit(scheduler, "quick", 11)
+    clock.now = 9.5
+    assert scheduler.drop() == []
+    scheduler.finish(running)
+    [(ticket, error)] = scheduler.drop()
+    assert (ticket.payload, type(error)) == (11, DeadlineUnreachable)
+    assert error.details == {"expected_ms": "2000.0", "budget_ms": "1500.0"}
+
+
+def test_an_estimate_that_falls_in_time_saves_what_waits():
+    costs = {"quick": Cost(0.5, (2.0,))}
+    scheduler, clock = make(costs=costs)
+    submit(scheduler, "quick", 7, "first")
+    running = scheduler.take()
+    submit(scheduler, "quick", 7, "second")
+    clock.now = 6.0
+    assert scheduler.drop() == []
+    costs["quick"] = Cost(0.5, (0.5,))
+    scheduler.finish(running)
+    assert scheduler.drop() == []
+    assert names(scheduler.take()) == ["second"]
+
+
+def test_a_tier_may_be_missed_but_a_deadline_may_not():
+    scheduler, _ = make()
+    submit(scheduler, "slow", 100, "late for its tier", due=5.0)
+    submit(scheduler, "slow", 50, "in time")
+    assert names(scheduler.take()) == ["in time"], "who is late already makes nobody else late"
+
+
+def test_priority_is_worth_time_and_waiting_makes_up_for_it():
+    scheduler, _ = make()
+    submit(scheduler, "slow", 50.0, "patient")
+    submit(scheduler, "slow", 200.0, "urgent", priority=1)
+    submit(scheduler, "slow", 250.0, "young", priority=1, arrival=48.0)
+    order = []
+    while (batch := scheduler.take()) is not None:
+        order += names(batch)
+        scheduler.finish(batch)
+    assert order == ["urgent", "patient", "young"]
+
+
+def test_a_pause_ends_when_company_comes():
+    scheduler, _ = make(max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
+    submit(scheduler, "quick", 900, "first")
+    coming = scheduler.admit(wish("quick", 900), decoding=0.5)
+    assert scheduler.take() is None
+    assert 0 < scheduler.next_take() <= 0.5
+    scheduler.make_ready(coming, "second")
+    assert names(scheduler.take()) == ["first", "second"]
+
+
+def test_a_pause_that_is_over_before_it_is_waited_for_is_no_end():
+    scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
+    submit(scheduler, "quick", 900, "first")
+    scheduler.admit(wish("quick", 900), decoding=0.5)
+    assert scheduler.take() is None
+    clock.now = 2.0
+    assert scheduler.next_take() <= 2.0
+    assert names(scheduler.take()) == ["first"]
+    assert scheduler.next_take() is None, "whoever waits for that would never sleep"
+
+
+def test_a_pause_ends_when_another_worker_is_free():
+    scheduler, _ = make(workers=2, max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
+    submit(scheduler, "quick", 900)
+    running = scheduler.take()
+    submit(scheduler, "quick", 900, "first")
+    scheduler.admit(wish("quick", 900), decoding=0.5)
+    assert scheduler.take() is None
+    scheduler.finish(running)
+    assert names(scheduler.take()) == ["first"]
+
+
+def test_where_batches_win_a_batch_waits_a_little_for_a_burst_to_show():
+    scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 10.0, 10.0))})
+    submit(scheduler, "quick", 900, "first")
+    assert scheduler.take() is None
+    assert scheduler.next_take() == pytest.approx(0.4)
+    clock.now = 0.4
+    assert names(scheduler.take()) == ["first"]
+
+
+def test_where_batches_do_not_win_nobody_waits_for_one():
+    scheduler, _ = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 20.0, 30.0))})
+    submit(scheduler, "quick", 900, "first")
+    assert names(scheduler.take()) == ["first"]
+
+
+def test_what_waits_is_shared_among_the_free_workers():
+    scheduler, _ = make(workers=2)
+    for _ in range(4):
+        submit(scheduler, "quick", 90)
+    assert [len(scheduler.take().tickets) for _ in range(2)] == [2, 2]
+
+
+def test_a_pause_ends_without_company_too():
+    scheduler, clock = make(max_wait=1.0)
+    submit(scheduler, "quick", 90, "first")
+    scheduler.admit(wish("quick", 90), decoding=0.5)
+    starts = []
+    while not starts:
+        batch = scheduler.take()
+        starts += [] if batch is None else names(batch)
+        clock.now = scheduler.next_take() or clock.now
+    assert starts == ["first"]
+    assert clock.now <= 1.0
+
+
+def test_a_batch_tells_why_it_is_no_larger():
+    scheduler, clock = make(costs={"quick": Cost(0.5, (2.0, 3.0, 4.0))})
+    for _ in range(4):
+        submit(scheduler, "quick", 90)
+    clock.now = 20.0  # when no more are expected to come
+    full = scheduler.take()
+    assert (len(full.tickets), full.closing) == (3, Closing.FULL)
+    scheduler.finish(full)
+    rest = scheduler.take()
+    assert (len(rest.tickets), rest.closing, rest.held_since) == (1, Closing.ALL_READY, inf)
+    scheduler.finish(rest)
+    submit(scheduler, "quick", clock.now + 2.5, "urgent", arrival=clock.now)
+    submit(scheduler, "quick", 90, "patient", arrival=clock.now)
+    urgent = scheduler.take()
+    assert (names(urgent), urgent.closing) == (["urgent"], Closing.SMALLER)
+
+
+def test_where_no_batch_gains_every_batch_is_full():
+    scheduler, _ = make(costs={"quick": Cost(0.5, (10.0, 20.0, 30.0))})
+    submit(scheduler, "quick", 900)
+    submit(scheduler, "quick", 900)
+    assert scheduler.take().closing == Closing.FULL
+
+
+def test_a_batch_knows_since_when_it_was_held_back_for_company():
+    scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 10.0, 10.0))})
+    clock.now = 5.0
+    submit(scheduler, "quick", 900, "first")
+    assert scheduler.take() is None
+    clock.now = 5.1
+    submit(scheduler, "quick", 900, "second")
+    assert scheduler.take() is None, "the third may be near"
+    clock.now = 7.0
+    batch = scheduler.take()
+    assert (names(batch), batch.closing, batch.held_since) == (["first", "second"], Closing.WAITED, 5.0)
+    scheduler.finish(batch)
+    abandoned = submit(scheduler, "quick", 900, "abandoned")
+    assert scheduler.take() is None
+    scheduler.withdraw(abandoned)
+    clock.now = 20.0
+    submit(scheduler, "quick", clock.now + 10.01, "alone")
+    alone = scheduler.take()
+    assert (alone.closing, alone.held_since) == (Closing.ALL_READY, inf), "what was held has left"
+
+
+def test_the_close_hands_out_all_that_wait_and_nothing_comes_in():
+    scheduler, _ = make()
+    tickets = [submit(scheduler, "quick", 100), scheduler.admit(wish("quick", 90), 0.5)]
+    assert scheduler.close() == tickets
+    assert (scheduler.queued(ready=True), scheduler.take()) == (0, None)
+    with pytest.raises(ShuttingDown):
+        submit(scheduler, "quick", 100)
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever happens in whatever order."""
+
+    tickets = Bundle("tickets")
+    batches = Bundle("batches")
+
+    def __init__(self):
+        super().__init__()
+        self.scheduler, self.clock = make(WORKERS, max_wait=0.5)
+        self.waiting = []
+        self.running = 0
+
+    @rule(
+        target=tickets,
+        allowed=st.sampled_from([("slow",), ("quick",), ("slow", "quick")]),
+        patience=st.integers(-1, 60),
+        hope=st.integers(0, 60),
+        priority=st.integers(1, 5),
+    )
+    def admit(self, allowed, patience, hope, priority):
+        now = self.clock.now
+        quickest = min(COSTS[profile].seconds[0] for profile in allowed)
+        wish = Wish(allowed, now + patience, now + min(patience, hope), now, priority)
+        before = len(self.waiting)
+        try:
+            ticket = self.scheduler.admit(wish, 0.0)
+        except QueueFull:
+            assert before == MAX_QUEUE
+        except DeadlineExpired:
+            assert patience <= 0
+        except DeadlineUnreachable:
+            assert self.running or self.waiting or quickest > patience
+        else:
+            assert quickest <= patience, "what nothing can serve in time is refused at once"
+            self.waiting.append(ticket)
+            return ticket
+        return multiple()
+
+    @rule(ticket=tickets)
+    def make_ready(self, ticket):
+        if ticket in self.waiting:
+            self.scheduler.make_ready(ticket, "payload")
+
+    @rule(ticket=tickets)
+    def withdraw(self, ticket):
+        assert self.scheduler.withdraw(ticket) == (ticket in self.waiting)
+        if ticket in self.waiting:
+            self.waiting.remove(ticket)
+
+    @rule(seconds=st.integers(0, 8))
+    def advance(self, seconds):
+        self.clock.now += seconds / 4
+
+    @rule(target=batches)
+    def take(self):
+        self.drop()
+        batch = self.scheduler.take()
+        if batch is None:
+            return multiple()
+        self.running += 1
+        assert 1 <= len(batch.tickets) <= 3
+        for ticket in batch.tickets:
+            assert ticket.ready
+            assert batch.profile in ticket.wish.allowed
+            assert ticket.wish.deadline > self.clock.now
+            self.waiting.remove(ticket)
+        return batch
+
+    @rule(batch=consumes(batches))
+    def finish(self, batch):
+        self.scheduler.finish(batch)
+        self.running -= 1
+
+    @rule()
+    def drop(self):
+        now = self.clock.now
+        free = self.running < WORKERS
+
+        def late(ticket):
+            needed = min(COSTS[profile].seconds[0] for profile in ticket.wish.allowed) if free else 0
+            return ticket.wish.deadline <= now or ticket.wish.deadline < now + needed
+
+        due = {ticket for ticket in self.waiting if late(ticket)}
+        dropped = dict(self.scheduler.drop())
+        assert dropped.keys() == due
+        for ticket, error in dropped.items():
+            assert isinstance(error, DeadlineExpired) == (ticket.wish.deadline <= now)
+        self.waiting = [ticket for ticket in self.waiting if ticket not in due]
+
+    @rule()
+    def a_free_worker_idles_only_for_a_while(self):
+        self.drop()
+        if self.running == WORKERS or not any(ticket.ready for ticket in self.waiting):
+            return
+        until = self.clock.now + 1
+        while (batch := self.scheduler.take()) is None:
+            self.clock.now = self.scheduler.next_take()
+            assert self.clock.now <= until
+            self.drop()
+            if not any(ticket.ready for ticket in self.waiting):
+                return
+        for ticket in batch.tickets:
+            self.waiting.remove(ticket)
+        self.scheduler.finish(batch)
+
+    @invariant()
+    def nothing_is_lost_and_everything_is_bounded(self):
+        assert self.running <= WORKERS
+        assert len(self.waiting) <= MAX_QUEUE
+        queued = self.scheduler.queued(ready=True) + self.scheduler.queued(ready=False)
+        assert queued == len(self.waiting)
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

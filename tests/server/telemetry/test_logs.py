@@ -1,0 +1,216 @@
+"""The log of a server, as it is written to standard error."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+
+import grpc
+import pytest
+import yaml
+
+from damoserve.v1 import detection_pb2 as pb
+from damoserve.v1 import detection_pb2_grpc as pb_grpc
+from damoserve_server.detection.request import Timings
+from damoserve_server.telemetry.logs import make_handler
+from damoserve_server.telemetry.settings import LogFormat
+
+PATIENCE = 20.0
+STAGES = [stage.name for stage in fields(Timings)]
+TOKEN = "a-token-that-nobody-is-to-read-in-a-log"
+DETECT = "damoserve.v1.DetectionService/Detect"
+
+
+@pytest.fixture
+def logging_as(caplog):
+    """Adds our handler to those of the tests."""
+    added = []
+
+    def configured(format):
+        caplog.set_level(logging.DEBUG)
+        added.append(make_handler(format))
+        logging.getLogger().addHandler(added[-1])
+
+    yield configured
+    for handler in added:
+        logging.getLogger().removeHandler(handler)
+
+
+@pytest.fixture
+def lines(capsys):
+    """The lines since the last look, as objects."""
+    return lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+async def detect(client, image, *metadata, **wishes):
+    request = pb.DetectRequest(image=pb.Image(content=image), **wishes)
+    return await pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=PATIENCE, metadata=metadata)
+
+
+def accesses(lines):
+    return [line for line in lines if line["logger"] == "damoserve_server.access_log"]
+
+
+def test_the_access_log_has_one_line_a_call(serve, pictures, logging_as, lines):
+    logging_as(LogFormat.JSON)
+
+    async def scenario():
+        async with serve(access_log=True, tiers={"balanced": {"objective_ms": 5000}}) as client:
+            await detect(client, pictures.red, ("x-request-id", "first"))
+            await detect(client, pictures.red, ("x-request-id", "second"), profile="quick")
+            await client.failure(detect(client, b"no image", ("x-request-id", "third")))
+            await client.health()
+
+    asyncio.run(scenario())
+    first, second, third = accesses(lines())
+    assert list(first["stage_seconds"]) == STAGES
+    assert 0 < sum(first["stage_seconds"].values()) <= first["seconds"]
+    expected = {
+        "level": "info",
+        "message": "call",
+        "request_id": "first",
+        "method": DETECT,
+        "code": "OK",
+        "tier": "balanced",
+        "model": "colours",
+        "model_version": 3,
+        "profile": "accurate",
+        "selection_reason": "most_accurate_in_time",
+        "batch_size": 1,
+    }
+    assert expected.items() <= first.items()
+    assert (second["request_id"], second["profile"], second["selection_reason"]) == ("second", "quick", "requested")
+    assert "tier" not in second
+    assert "trace_id" not in second
+    refused = {"request_id": "third", "code": "INVALID_ARGUMENT", "reason": "IMAGE_UNDECODABLE", "tier": "balanced"}
+    assert refused.items() <= third.items()
+    assert "stage_seconds" not in third
+
+
+def test_the_access_log_has_a_line_for_each_frame_and_one_for_the_stream(serve, pictures, logging_as, lines):
+    logging_as(LogFormat.JSON)
+
+    async def scenario():
+        async with serve(access_log=True) as client:
+            call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=PATIENCE)
+            await call.write(pb.DetectStreamRequest(options=pb.StreamOptions(profile="quick")))
+            for identifier in (7, 8):
+                frame = pb.Frame(id=identifier, image=pb.Image(content=pictures.red))
+                await call.write(pb.DetectStreamRequest(frame=frame))
+            await call.done_writing()
+            assert [answer.frame_id async for answer in call] == [7, 8]
+
+    asyncio.run(scenario())
+    told = accesses(lines())
+    assert sorted((line["message"], line.get("frame_id")) for line in told[:2]) == [("frame", "7"), ("frame", "8")]
+    assert told[2]["message"] == "call"
+    assert len({line["request_id"] for line in told}) == 1
+
+
+def test_it_is_off_by_default(serve, pictures, logging_as, lines):
+    logging_as(LogFormat.JSON)
+
+    async def scenario():
+        async with serve() as client:
+            await client.detect(pictures.red)
+
+    asyncio.run(scenario())
+    assert accesses(lines()) == []
+
+
+def test_an_internal_error_is_logged_with_its_request_and_traceback(serve, pictures, valve, logging_as, lines):
+    logging_as(LogFormat.JSON)
+
+    async def scenario():
+        async with serve(valve.load, access_log=True) as client:
+            valve.fault = RuntimeError("the engine broke")
+            failure = await client.failure(detect(client, pictures.red, ("x-request-id", "mine")))
+            assert failure.code is grpc.StatusCode.INTERNAL
+
+    asyncio.run(scenario())
+    error, access = [line for line in lines() if line.get("request_id") == "mine"]
+    assert error["level"] == "error"
+    assert error["traceback"].startswith("Traceback (most recent call last):\n")
+    assert error["traceback"].endswith("RuntimeError: the engine broke")
+    assert (access["code"], access["reason"]) == ("INTERNAL", "INTERNAL")
+
+
+def test_lines_of_a_refused_call_carry_its_request_and_no_secret(serve, pictures, logging_as, capsys, tmp_path):
+    tokens = tmp_path / "tokens.yaml"
+    tokens.write_text(yaml.safe_dump({"tokens": [{"name": "someone", "token": TOKEN, "rights": ["detect"]}]}))
+    logging_as(LogFormat.JSON)
+
+    async def scenario():
+        async with serve(access_log=True, access={"tokens": tokens}) as client:
+            await detect(client, pictures.red, ("authorization", f"Bearer {TOKEN}"))
+            wrong = ("authorization", f"Bearer {TOKEN}x"), ("x-request-id", "wrong")
+            failure = await client.failure(detect(client, pictures.red, *wrong))
+            assert failure.reason == "TOKEN_INVALID"
+
+    asyncio.run(scenario())
+    written = capsys.readouterr().err
+    told = [json.loads(line) for line in written.splitlines()]
+    refused = [line["logger"] for line in told if line.get("request_id") == "wrong"]
+    assert refused == ["damoserve_server.rpc.authorisation", "damoserve_server.access_log"]
+    assert TOKEN not in written
+    assert "PNG" not in written
+
+
+def test_text_is_for_people_and_quotes_what_callers_choose(serve, pictures, logging_as, capsys):
+    logging_as(LogFormat.TEXT)
+
+    async def scenario():
+        async with serve(access_log=True) as client:
+            await detect(client, pictures.red, ("x-request-id", 'mine" code="INTERNAL'), profile="quick")
+
+    asyncio.run(scenario())
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "access_log" in line]
+    assert " INFO damoserve_server.access_log: call method=" in line
+    assert r'request_id="mine\" code=\"INTERNAL"' in line
+    assert ' code="OK" ' in line
+    assert " batch_size=1 " in line
+
+
+@pytest.fixture
+def command(repository):
+    """Starts `damoserve serve` with these settings; a profile of its repository is damaged, so that it has to warn."""
+    (repository / "colours/3/quick/model.onnx").write_bytes(b"")
+    processes = []
+
+    def start(**settings):
+        own = {"repository": repository, "port": 0, "metrics_port": 0, "workers": 1} | settings
+        environment = os.environ | {f"DAMOSERVE_{name.upper()}": str(value) for name, value in own.items()}
+        arguments = [sys.executable, "-m", "damoserve_server"]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(arguments, env=environment, stdout=pipe, stderr=pipe, text=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_the_whole_log_of_the_command_is_json(command):
+    process = command(log_format="json")
+    while "serving" not in (line := process.stderr.readline()):
+        assert line, "the command has ended"
+        assert {"time", "level", "logger", "message"} <= json.loads(line).keys()
+    assert json.loads(line)["message"].startswith("serving colours (accurate) on ")
+    process.send_signal(signal.SIGTERM)
+    written, log = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, written) == (0, "")
+    assert all(json.loads(line) for line in log.splitlines())
+
+
+def test_the_log_of_the_command_has_a_level(command):
+    process = command(log_level="error")
+    assert process.stdout.readline().startswith("serving colours (accurate) on ")
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert " WARNING " not in log

@@ -1,0 +1,147 @@
+"""Where traces go: to the log, to exemplars, and to a collector that speaks OTLP. And where they cannot."""
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from pydantic import ValidationError
+
+from damoserve_server.telemetry.settings import TracingSettings
+from tests.support.traces import DETECT, PATIENCE, STAGES, Traces, exemplars
+
+pytest.importorskip("opentelemetry.proto", reason="the extra tracing is not installed")
+
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.trace import format_trace_id
+
+
+def test_the_access_log_names_the_trace_of_a_call(serve, pictures, caplog):
+    traces = Traces()
+
+    async def scenario():
+        async with serve(tracer=traces.tracer, access_log=True) as client:
+            with caplog.at_level(logging.INFO, "damoserve_server.access_log"):
+                await client.detect(pictures.red)
+
+    asyncio.run(scenario())
+    (line,) = [record.fields for record in caplog.records if record.name == "damoserve_server.access_log"]
+    assert line["trace_id"] == format_trace_id(traces.only(DETECT).context.trace_id)
+
+
+def test_the_histogram_names_the_trace_of_a_request(serve, pictures):
+    traces = Traces()
+
+    async def scenario():
+        async with serve(tracer=traces.tracer) as client:
+            await client.detect(pictures.red)
+            return await exemplars(client)
+
+    labels = asyncio.run(scenario())
+    assert labels == [{"trace_id": format_trace_id(traces.only(DETECT).context.trace_id)}]
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes spans by OTLP."""
+
+    def __init__(self):
+        self.resources = []
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def Export(self, request, context):
+        self.resources += request.resource_spans
+        assert self.answers.wait(PATIENCE)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    @property
+    def names(self):
+        scopes = [scope for resource in self.resources for scope in resource.scope_spans]
+        return sorted(span.name for scope in scopes for span in scope.spans)
+
+
+@pytest.fixture
+def collector():
+    server = grpc.server(ThreadPoolExecutor(1))
+    collector = Collector()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    collector.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield collector
+    collector.answers.set()
+    server.stop(None).wait()
+
+
+def test_spans_arrive_at_a_collector_before_the_server_has_stopped(serve, pictures, collector):
+    async def scenario():
+        tracing = {"endpoint": collector.endpoint, "sample_ratio": 1, "service_name": "eyes"}
+        async with serve(tracing=tracing) as client:
+            await client.detect(pictures.red)
+
+    asyncio.run(scenario())
+    assert collector.names == sorted([DETECT, "batch", *STAGES])
+    attributes = {each.key: each.value.string_value for each in collector.resources[0].resource.attributes}
+    assert attributes["service.name"] == "eyes"
+
+
+def test_a_collector_that_does_not_answer_keeps_no_server_from_stopping(serve, pictures, collector, monkeypatch):
+    """OpenTelemetry alone would wait for 30 s."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+
+    async def scenario():
+        async with (
+            asyncio.timeout(PATIENCE),
+            serve(tracing={"endpoint": collector.endpoint, "sample_ratio": 1}) as client,
+        ):
+            collector.answers.clear()
+            await client.detect(pictures.red)
+
+    asyncio.run(scenario())
+    assert not collector.answers.is_set()
+
+
+def test_an_endpoint_is_an_address_with_its_scheme():
+    with pytest.raises(ValidationError, match="endpoint"):
+        TracingSettings(endpoint="127.0.0.1:4317")
+
+
+def without_opentelemetry(script):
+    block = "import sys; sys.modules['opentelemetry'] = None\n"
+    environment = {**os.environ, "DAMOSERVE_PORT": "0", "DAMOSERVE_METRICS_PORT": "0"}
+    return subprocess.run(
+        [sys.executable, "-c", block + script], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_without_the_packages_the_server_serves(repository):
+    script = f"""
+import asyncio, signal, os
+from damoserve_server.app import serve
+from damoserve_server.settings import Settings
+settings = Settings(repository={str(repository)!r}, access_log=True, workers=1)
+asyncio.run(serve(settings, lambda line: os.kill(os.getpid(), signal.SIGTERM)))
+print("served", [name for name in sys.modules if name.startswith("opentelemetry")])
+"""
+    done = without_opentelemetry(script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "served ['opentelemetry']\n"  # the one that is blocked
+
+
+def test_without_the_packages_an_endpoint_is_an_error_that_says_what_to_install(repository):
+    script = """
+import os
+os.environ["DAMOSERVE_TRACING__ENDPOINT"] = "http://127.0.0.1:4317"
+import typer
+from damoserve_server.cli import serve
+typer.run(serve)
+"""
+    done = without_opentelemetry(script)
+    assert done.returncode == 1
+    assert done.stderr.startswith("damoserve cannot start: tracing: ")
+    assert "pip install 'damoserve[tracing]'" in done.stderr
+    assert "Traceback" not in done.stderr
