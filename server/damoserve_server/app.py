@@ -20,9 +20,9 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import Repository
 from damoserve_server.detection.detector import Detector
-from damoserve_server.detection.outcomes import Requests
+from damoserve_server.detection.outcomes import RequestAccounting
 from damoserve_server.detection.startup import Startup
-from damoserve_server.detection.worker_pool import WorkerLimits, Workers
+from damoserve_server.detection.worker_pool import WorkerLimits, WorkerPool
 from damoserve_server.engines.choice import load_engine
 from damoserve_server.engines.engine import EngineLoader, EngineOptions, GpuOptions, close_engine
 from damoserve_server.errors import ShuttingDown
@@ -31,13 +31,13 @@ from damoserve_server.kserve import methods as kserve
 from damoserve_server.kserve.administration import LifecycleAdministration
 from damoserve_server.kserve.service import InferenceService
 from damoserve_server.lifecycle.lifecycle import Lifecycle
-from damoserve_server.lifecycle.management import Management
-from damoserve_server.lifecycle.watch import look
+from damoserve_server.lifecycle.management import ModelManagement
+from damoserve_server.lifecycle.watch import take_snapshots
 from damoserve_server.metrics.exposition import Endpoint, Registry
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.models.catalogue import Catalogue
-from damoserve_server.models.core_split import Split, Trial, possible_splits
-from damoserve_server.models.loading import Loading, load_catalogue
+from damoserve_server.models.core_split import CoreSplit, SplitTrial, possible_splits
+from damoserve_server.models.loading import ProfileLoader, load_catalogue
 from damoserve_server.rpc.handlers import TYPES
 from damoserve_server.rpc.health import Health
 from damoserve_server.rpc.listeners import Listeners
@@ -78,7 +78,7 @@ class Application:
         self._load_engine = load_engine
         self._registry = Registry()
         self._metrics = Metrics(self._registry, settings.tiers)
-        self._requests = Requests(settings, self._metrics)
+        self._requests = RequestAccounting(settings, self._metrics)
         self.health = Health()
         self._detector: asyncio.Future[Detector] = asyncio.get_running_loop().create_future()
         self._stopping = threading.Event()
@@ -91,7 +91,7 @@ class Application:
         self._startup = Startup(self._detector, settings.default_deadline_seconds)
         self._server = self._build_server()
         self._endpoint: Endpoint | None = None
-        self._management: Management | None = None
+        self._management: ModelManagement | None = None
         self.port = 0
         self.metrics_port = 0
         self.admin_port = 0
@@ -130,20 +130,20 @@ class Application:
         gpu = GpuOptions(settings.gpu_device, settings.engine_cache, settings.gpu_memory_bytes)
         options = EngineOptions(settings.max_batch_size, 1, settings.providers, settings.engine, gpu)
         split = await asyncio.to_thread(self._split, options, repository)
-        loading = Loading(
+        loader = ProfileLoader(
             self._load_engine, replace(options, threads=split.threads), split.workers, stop=self._stopping
         )
         # Before the files are read: what changes from now on is seen as a change.
-        sights = await asyncio.to_thread(look, repository)
-        catalogue = await asyncio.to_thread(load_catalogue, repository, loading, settings.default_model)
+        snapshots = await asyncio.to_thread(take_snapshots, repository)
+        catalogue = await asyncio.to_thread(load_catalogue, repository, loader, settings.default_model)
         if self._stopping.is_set():
             raise ShuttingDown
         admin_server = self._bind_admin_server()  # before there are threads that would have to be ended
         detector = self._build_detector(catalogue, split)
-        self._lifecycle = lifecycle = Lifecycle(repository, loading, detector, self._metrics, sights or {})
+        self._lifecycle = lifecycle = Lifecycle(repository, loader, detector, self._metrics, snapshots or {})
         if admin_server is not None:
             admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(lifecycle), admin_server)
-        self._management = Management(lifecycle, admin_server, settings.watch_seconds)
+        self._management = ModelManagement(lifecycle, admin_server, settings.watch_seconds)
         self._detector.set_result(detector)
         await self._management.start()
         await asyncio.to_thread(detector.fidelity.wait_until_ready)
@@ -221,15 +221,15 @@ class Application:
     def _is_ready(self) -> bool:
         return self._detector.done() and self._has_workers and not self._stopping.is_set()
 
-    def _split(self, options: EngineOptions, repository: Repository) -> Split:
+    def _split(self, options: EngineOptions, repository: Repository) -> CoreSplit:
         settings = self._settings
         # One worker keeps a GPU busy; to build engines for it only to measure could take minutes.
         cores = 1 if options.on_gpu else usable_cores()
-        trial = Trial(self._load_engine, options, settings.split_seconds, stop=self._stopping)
+        trial = SplitTrial(self._load_engine, options, settings.split_seconds, stop=self._stopping)
         splits = possible_splits(cores, settings.workers, settings.threads_per_worker)
         return trial.best(splits, repository, settings.default_model)
 
-    def _build_detector(self, catalogue: Catalogue, split: Split) -> Detector:
+    def _build_detector(self, catalogue: Catalogue, split: CoreSplit) -> Detector:
         settings = self._settings
         # Each image is decoded and resized by one thread; a second layer of threads would only compete with them.
         cv2.setNumThreads(1)
@@ -239,7 +239,7 @@ class Application:
         limits = WorkerLimits(
             split.workers, settings.max_batch_size, settings.max_queue, settings.worker_timeout_seconds
         )
-        workers = Workers(self._policy, limits, self._metrics, self._count_workers)
+        workers = WorkerPool(self._policy, limits, self._metrics, self._count_workers)
         detector = Detector(settings, catalogue, images, workers, self._metrics)
         device = self._metrics.device
         device.watch_pools({"free": detector.free_slots, "leased": detector.leased_slots}, detector.most_slots)

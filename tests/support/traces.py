@@ -55,16 +55,16 @@ class Traces:
         inner = [span for span in spans if span.parent is not None and span.parent.span_id == outer.context.span_id]
         return sorted(inner, key=lambda span: (span.start_time, span.end_time))
 
-    async def detect(self, client, image, name="caller", **wishes):
+    async def detect(self, client, image, name="caller", **fields):
         """A call inside a span of the caller."""
         with self.callers.start_as_current_span(name):
             carrier = {}
             propagate.inject(carrier)
-            return await detect_with(client, image, *carrier.items(), **wishes)
+            return await detect_with(client, image, *carrier.items(), **fields)
 
 
-async def detect_with(client, image, *metadata, **wishes):
-    request = pb.DetectRequest(image=pb.Image(content=image), **wishes)
+async def detect_with(client, image, *metadata, **fields):
+    request = pb.DetectRequest(image=pb.Image(content=image), **fields)
     return await pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=PATIENCE, metadata=metadata)
 
 

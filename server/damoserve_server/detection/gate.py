@@ -30,8 +30,8 @@ class Gate:
             if not self._inside:
                 self._empty.set()
 
-    async def close(self, patience: float) -> None:
+    async def close(self, timeout: float) -> None:
         """Lets nothing in any more; returns when all have left, or after `patience` seconds."""
         self._open = False
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), patience)
+            await asyncio.wait_for(self._empty.wait(), timeout)

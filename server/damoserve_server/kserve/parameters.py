@@ -27,7 +27,7 @@ FEATURES = {
 
 
 @dataclass(frozen=True)
-class Wishes:
+class DetectionParameters:
     """What the parameters ask for; `timeout` is in seconds."""
 
     profile: str | None = None
@@ -39,10 +39,10 @@ class Wishes:
     timeout: float | None = None
 
 
-def to_wishes(parameters: Parameters) -> Wishes:
+def to_detection_parameters(parameters: Parameters) -> DetectionParameters:
     """Raises ParameterInvalid, ArgumentOutOfRange or NotOffered."""
     refuse_unknown("parameters", parameters, READERS.keys())
-    return Wishes(**{name: READERS[name](name, parameter) for name, parameter in parameters.items()})
+    return DetectionParameters(**{name: READERS[name](name, parameter) for name, parameter in parameters.items()})
 
 
 def refuse_unknown(field: str, parameters: Parameters, known: Any = ()) -> None:

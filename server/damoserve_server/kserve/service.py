@@ -9,11 +9,11 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from damoserve.kserve.v2 import inference_pb2 as pb
-from damoserve_server.detection.outcomes import Requests
+from damoserve_server.detection.outcomes import RequestAccounting
 from damoserve_server.detection.startup import Startup
 from damoserve_server.errors import DamoserveError, NotFound, NotOffered, TooManyStreams
 from damoserve_server.kserve import describe, targets
-from damoserve_server.kserve.infer import Inference
+from damoserve_server.kserve.infer import InferHandler
 from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.streaming import in_order
 from damoserve_server.models.catalogue import Catalogue
@@ -42,7 +42,7 @@ class InferenceService:
         self,
         startup: Startup,
         settings: Settings,
-        requests: Requests,
+        requests: RequestAccounting,
         ready: Callable[[], bool],
         administration: Administration | None = None,
     ) -> None:
@@ -53,7 +53,7 @@ class InferenceService:
         self._administration = administration
         self._statistics = Statistics()
         self._streams = 0
-        self._inference = Inference(startup, requests, self._statistics, settings.kserve_unavailable_when_full)
+        self._inference = InferHandler(startup, requests, self._statistics, settings.kserve_unavailable_when_full)
         # So many that one call can keep the workers busy, and so few that an idle server never refuses its own.
         # Workers that are still to be measured will not be more than the cores.
         workers = settings.workers or usable_cores()

@@ -7,7 +7,7 @@ from prometheus_client.metrics_core import Metric
 
 from damoserve_profiles.repository import BUNDLED, Repository
 from damoserve_server.metrics.metrics import Metrics
-from damoserve_server.models.catalogue import State
+from damoserve_server.models.catalogue import ProfileState
 from damoserve_server.settings import Tiers
 
 HEAD = """\
@@ -46,7 +46,7 @@ def populated() -> CollectorRegistry:
     manifest = repository.profiles(model, repository.serving(model))[0].read_manifest()
     metrics.add_profile(manifest)
     metrics.fidelity.expect(manifest.model, manifest.profile, 1.0)
-    metrics.models.show_states(manifest.model, {manifest.profile: State.ACTIVE})
+    metrics.models.show_states(manifest.model, {manifest.profile: ProfileState.ACTIVE})
     metrics.device.watch_queue(lambda: 0, lambda: 0)
     metrics.device.watch_pools({"free": lambda: 1, "leased": lambda: 0}, lambda: 0)
     return registry

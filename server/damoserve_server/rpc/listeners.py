@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from damoserve_server.access.tls import server_credentials
 from damoserve_server.access.tokens import Tokens
-from damoserve_server.detection.outcomes import Requests
+from damoserve_server.detection.outcomes import RequestAccounting
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.rpc.authorisation import AccessInterceptor
 from damoserve_server.rpc.calls import CallInterceptor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Listeners:
     """Makes servers that share the limits of the tokens."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, requests: Requests, telemetry: Telemetry) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, requests: RequestAccounting, telemetry: Telemetry) -> None:
         self._settings = settings
         self._metrics = metrics
         calls = CallInterceptor(metrics, requests, telemetry)

@@ -12,15 +12,18 @@ from damoserve.kserve.v2 import inference_pb2 as kserve
 from damoserve.v1 import admin_pb2
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.repository import Repository
+from damoserve_server.detection.request import DetectionRequest
 from damoserve_server.detection.worker import Inference, Job, Worker
 from damoserve_server.engines.engine import EngineError
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.inputs.buffers import Pool
 from damoserve_server.models.catalogue import ActiveProfile
 from damoserve_server.scheduling.latency import LatencyEstimate
-from damoserve_server.scheduling.policy import Wish
+from damoserve_server.scheduling.policy import Requirements
 from damoserve_server.scheduling.scheduler import Batch, Ticket
 from tests.support.administration import administered
+
+REQUEST = DetectionRequest(b"", arrival=0.0, deadline=9.0)
 
 
 @dataclass
@@ -64,28 +67,29 @@ def compute(pristine):
         leases = [pool.lease() for _ in values]
         for lease, value in zip(leases, values, strict=True):
             lease.row[:] = value
-        wish = Wish((profile,), deadline=9.0, due=9.0, arrival=0.0)
+        requirements = Requirements((profile,), deadline=9.0, due=9.0, arrival=0.0)
         with asyncio.Runner() as runner:
             tickets = [
-                Ticket(wish, 0.0, Job(lease, select, runner.get_loop().create_future()), True) for lease in leases
+                Ticket(requirements, 0.0, Job(REQUEST, lease, select, runner.get_loop().create_future()), True)
+                for lease in leases
             ]
-        foreman = OneBatch(Batch(profile, tuple(tickets), 0.0, 1.0))
-        worker = Worker(0, max_batch_size=4, foreman=foreman, **fields)
+        source = OneBatch(Batch(profile, tuple(tickets), 0.0, 1.0))
+        worker = Worker(0, max_batch_size=4, source=source, **fields)
         worker.start()
         worker.join(20)
-        return foreman.outcomes
+        return source.outcomes
 
     return run
 
 
-def keep(profile, scores, boxes):
+def keep(job, profile, scores, boxes):
     return Detections(boxes, scores[0], np.zeros(1, np.int64))
 
 
-def refuse_seven(profile, scores, boxes):
+def refuse_seven(job, profile, scores, boxes):
     if scores[0] == 7:
         raise ZeroDivisionError
-    return keep(profile, scores, boxes)
+    return keep(job, profile, scores, boxes)
 
 
 @pytest.mark.parametrize("values", [[5], [5, 6], [1, 2, 3, 4]])

@@ -13,7 +13,7 @@ from damoserve_server.kserve.describe import index_entry
 from damoserve_server.kserve.streaming import in_order
 from damoserve_server.kserve.targets import Target
 from damoserve_server.kserve.tensors import pack, unpack
-from damoserve_server.models.catalogue import IdleProfile, Model, State
+from damoserve_server.models.catalogue import IdleProfile, Model, ProfileState
 
 elements = st.lists(st.binary(max_size=40), max_size=8)
 
@@ -180,9 +180,9 @@ def test_a_source_that_fails_ends_the_results():
 @pytest.mark.parametrize(
     ("states", "index"),
     [
-        ([State.LOADING], ["LOADING", "LOADING"]),
-        ([State.UNLOADED], ["UNAVAILABLE", "UNAVAILABLE"]),
-        ([State.UNLOADED, State.LOADING], ["LOADING", "UNAVAILABLE", "LOADING"]),
+        ([ProfileState.LOADING], ["LOADING", "LOADING"]),
+        ([ProfileState.UNLOADED], ["UNAVAILABLE", "UNAVAILABLE"]),
+        ([ProfileState.UNLOADED, ProfileState.LOADING], ["LOADING", "UNAVAILABLE", "LOADING"]),
     ],
 )
 def test_the_index_tells_what_is_being_loaded(states, index):

@@ -37,13 +37,13 @@ def test_not_serving_until_warm_and_calls_wait_for_it(application, client_of, pi
         server = application(valve.load)
         await server.listen()
         async with client_of(server) as client:
-            loading = asyncio.ensure_future(server.load())
+            loader = asyncio.ensure_future(server.load())
             await valve.entered()
             before = [await client.health(), await client.health(DETECTION)]
             early = asyncio.ensure_future(client.detect(pictures.red))
             await client.until(lambda now: now.sum("grpc_server_started_total", grpc_method="Detect") == 1)
             valve.open()
-            await loading
+            await loader
             after = [await client.health(), await client.health(DETECTION)]
             answer = await early
         await server.stop()
@@ -60,10 +60,10 @@ def test_an_early_call_may_give_up(application, client_of, pictures, valve):
         server = application(valve.load)
         await server.listen()
         async with client_of(server) as client:
-            loading = asyncio.ensure_future(server.load())
+            loader = asyncio.ensure_future(server.load())
             failure = await client.failure(client.detect(pictures.red, timeout=0.2))
             valve.open()
-            await loading
+            await loader
             assert len((await client.detect(pictures.red)).detections) == 4
         await server.stop()
         return failure
@@ -77,15 +77,15 @@ def test_an_early_call_waits_no_longer_than_its_budget(application, client_of, p
         server = application(valve.load, default_deadline_seconds=0.2)
         await server.listen()
         async with client_of(server) as client:
-            loading = asyncio.ensure_future(server.load())
+            loader = asyncio.ensure_future(server.load())
             failures = [
                 await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=100_000_000))),
                 await client.failure(client.detect(pictures.red, timeout=None)),
                 await client.failure(client.profiles.ListProfiles(pb.ListProfilesRequest())),
             ]
-            assert not loading.done()
+            assert not loader.done()
             valve.open()
-            await loading
+            await loader
             assert len((await client.detect(pictures.red)).detections) == 4
         await server.stop()
         return failures
@@ -101,7 +101,7 @@ def test_a_server_that_stops_while_it_loads_loads_no_further_profile(application
         server = application(valve.load, max_batch_size=1)
         await server.listen()
         async with client_of(server) as client:
-            loading = asyncio.ensure_future(server.load())
+            loader = asyncio.ensure_future(server.load())
             await valve.entered()
             early = asyncio.ensure_future(client.detect(pictures.red))
             await client.until(lambda now: now.sum("grpc_server_started_total", grpc_method="Detect") == 1)
@@ -110,7 +110,7 @@ def test_a_server_that_stops_while_it_loads_loads_no_further_profile(application
             await stopping
             valve.open()
             with pytest.raises(ShuttingDown):
-                await loading
+                await loader
         return failure
 
     failure = asyncio.run(scenario())
@@ -199,12 +199,12 @@ def test_a_fault_that_is_over_does_not_make_a_loading_server_serve(application, 
         async with client_of(server) as client:
             await server.health.degraded("worker 1 hangs")
             await server.health.recovered()
-            loading = await client.health()
+            loader = await client.health()
             await server.health.degraded("worker 1 hangs")
             await server.load()
             loaded = await client.health()
             await server.stop()
-        return loading, loaded
+        return loader, loaded
 
     assert asyncio.run(scenario()) == ("NOT_SERVING", "NOT_SERVING")
 

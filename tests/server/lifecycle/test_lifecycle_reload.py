@@ -212,8 +212,8 @@ def test_a_replaced_version_is_freed_at_once_whatever_came_of_its_requests(
         async with administered(serve, valve.load) as (client, admin):
             gone = [weakref.ref(profile) for profile in active(client)]
             await client.detect(pictures.red)
-            for image, wishes in ((b"no image", {}), (b"", {}), (pictures.red, {"profile": "none"})):
-                await client.failure(client.detect(image, **wishes))
+            for image, fields in ((b"no image", {}), (b"", {}), (pictures.red, {"profile": "none"})):
+                await client.failure(client.detect(image, **fields))
             valve.shut()
             left = client.detect(pictures.red)
             await valve.entered()

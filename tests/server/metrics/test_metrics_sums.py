@@ -36,7 +36,7 @@ async def call_all(client, pictures, seed):
     """Calls of all kinds, one after the other; how many ended in no answer."""
     rng, failed = random.Random(seed), 0
     for _ in range(CALLS):
-        wishes = rng.choice(
+        fields = rng.choice(
             [
                 {},
                 {"profile": "quick"},
@@ -45,7 +45,7 @@ async def call_all(client, pictures, seed):
                 {"latency_budget": Duration(nanos=10**6)},
             ]
         )
-        call = client.detect(rng.choice([pictures.red, pictures.red, b"", b"no image"]), **wishes)
+        call = client.detect(rng.choice([pictures.red, pictures.red, b"", b"no image"]), **fields)
         if rng.random() < 0.2:
             asyncio.get_running_loop().call_later(rng.random() * 0.01, call.cancel)
         try:

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from damoserve_profiles.repository import Repository
 from damoserve_server.engines.engine import EngineError, EngineOptions
 from damoserve_server.errors import ShuttingDown
-from damoserve_server.models.core_split import NOISE, Split, Trial, choose, possible_splits
+from damoserve_server.models.core_split import NOISE, CoreSplit, SplitTrial, choose, possible_splits
 
 TWO_CORES = possible_splits(2)
 counts = st.integers(1, 200)
 
 
 def split(workers, threads):
-    return Split(threads, workers)
+    return CoreSplit(threads, workers)
 
 
 @given(cores=counts)
@@ -56,7 +56,7 @@ def test_nothing_is_left_to_choose_once_one_is_set(given, chosen):
 
 @given(
     speeds=st.dictionaries(
-        st.builds(Split, counts, counts), st.floats(0.01, 1e6, allow_subnormal=False), min_size=1, max_size=8
+        st.builds(CoreSplit, counts, counts), st.floats(0.01, 1e6, allow_subnormal=False), min_size=1, max_size=8
     )
 )
 def test_the_choice_is_about_the_fastest_and_no_better_liked_one_is(speeds):
@@ -104,7 +104,7 @@ class Loader:
 
 def test_every_split_is_measured_with_as_many_engines_as_it_has_workers(pristine):
     loader = Loader()
-    best = Trial(loader, EngineOptions(4), 9.0, Clock()).best(possible_splits(4), Repository(pristine), None)
+    best = SplitTrial(loader, EngineOptions(4), 9.0, Clock()).best(possible_splits(4), Repository(pristine), None)
     assert best in possible_splits(4)
     assert sorted(loader.loaded) == [("accurate", 1)] * 4 + [("accurate", 2)] * 2 + [("accurate", 4)]
 
@@ -125,27 +125,27 @@ def test_the_faster_split_is_chosen(pristine):
                 clock()
 
     clock = Clock()
-    trial = Trial(Slow(), EngineOptions(4), 100.0, clock)
+    trial = SplitTrial(Slow(), EngineOptions(4), 100.0, clock)
     assert trial.best(TWO_CORES, Repository(pristine), None) == split(1, 2)
 
 
 def test_a_profile_that_cannot_be_loaded_is_passed_over(pristine):
     loader = Loader(broken="accurate")
-    Trial(loader, EngineOptions(4), 9.0, Clock()).best(TWO_CORES, Repository(pristine), "colours")
+    SplitTrial(loader, EngineOptions(4), 9.0, Clock()).best(TWO_CORES, Repository(pristine), "colours")
     assert {profile for profile, _ in loader.loaded} == {"quick"}
 
 
 @pytest.mark.parametrize(("model", "seconds"), [("absent", 9.0), (None, 0.0)])
 def test_the_preferred_split_is_taken_where_there_is_nothing_to_measure_by(pristine, model, seconds):
     loader = Loader()
-    trial = Trial(loader, EngineOptions(4), seconds, Clock())
+    trial = SplitTrial(loader, EngineOptions(4), seconds, Clock())
     assert trial.best(TWO_CORES, Repository(pristine), model) == split(2, 1)
     assert not loader.loaded
 
 
 def test_one_core_is_not_measured(pristine):
     loader = Loader()
-    assert Trial(loader, EngineOptions(4), 9.0).best(possible_splits(1), Repository(pristine), None) == split(1, 1)
+    assert SplitTrial(loader, EngineOptions(4), 9.0).best(possible_splits(1), Repository(pristine), None) == split(1, 1)
     assert not loader.loaded
 
 
@@ -153,7 +153,7 @@ def test_damaged_models_are_not_run(repository):
     for path in repository.rglob("model.onnx"):
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     loader = Loader()
-    Trial(loader, EngineOptions(4), 9.0, Clock()).best(TWO_CORES, Repository(repository), None)
+    SplitTrial(loader, EngineOptions(4), 9.0, Clock()).best(TWO_CORES, Repository(repository), None)
     assert not loader.loaded
 
 
@@ -162,7 +162,7 @@ def test_a_server_that_is_stopped_measures_no_further(pristine):
     stop.set()
     loader = Loader()
     with pytest.raises(ShuttingDown):
-        Trial(loader, EngineOptions(4), 9.0, Clock(), stop).best(TWO_CORES, Repository(pristine), None)
+        SplitTrial(loader, EngineOptions(4), 9.0, Clock(), stop).best(TWO_CORES, Repository(pristine), None)
     assert not loader.loaded
 
 

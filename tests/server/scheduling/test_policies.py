@@ -8,7 +8,7 @@ from benchmarks.simulator import LADDER, Arrival, Simulation, accuracy, bursts
 from damoserve_server.errors import DeadlineUnreachable
 from damoserve_server.scheduling.baselines import FixedProfile, ModelSwitching, SlackFit, StaticTiers
 from damoserve_server.scheduling.deadline import DeadlinePolicy
-from damoserve_server.scheduling.policy import Cost, Pause, State, Wish
+from damoserve_server.scheduling.policy import Cost, Pause, QueueState, Requirements
 from damoserve_server.scheduling.scheduler import Ticket
 
 ALL = tuple(LADDER)
@@ -94,11 +94,13 @@ def states(draw):
     tickets = []
     for arrival in draw(requests(costs)):
         deadline = draw(st.floats(1e-3, 3))
-        wish = Wish(arrival.allowed, deadline, min(deadline, draw(moments)), -draw(moments), arrival.priority)
-        tickets.append(Ticket(wish, draw(moments), ready=draw(st.booleans())))
+        requirements = Requirements(
+            arrival.allowed, deadline, min(deadline, draw(moments)), -draw(moments), arrival.priority
+        )
+        tickets.append(Ticket(requirements, draw(moments), ready=draw(st.booleans())))
     busy = tuple(draw(st.lists(st.floats(0, 1000), max_size=3)))
     rate, budget = draw(st.floats(0, 1e4)), draw(st.floats(0, 3))
-    return State(0.0, tickets, costs, draw(st.integers(1, 3)), busy, rate, budget, draw(st.floats(0, 1)))
+    return QueueState(0.0, tickets, costs, draw(st.integers(1, 3)), busy, rate, budget, draw(st.floats(0, 1)))
 
 
 @given(state=states())
@@ -115,7 +117,7 @@ def test_a_decision_starts_what_may_start(state):
         assert len(decision.tickets) in state.costs[decision.profile].sizes
         for ticket in decision.tickets:
             assert ticket.ready
-            assert decision.profile in ticket.wish.allowed
+            assert decision.profile in ticket.requirements.allowed
 
 
 @given(data=st.data())

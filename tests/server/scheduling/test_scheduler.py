@@ -9,7 +9,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from damoserve_server.errors import DeadlineExpired, DeadlineUnreachable, QueueFull, ShuttingDown, WorkersLost
 from damoserve_server.scheduling.deadline import DeadlinePolicy
-from damoserve_server.scheduling.policy import Cost, Wish
+from damoserve_server.scheduling.policy import Cost, Requirements
 from damoserve_server.scheduling.scheduler import Closing, Scheduler
 
 COSTS = {"slow": Cost(0.6, (8.0, 16.0, 24.0)), "quick": Cost(0.5, (2.0, 3.0, 4.0))}
@@ -32,12 +32,12 @@ def make(workers=1, costs=COSTS, max_wait=0.0):
     return scheduler, clock
 
 
-def wish(profile, deadline, **fields):
-    return Wish((profile,), deadline, **{"due": deadline, "arrival": 0.0} | fields)
+def requirements(profile, deadline, **fields):
+    return Requirements((profile,), deadline, **{"due": deadline, "arrival": 0.0} | fields)
 
 
 def submit(scheduler, profile, deadline, name="", **fields):
-    ticket = scheduler.admit(wish(profile, deadline, **fields), 0.0)
+    ticket = scheduler.admit(requirements(profile, deadline, **fields), 0.0)
     scheduler.make_ready(ticket, name or deadline)
     return ticket
 
@@ -59,11 +59,11 @@ def test_the_most_urgent_goes_first():
 
 def test_what_is_still_decoded_waits_but_counts():
     scheduler, clock = make()
-    ticket = scheduler.admit(wish("slow", 20.0), decoding=5.0)
+    ticket = scheduler.admit(requirements("slow", 20.0), decoding=5.0)
     assert (scheduler.queued(ready=False), scheduler.queued(ready=True), scheduler.take()) == (1, 0, None)
-    scheduler.admit(wish("slow", 20.0), 0.0)
+    scheduler.admit(requirements("slow", 20.0), 0.0)
     with pytest.raises(DeadlineUnreachable):
-        scheduler.admit(wish("slow", 20.5), 0.0)
+        scheduler.admit(requirements("slow", 20.5), 0.0)
     clock.now = 6
     scheduler.make_ready(ticket, "a")
     assert names(scheduler.take()) == ["a"]
@@ -71,12 +71,12 @@ def test_what_is_still_decoded_waits_but_counts():
 
 def test_what_has_been_dropped_cannot_become_ready():
     scheduler, clock = make()
-    ticket = scheduler.admit(wish("quick", 3.0), 0.5)
+    ticket = scheduler.admit(requirements("quick", 3.0), 0.5)
     clock.now = 3.0
     assert [dropped for dropped, _ in scheduler.drop()] == [ticket]
     with pytest.raises(DeadlineExpired):
         scheduler.make_ready(ticket, "late")
-    ticket = scheduler.admit(wish("quick", 9.0), 0.5)
+    ticket = scheduler.admit(requirements("quick", 9.0), 0.5)
     scheduler.close()
     with pytest.raises(ShuttingDown):
         scheduler.make_ready(ticket, "late")
@@ -90,7 +90,7 @@ def test_the_soonest_end_counts_what_runs_and_what_is_more_urgent():
     clock.now = 3
 
     def end(deadline):
-        ticket = scheduler.admit(wish("quick", deadline), 0.0)
+        ticket = scheduler.admit(requirements("quick", deadline), 0.0)
         scheduler.withdraw(ticket)
         return scheduler.soonest_end(ticket)
 
@@ -101,21 +101,21 @@ def test_the_soonest_end_counts_batches_as_they_will_form():
     scheduler, clock = make()
     for _ in range(3):
         submit(scheduler, "quick", 90)
-    ticket = scheduler.admit(wish("quick", 90), 0.0)
+    ticket = scheduler.admit(requirements("quick", 90), 0.0)
     assert scheduler.soonest_end(ticket) == 4 + 2
     scheduler.withdraw(ticket)
     clock.now = 10.0  # when no more are expected to come
     assert len(scheduler.take().tickets) == 3
     submit(scheduler, "quick", 90)
-    ticket = scheduler.admit(wish("quick", 90), 0.0)
+    ticket = scheduler.admit(requirements("quick", 90), 0.0)
     assert scheduler.soonest_end(ticket) == 10 + 4 + 3, "behind a full batch, in one with the other"
-    slow = scheduler.admit(wish("slow", 90.5), 0.0)
+    slow = scheduler.admit(requirements("slow", 90.5), 0.0)
     assert scheduler.soonest_end(slow) == 10 + 4 + 3 + 8, "the rest of another profile takes no more than it is"
 
 
 def test_of_alternatives_the_first_that_is_in_time_is_chosen_else_the_soonest():
     scheduler, _ = make()
-    slow, quick = (wish(profile, 100.0, due=9.0) for profile in ("slow", "quick"))
+    slow, quick = (requirements(profile, 100.0, due=9.0) for profile in ("slow", "quick"))
     assert scheduler.choose([slow, quick], 0.0) is slow
     submit(scheduler, "quick", 4.0)
     assert scheduler.choose([slow, quick], 0.0) is quick, "slow would end at 10"
@@ -191,7 +191,7 @@ def test_priority_is_worth_time_and_waiting_makes_up_for_it():
 def test_a_pause_ends_when_company_comes():
     scheduler, _ = make(max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
     submit(scheduler, "quick", 900, "first")
-    coming = scheduler.admit(wish("quick", 900), decoding=0.5)
+    coming = scheduler.admit(requirements("quick", 900), decoding=0.5)
     assert scheduler.take() is None
     assert 0 < scheduler.next_take() <= 0.5
     scheduler.make_ready(coming, "second")
@@ -201,7 +201,7 @@ def test_a_pause_ends_when_company_comes():
 def test_a_pause_that_is_over_before_it_is_waited_for_is_no_end():
     scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
     submit(scheduler, "quick", 900, "first")
-    scheduler.admit(wish("quick", 900), decoding=0.5)
+    scheduler.admit(requirements("quick", 900), decoding=0.5)
     assert scheduler.take() is None
     clock.now = 2.0
     assert scheduler.next_take() <= 2.0
@@ -214,7 +214,7 @@ def test_a_pause_ends_when_another_worker_is_free():
     submit(scheduler, "quick", 900)
     running = scheduler.take()
     submit(scheduler, "quick", 900, "first")
-    scheduler.admit(wish("quick", 900), decoding=0.5)
+    scheduler.admit(requirements("quick", 900), decoding=0.5)
     assert scheduler.take() is None
     scheduler.finish(running)
     assert names(scheduler.take()) == ["first"]
@@ -245,7 +245,7 @@ def test_what_waits_is_shared_among_the_free_workers():
 def test_a_pause_ends_without_company_too():
     scheduler, clock = make(max_wait=1.0)
     submit(scheduler, "quick", 90, "first")
-    scheduler.admit(wish("quick", 90), decoding=0.5)
+    scheduler.admit(requirements("quick", 90), decoding=0.5)
     starts = []
     while not starts:
         batch = scheduler.take()
@@ -302,7 +302,7 @@ def test_a_batch_knows_since_when_it_was_held_back_for_company():
 
 def test_the_close_hands_out_all_that_wait_and_nothing_comes_in():
     scheduler, _ = make()
-    tickets = [submit(scheduler, "quick", 100), scheduler.admit(wish("quick", 90), 0.5)]
+    tickets = [submit(scheduler, "quick", 100), scheduler.admit(requirements("quick", 90), 0.5)]
     assert scheduler.close() == tickets
     assert (scheduler.queued(ready=True), scheduler.take()) == (0, None)
     with pytest.raises(ShuttingDown):
@@ -331,10 +331,10 @@ class AnyOrder(RuleBasedStateMachine):
     def admit(self, allowed, patience, hope, priority):
         now = self.clock.now
         quickest = min(COSTS[profile].seconds[0] for profile in allowed)
-        wish = Wish(allowed, now + patience, now + min(patience, hope), now, priority)
+        requirements = Requirements(allowed, now + patience, now + min(patience, hope), now, priority)
         before = len(self.waiting)
         try:
-            ticket = self.scheduler.admit(wish, 0.0)
+            ticket = self.scheduler.admit(requirements, 0.0)
         except QueueFull:
             assert before == MAX_QUEUE
         except DeadlineExpired:
@@ -372,8 +372,8 @@ class AnyOrder(RuleBasedStateMachine):
         assert 1 <= len(batch.tickets) <= 3
         for ticket in batch.tickets:
             assert ticket.ready
-            assert batch.profile in ticket.wish.allowed
-            assert ticket.wish.deadline > self.clock.now
+            assert batch.profile in ticket.requirements.allowed
+            assert ticket.requirements.deadline > self.clock.now
             self.waiting.remove(ticket)
         return batch
 
@@ -388,14 +388,14 @@ class AnyOrder(RuleBasedStateMachine):
         free = self.running < WORKERS
 
         def late(ticket):
-            needed = min(COSTS[profile].seconds[0] for profile in ticket.wish.allowed) if free else 0
-            return ticket.wish.deadline <= now or ticket.wish.deadline < now + needed
+            needed = min(COSTS[profile].seconds[0] for profile in ticket.requirements.allowed) if free else 0
+            return ticket.requirements.deadline <= now or ticket.requirements.deadline < now + needed
 
         due = {ticket for ticket in self.waiting if late(ticket)}
         dropped = dict(self.scheduler.drop())
         assert dropped.keys() == due
         for ticket, error in dropped.items():
-            assert isinstance(error, DeadlineExpired) == (ticket.wish.deadline <= now)
+            assert isinstance(error, DeadlineExpired) == (ticket.requirements.deadline <= now)
         self.waiting = [ticket for ticket in self.waiting if ticket not in due]
 
     @rule()

@@ -46,8 +46,8 @@ def lines(capsys):
     return lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-async def detect(client, image, *metadata, **wishes):
-    request = pb.DetectRequest(image=pb.Image(content=image), **wishes)
+async def detect(client, image, *metadata, **fields):
+    request = pb.DetectRequest(image=pb.Image(content=image), **fields)
     return await pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=PATIENCE, metadata=metadata)
 
 

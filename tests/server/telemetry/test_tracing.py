@@ -99,19 +99,19 @@ def test_attributes_of_a_call_say_who_served_it_and_have_no_content(serve, pictu
 
 
 @pytest.mark.parametrize(
-    ("wishes", "reason", "status"),
+    ("fields", "reason", "status"),
     [
         ({"score_threshold": 2}, "ARGUMENT_OUT_OF_RANGE", StatusCode.UNSET),
         ({"model": "birds"}, "MODEL_NOT_FOUND", StatusCode.UNSET),
         ({"latency_budget": Duration(nanos=1)}, "DEADLINE_EXPIRED", StatusCode.ERROR),
     ],
 )
-def test_a_refusal_is_recorded_with_its_reason(serve, pictures, wishes, reason, status):
+def test_a_refusal_is_recorded_with_its_reason(serve, pictures, fields, reason, status):
     traces = Traces()
 
     async def scenario():
         async with serve(tracer=traces.tracer) as client:
-            return await client.failure(traces.detect(client, pictures.red, **wishes))
+            return await client.failure(traces.detect(client, pictures.red, **fields))
 
     failure = asyncio.run(scenario())
     call = traces.only(DETECT)

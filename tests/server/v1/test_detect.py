@@ -37,8 +37,8 @@ def test_who_serves(serve, pictures):
     async def scenario():
         async with serve(tiers={"realtime": {"objective_ms": 1e-3}, "balanced": {"objective_ms": 5000}}) as client:
 
-            async def served(**wishes):
-                response = await client.detect(pictures.red, **wishes)
+            async def served(**fields):
+                response = await client.detect(pictures.red, **fields)
                 return response.profile, pb.SelectionReason.Name(response.selection_reason)
 
             return [

@@ -16,7 +16,7 @@ class Frame:
     deadline: float
 
 
-class Caller:
+class StreamHandler:
     """Sends frames and then nothing; they are computed until they are cancelled."""
 
     def __init__(self, frames: int, budget: float) -> None:
@@ -54,8 +54,8 @@ def test_a_stream_that_is_cancelled_while_it_ends_computes_nothing_any_more(step
     """gRPC cancels the call of a client that is gone shortly after a write to it has failed."""
 
     async def scenario():
-        caller = Caller(frames=3, budget=60.0)
-        run = asyncio.ensure_future(Streams(limit=1, window=2, patience=60.0).run(caller))
+        caller = StreamHandler(frames=3, budget=60.0)
+        run = asyncio.ensure_future(Streams(limit=1, window=2, idle_timeout=60.0).run(caller))
         await settle()
         assert caller.begun == [0, 1]
         run.cancel()

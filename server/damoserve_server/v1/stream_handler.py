@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_server.detection.detector import Detector
-from damoserve_server.detection.outcomes import Arrived, Requests
+from damoserve_server.detection.outcomes import RequestAccounting, RequestTracker
 from damoserve_server.detection.request import DetectionRequest
 from damoserve_server.errors import DamoserveError, StreamOutOfOrder
 from damoserve_server.rpc.status import to_known, to_status
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame as it was read; `wanted` is why it cannot be one if that is so."""
+    """One frame as it was read: the request in it, or why there is none."""
 
     identifier: int
-    wanted: DetectionRequest | DamoserveError
+    request: DetectionRequest | DamoserveError
     arrival: float
     deadline: float
-    arrived: Arrived
+    tracker: RequestTracker
 
 
 FrameSlot = Slot[Frame, pb.DetectStreamResponse]
@@ -40,7 +40,7 @@ FrameWindow = Window[Frame, pb.DetectStreamResponse]
 
 
 @dataclass(frozen=True)
-class Origin:
+class StreamCall:
     """One call of DetectStream. `ready` gives the detector, `budget` is for frames that have none, in seconds."""
 
     messages: AsyncIterator[pb.DetectStreamRequest]
@@ -50,13 +50,13 @@ class Origin:
 
 
 @dataclass
-class StreamCaller:
+class DetectStreamHandler:
     """The caller of one stream. Frames that have no end when it is closed are counted as cancelled."""
 
-    origin: Origin
-    requests: Requests
+    origin: StreamCall
+    requests: RequestAccounting
     _detector: Detector = field(init=False)
-    _open: dict[Arrived, None] = field(default_factory=dict)
+    _open: dict[RequestTracker, None] = field(default_factory=dict)
 
     async def frames(self, window: FrameWindow) -> AsyncIterator[tuple[Frame, int | None]]:
         """Raises StreamOutOfOrder, ModelNotFound, ProfileNotFound, and what `ready` or the options raise."""
@@ -79,9 +79,9 @@ class StreamCaller:
     async def compute(self, frame: Frame) -> pb.DetectStreamResponse:
         try:
             with current.get().part("frame", frame.identifier, frame.arrival):
-                if isinstance(frame.wanted, DamoserveError):
-                    raise frame.wanted
-                result = await self._detector.detect(frame.wanted)
+                if isinstance(frame.request, DamoserveError):
+                    raise frame.request
+                result = await self._detector.detect(frame.request)
             answer = pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
         except Exception as error:
             return self._refusal(frame, to_known(error, f"frame {frame.identifier}"))
@@ -115,23 +115,23 @@ class StreamCaller:
 
     def close(self) -> None:
         """The stream has ended, and nothing of it is computed any more."""
-        for arrived in self._open:
-            arrived.failed(asyncio.CancelledError())
+        for tracker in self._open:
+            tracker.failed(asyncio.CancelledError())
 
     def _arrived(self, frame: pb.Frame, template: DetectionRequest, budget: float) -> Frame:
         now = time.monotonic()
-        wanted: DetectionRequest | DamoserveError
+        outcome: DetectionRequest | DamoserveError
         try:
-            request = wanted = convert.to_frame(frame, template, now, budget)
+            request = outcome = convert.to_frame(frame, template, now, budget)
         except DamoserveError as error:
-            request, wanted = replace(template, arrival=now, deadline=now), error
-        arrived = self.requests.arrived(request)
-        self._open[arrived] = None
-        return Frame(frame.id, wanted, now, request.deadline, arrived)
+            request, outcome = replace(template, arrival=now, deadline=now), error
+        tracker = self.requests.track(request)
+        self._open[tracker] = None
+        return Frame(frame.id, outcome, now, request.deadline, tracker)
 
-    def _ended(self, frame: Frame) -> Arrived:
-        del self._open[frame.arrived]
-        return frame.arrived
+    def _ended(self, frame: Frame) -> RequestTracker:
+        del self._open[frame.tracker]
+        return frame.tracker
 
 
 def _expect(kind: str, request: pb.DetectStreamRequest, message: str) -> None:
