@@ -13,6 +13,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """What coroutines among the tests run on: the server's own event loop, not trio as well."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def data() -> Path:
     """Folder of the BCCD data set."""
     folder = os.environ.get("DAMOSERVE_DATA")

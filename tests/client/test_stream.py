@@ -86,23 +86,19 @@ def test_wrong_keywords_are_refused_before_anything_is_sent(server: FakeServer) 
     assert server.service.requests == []
 
 
-def test_every_frame_says_how_many_answers_were_taken(server: FakeServer, smear: bytes) -> None:
+async def test_every_frame_says_how_many_answers_were_taken(server: FakeServer, smear: bytes) -> None:
     taken: list[FrameAnswer] = []
+    more = asyncio.Semaphore(1)
 
-    async def run() -> None:
-        more = asyncio.Semaphore(1)
+    async def frames() -> Any:
+        for _ in range(3):
+            await more.acquire()
+            yield smear
 
-        async def frames() -> Any:
-            for _ in range(3):
-                await more.acquire()
-                yield smear
-
-        async with AsyncClient(server.address) as client:
-            async for answer in client.stream(frames()):
-                taken.append(answer)
-                more.release()
-
-    asyncio.run(run())
+    async with AsyncClient(server.address) as client:
+        async for answer in client.stream(frames()):
+            taken.append(answer)
+            more.release()
     assert [request.frame.answers_taken for request in server.service.requests[1:]] == [0, 1, 2]
 
 

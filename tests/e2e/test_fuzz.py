@@ -1,6 +1,5 @@
 """A small run of the fuzzer, and the example of docs/streaming.md, against the bundled model."""
 
-import asyncio
 import importlib.util
 import re
 import sys
@@ -29,19 +28,14 @@ def fuzzer() -> Any:
     return module
 
 
-def test_broken_requests_are_refused_and_the_server_serves_on(server: Server) -> None:
+async def test_broken_requests_are_refused_and_the_server_serves_on(server: Server) -> None:
     fuzz = fuzzer()
     own = fuzz.Server(server.address, server.metrics)
     before = own.faults()
     picture = Image.open(PICTURE).convert("RGB")
     picture.thumbnail((160, 160))
-
-    async def scenario() -> Any:
-        tally = await fuzz.fuzz(server.address, 400, fuzz.Mutator(7, picture))
-        await fuzz.good_calls([own], PICTURE.read_bytes(), 1)
-        return tally
-
-    tally = asyncio.run(scenario())
+    tally = await fuzz.fuzz(server.address, 400, fuzz.Mutator(7, picture))
+    await fuzz.good_calls([own], PICTURE.read_bytes(), 1)
     assert tally.failures == 0
     assert own.faults() == before
     assert min(tally.calls["OK"], tally.calls["INVALID_ARGUMENT"], tally.frames["INVALID_ARGUMENT"]) > 0

@@ -32,36 +32,29 @@ async def held_call(client, image, valve):
         valve.open()
 
 
-def test_a_connection_that_has_its_calls_open_holds_back_the_next(serve, pictures, valve):
+async def test_a_connection_that_has_its_calls_open_holds_back_the_next(serve, pictures, valve):
     """Without this limit the second call would reach the server, which takes only one at a time, and be refused."""
-
-    async def scenario():
-        async with serve(valve.load, connections={"max_streams": 1}, max_concurrent_calls=1) as client:
-            valve.shut()
-            calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(2)]
-            await valve.entered()
-            valve.open()
-            return [len((await call).detections) for call in calls]
-
-    assert asyncio.run(scenario()) == [4, 4]
+    async with serve(valve.load, connections={"max_streams": 1}, max_concurrent_calls=1) as client:
+        valve.shut()
+        calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(2)]
+        await valve.entered()
+        valve.open()
+        result = [len((await call).detections) for call in calls]
+    assert result == [4, 4]
 
 
-def test_a_client_that_pings_more_often_than_it_may_loses_its_connection(serve, pictures, valve):
+async def test_a_client_that_pings_more_often_than_it_may_loses_its_connection(serve, pictures, valve):
     """The lenient server has been pinged for longer when the strict one loses its patience."""
-
-    async def scenario():
-        async with (
-            serve(valve.load, connections={"min_ping_interval_seconds": 0}) as lenient,
-            serve(valve.load, connections={"min_ping_interval_seconds": 300}) as strict,
-            held_call(lenient, pictures.red, valve) as kept,
-            held_call(strict, pictures.red, valve) as lost,
-        ):
-            failure = await strict.failure(lost)
-            assert not kept.done()
-            valve.open()
-            return failure, len((await kept).detections)
-
-    failure, found = asyncio.run(scenario())
+    async with (
+        serve(valve.load, connections={"min_ping_interval_seconds": 0}) as lenient,
+        serve(valve.load, connections={"min_ping_interval_seconds": 300}) as strict,
+        held_call(lenient, pictures.red, valve) as kept,
+        held_call(strict, pictures.red, valve) as lost,
+    ):
+        failure = await strict.failure(lost)
+        assert not kept.done()
+        valve.open()
+        found = len((await kept).detections)
     assert (failure.code, failure.message) == (grpc.StatusCode.UNAVAILABLE, "Too many pings")
     assert found == 4
 

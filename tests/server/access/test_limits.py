@@ -1,6 +1,5 @@
 """The token bucket for arbitrary callers, with a clock of its own."""
 
-import asyncio
 import time
 
 import pytest
@@ -97,17 +96,14 @@ def test_the_burst_is_what_the_rate_brings_in_a_second_unless_it_is_set():
             allowance.enter()
 
 
-def test_a_stream_above_its_rate_is_slowed_and_keeps_its_messages():
-    async def scenario():
-        async def messages():
-            for number in range(6):
-                yield number
+async def test_a_stream_above_its_rate_is_slowed_and_keeps_its_messages():
+    async def messages():
+        for number in range(6):
+            yield number
 
-        allowance = Allowance("camera", Limits(rate=200, burst=1))
-        allowance.enter()
-        started = time.monotonic()
-        return [message async for message in allowance.paced(messages())], time.monotonic() - started
-
-    received, seconds = asyncio.run(scenario())
+    allowance = Allowance("camera", Limits(rate=200, burst=1))
+    allowance.enter()
+    started = time.monotonic()
+    received, seconds = [message async for message in allowance.paced(messages())], time.monotonic() - started
     assert received == list(range(6))
     assert seconds >= 0.99 * 5 / 200

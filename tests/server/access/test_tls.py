@@ -48,47 +48,41 @@ def presented(port: int) -> bytes:
     return ssl.get_server_certificate(("localhost", port), timeout=PATIENCE).encode()
 
 
-def test_only_a_client_that_trusts_the_certificate_talks_to_the_server(serve, pictures, authority, tmp_path):
-    async def scenario():
-        async with serve(tls=authority.issue().write(tmp_path)) as plain:
-            await refused(plain, plain.channel, pictures.red)
-            async with channel_to(plain, Authority()) as channel:
-                await refused(plain, channel, pictures.red)
-            async with channel_to(plain, authority) as channel:
-                assert len((await detect(channel, pictures.red)).detections) == 4
-            return (await plain.metrics()).sum("grpc_server_started_total")
-
-    assert asyncio.run(scenario()) == 1  # what fails before the call is gRPC's, and is not counted
+async def test_only_a_client_that_trusts_the_certificate_talks_to_the_server(serve, pictures, authority, tmp_path):
+    async with serve(tls=authority.issue().write(tmp_path)) as plain:
+        await refused(plain, plain.channel, pictures.red)
+        async with channel_to(plain, Authority()) as channel:
+            await refused(plain, channel, pictures.red)
+        async with channel_to(plain, authority) as channel:
+            assert len((await detect(channel, pictures.red)).detections) == 4
+        result = (await plain.metrics()).sum("grpc_server_started_total")
+    assert result == 1  # what fails before the call is gRPC's, and is not counted
 
 
-def test_mutual_tls_wants_a_certificate_of_the_authority_in_force(serve, pictures, authority, tmp_path):
+async def test_mutual_tls_wants_a_certificate_of_the_authority_in_force(serve, pictures, authority, tmp_path):
     stranger, successor = Authority(), Authority()
     ca = replace(tmp_path / "ca.crt", authority.certificate)
     tls = {**authority.issue().write(tmp_path), "client_ca": ca}
+    async with serve(tls=tls) as client:
 
-    async def scenario():
-        async with serve(tls=tls) as client:
+        async def outcome(mine):
+            async with channel_to(client, authority, mine) as channel:
+                if mine in accepted:
+                    assert len((await detect(channel, pictures.red)).detections) == 4
+                else:
+                    await refused(client, channel, pictures.red)
 
-            async def outcome(mine):
-                async with channel_to(client, authority, mine) as channel:
-                    if mine in accepted:
-                        assert len((await detect(channel, pictures.red)).detections) == 4
-                    else:
-                        await refused(client, channel, pictures.red)
-
-            old, new = authority.issue("camera"), successor.issue("camera")
-            accepted = [old]
-            for mine in (None, stranger.issue("camera"), new, old):
-                await outcome(mine)
-            replace(ca, successor.certificate)
-            accepted = [new]
-            for mine in (old, new):
-                await outcome(mine)
-
-    asyncio.run(scenario())
+        old, new = authority.issue("camera"), successor.issue("camera")
+        accepted = [old]
+        for mine in (None, stranger.issue("camera"), new, old):
+            await outcome(mine)
+        replace(ca, successor.certificate)
+        accepted = [new]
+        for mine in (old, new):
+            await outcome(mine)
 
 
-def test_rotation_under_load_loses_no_answer(serve, pictures, authority, tmp_path, caplog):
+async def test_rotation_under_load_loses_no_answer(serve, pictures, authority, tmp_path, caplog):
     """Connections live a fifth of a second, so that all of them come back to each new pair; one pair is broken."""
     images = {colour: pictures.encode(pictures.draw(colour)) for colour in COLOURS}
     pairs = [authority.issue() for _ in range(4)]
@@ -102,30 +96,28 @@ def test_rotation_under_load_loses_no_answer(serve, pictures, authority, tmp_pat
                 assert {found.label for found in answer.detections} == {colour}
                 answered.append(colour)
 
-    async def scenario():
-        connections = {"max_age_seconds": 0.2}
-        async with serve(tls=paths, connections=connections, max_queue=CALLERS) as client:
-            done = asyncio.Event()
-            async with asyncio.TaskGroup() as callers:
-                for number in range(CALLERS):
-                    callers.create_task(call_until(done, client, COLOURS[number % 3]))
-                for pair in (pairs[1], Pair(pairs[2].certificate, pairs[1].key), pairs[3]):
-                    pair.write(tmp_path)
-                    current = pair if pair in pairs else pairs[1]
-                    while await asyncio.to_thread(presented, client.application.port) != current.certificate:
-                        pass
-                    count = len(answered)
-                    while len(answered) < count + 10 * CALLERS:
-                        await asyncio.sleep(0)
-                done.set()
-            metrics = await client.metrics()
-            taken = metrics.sum("damoserve_credential_reloads_total", file="certificate", result="taken")
-            broken = metrics.sum("damoserve_credential_reloads_total", file="certificate", result="refused")
-            handled = metrics.sum("grpc_server_handled_total", grpc_code="OK")
-            return taken, broken, handled
-
+    connections = {"max_age_seconds": 0.2}
+    async with serve(tls=paths, connections=connections, max_queue=CALLERS) as client:
+        done = asyncio.Event()
+        async with asyncio.TaskGroup() as callers:
+            for number in range(CALLERS):
+                callers.create_task(call_until(done, client, COLOURS[number % 3]))
+            for pair in (pairs[1], Pair(pairs[2].certificate, pairs[1].key), pairs[3]):
+                pair.write(tmp_path)
+                current = pair if pair in pairs else pairs[1]
+                while await asyncio.to_thread(presented, client.application.port) != current.certificate:
+                    pass
+                count = len(answered)
+                while len(answered) < count + 10 * CALLERS:
+                    await asyncio.sleep(0)
+            done.set()
+        metrics = await client.metrics()
+        taken = metrics.sum("damoserve_credential_reloads_total", file="certificate", result="taken")
+        broken = metrics.sum("damoserve_credential_reloads_total", file="certificate", result="refused")
+        handled = metrics.sum("grpc_server_handled_total", grpc_code="OK")
+        result = taken, broken, handled
     with caplog.at_level(logging.ERROR):
-        taken, broken, handled = asyncio.run(scenario())
+        taken, broken, handled = result
     assert taken >= 2
     assert broken >= 1
     assert handled == len(answered)

@@ -86,32 +86,26 @@ async def frame_undecodable(client, image, valve):
 
 
 @pytest.mark.parametrize("call", [call_undecodable, call_expired, call_failing, call_triton, frame_undecodable])
-def test_a_request_that_fails_keeps_nothing(serve, pictures, valve, call):
-    async def scenario():
-        async with administered(serve, valve.load) as (client, admin):
-            await client.detect(pictures.red, profile="quick")
-            assert (await call(client, pictures.red, valve)).message
-            profile = quick(client)
-            await admin.UnloadProfile(UNLOAD)
-            await freed(profile)
-
-    asyncio.run(scenario())
+async def test_a_request_that_fails_keeps_nothing(serve, pictures, valve, call):
+    async with administered(serve, valve.load) as (client, admin):
+        await client.detect(pictures.red, profile="quick")
+        assert (await call(client, pictures.red, valve)).message
+        profile = quick(client)
+        await admin.UnloadProfile(UNLOAD)
+        await freed(profile)
 
 
-def test_an_open_stream_keeps_nothing_but_its_frames(serve, pictures):
-    async def scenario():
-        async with administered(serve) as (client, admin):
-            stream = pb_grpc.DetectionServiceStub(client.channel).DetectStream()
-            await stream.write(pb.DetectStreamRequest(options=pb.StreamOptions(profile="quick")))
-            await stream.write(pb.DetectStreamRequest(frame=pb.Frame(image=pb.Image(content=pictures.red))))
-            answer = await asyncio.wait_for(stream.read(), PATIENCE)
-            assert answer.result.profile == "quick"
-            profile = quick(client)
-            await admin.UnloadProfile(UNLOAD)
-            await freed(profile)
-            stream.cancel()
-
-    asyncio.run(scenario())
+async def test_an_open_stream_keeps_nothing_but_its_frames(serve, pictures):
+    async with administered(serve) as (client, admin):
+        stream = pb_grpc.DetectionServiceStub(client.channel).DetectStream()
+        await stream.write(pb.DetectStreamRequest(options=pb.StreamOptions(profile="quick")))
+        await stream.write(pb.DetectStreamRequest(frame=pb.Frame(image=pb.Image(content=pictures.red))))
+        answer = await asyncio.wait_for(stream.read(), PATIENCE)
+        assert answer.result.profile == "quick"
+        profile = quick(client)
+        await admin.UnloadProfile(UNLOAD)
+        await freed(profile)
+        stream.cancel()
 
 
 @pytest.fixture
@@ -128,39 +122,31 @@ def loading(valve):
     return load, engines
 
 
-def test_a_version_that_is_refused_keeps_nothing(serve, repository, new_profile, loading):
+async def test_a_version_that_is_refused_keeps_nothing(serve, repository, new_profile, loading):
     """Its first profile is loaded already when the second turns out to be damaged."""
     (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
     new_profile(repository, "accurate", ap=0.7, version=4)
     new_profile(repository, "quick", ap=0.5, version=4, model=b"no network")
     load, engines = loading
-
-    async def scenario():
-        async with administered(serve, load) as (client, admin):
-            call = admin.ReloadModel(admin_pb.ReloadModelRequest(model="colours", version=4))
-            assert (await client.failure(call)).reason == "VERSION_REFUSED"
-            assert len(engines) == 1
-            await freed(*engines)
-
-    asyncio.run(scenario())
+    async with administered(serve, load) as (client, admin):
+        call = admin.ReloadModel(admin_pb.ReloadModelRequest(model="colours", version=4))
+        assert (await client.failure(call)).reason == "VERSION_REFUSED"
+        assert len(engines) == 1
+        await freed(*engines)
 
 
-def test_a_version_whose_loading_is_given_up_keeps_nothing(serve, repository, new_profile, valve, loading):
+async def test_a_version_whose_loading_is_given_up_keeps_nothing(serve, repository, new_profile, valve, loading):
     (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
     new_profile(repository, "accurate", ap=0.7, version=4)
     load, engines = loading
-
-    async def scenario():
-        async with administered(serve, load) as (client, admin):
-            valve.shut()
-            call = admin.ReloadModel(admin_pb.ReloadModelRequest(model="colours", version=4))
-            await valve.entered()
-            call.cancel()
-            labels = {"grpc_method": "ReloadModel", "grpc_code": "CANCELLED"}
-            await client.until(lambda now: now.sum("grpc_server_handled_total", **labels) == 1)
-            valve.open()
-            await client.until(lambda now: now.sum("damoserve_reloads_total", result="abandoned") == 1)
-            assert len(engines) == 1
-            await freed(*engines)
-
-    asyncio.run(scenario())
+    async with administered(serve, load) as (client, admin):
+        valve.shut()
+        call = admin.ReloadModel(admin_pb.ReloadModelRequest(model="colours", version=4))
+        await valve.entered()
+        call.cancel()
+        labels = {"grpc_method": "ReloadModel", "grpc_code": "CANCELLED"}
+        await client.until(lambda now: now.sum("grpc_server_handled_total", **labels) == 1)
+        valve.open()
+        await client.until(lambda now: now.sum("damoserve_reloads_total", result="abandoned") == 1)
+        assert len(engines) == 1
+        await freed(*engines)

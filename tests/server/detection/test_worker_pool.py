@@ -141,60 +141,48 @@ class _FaultyEngine:
         return self.engine.run(images)
 
 
-def test_a_worker_that_hangs_is_replaced_and_its_requests_are_answered(serve, pictures):
+async def test_a_worker_that_hangs_is_replaced_and_its_requests_are_answered(serve, pictures):
     let_go = threading.Event()
     faulty = Faulty(lambda: let_go.wait(20))
-
-    async def scenario():
-        async with serve(faulty.load, worker_timeout_seconds=0.2) as client:
-            loaded = faulty.loaded
-            faulty.armed.set()
-            lost = await client.failure(client.detect(pictures.red, profile="quick"))
-            await client.until(lambda now: now.sum("damoserve_workers") == 1)
-            answer = await client.detect(pictures.red, profile="quick")
-            metrics = await client.metrics()
-            let_go.set()
-            return lost, answer, faulty.loaded - loaded, metrics
-
-    lost, answer, loaded_again, metrics = asyncio.run(scenario())
+    async with serve(faulty.load, worker_timeout_seconds=0.2) as client:
+        loaded = faulty.loaded
+        faulty.armed.set()
+        lost = await client.failure(client.detect(pictures.red, profile="quick"))
+        await client.until(lambda now: now.sum("damoserve_workers") == 1)
+        answer = await client.detect(pictures.red, profile="quick")
+        metrics = await client.metrics()
+        let_go.set()
+        loaded_again = faulty.loaded - loaded
     assert (lost.code, lost.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKERS_LOST")
     assert answer.profile == "quick"
     assert loaded_again == 2  # an engine of each profile
     assert metrics.sum("damoserve_worker_restarts_total") == 1
 
 
-def test_a_worker_that_dies_is_replaced_and_its_requests_are_answered(serve, pictures):
+async def test_a_worker_that_dies_is_replaced_and_its_requests_are_answered(serve, pictures):
     def die():
         raise SystemExit
 
     faulty = Faulty(die)
-
-    async def scenario():
-        async with serve(faulty.load) as client:
-            faulty.armed.set()
-            lost = await client.failure(client.detect(pictures.red, profile="quick"))
-            await client.until(lambda now: now.sum("damoserve_workers") == 1)
-            return lost, await client.detect(pictures.red, profile="quick")
-
-    lost, answer = asyncio.run(scenario())
+    async with serve(faulty.load) as client:
+        faulty.armed.set()
+        lost = await client.failure(client.detect(pictures.red, profile="quick"))
+        await client.until(lambda now: now.sum("damoserve_workers") == 1)
+        answer = await client.detect(pictures.red, profile="quick")
     assert lost.reason == "WORKERS_LOST"
     assert answer.profile == "quick"
 
 
-def test_an_engine_that_raises_is_made_anew(serve, pictures):
+async def test_an_engine_that_raises_is_made_anew(serve, pictures):
     def fail():
         raise RuntimeError("the device is gone")
 
     faulty = Faulty(fail)
-
-    async def scenario():
-        async with serve(faulty.load) as client:
-            loaded = faulty.loaded
-            faulty.armed.set()
-            failure = await client.failure(client.detect(pictures.red, profile="quick"))
-            return failure, await client.detect(pictures.red, profile="quick"), faulty.loaded - loaded
-
-    failure, answer, loaded_again = asyncio.run(scenario())
+    async with serve(faulty.load) as client:
+        loaded = faulty.loaded
+        faulty.armed.set()
+        failure = await client.failure(client.detect(pictures.red, profile="quick"))
+        answer, loaded_again = await client.detect(pictures.red, profile="quick"), faulty.loaded - loaded
     assert (failure.code, failure.message) == (grpc.StatusCode.INTERNAL, "internal error")
     assert answer.profile == "quick"
     assert loaded_again == 1
@@ -227,29 +215,26 @@ class _StuckEngine:
         return self.engine.run(images)
 
 
-def test_the_worker_after_one_that_hangs_does_not_use_its_engine_even_of_a_profile_that_was_unloaded(serve, pictures):
+async def test_the_worker_after_one_that_hangs_makes_its_own_engine_even_of_a_profile_that_was_unloaded(
+    serve, pictures
+):
     stuck = Stuck()
-
-    async def scenario():
-        async with administered(serve, stuck.load, worker_timeout_seconds=0.5) as (client, admin):
-            stuck.armed.set()
-            hanging = asyncio.ensure_future(client.failure(client.detect(pictures.red, profile="quick")))
-            while stuck.armed.is_set():
-                await asyncio.sleep(0)
-            waiting = asyncio.ensure_future(client.detect(pictures.red, profile="quick"))
-            await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == 1)
-            await admin.UnloadProfile(admin_pb2.UnloadProfileRequest(profile="quick"))
-            lost, answer = await hanging, await waiting
-            stuck.let_go.set()
-            return lost, answer
-
-    lost, answer = asyncio.run(scenario())
+    async with administered(serve, stuck.load, worker_timeout_seconds=0.5) as (client, admin):
+        stuck.armed.set()
+        hanging = asyncio.ensure_future(client.failure(client.detect(pictures.red, profile="quick")))
+        while stuck.armed.is_set():
+            await asyncio.sleep(0)
+        waiting = asyncio.ensure_future(client.detect(pictures.red, profile="quick"))
+        await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == 1)
+        await admin.UnloadProfile(admin_pb2.UnloadProfileRequest(profile="quick"))
+        lost, answer = await hanging, await waiting
+        stuck.let_go.set()
     assert lost.reason == "WORKERS_LOST"
     assert answer.profile == "quick"
     assert not stuck.shared
 
 
-def test_a_server_without_workers_is_not_ready_in_either_protocol(serve, pictures):
+async def test_a_server_without_workers_is_not_ready_in_either_protocol(serve, pictures):
     let_go, made = threading.Event(), threading.Event()
     faulty = Faulty(lambda: let_go.wait(20))
 
@@ -265,19 +250,17 @@ def test_a_server_without_workers_is_not_ready_in_either_protocol(serve, picture
         )
         return await client.health(), (await ready(kserve.ServerReadyRequest())).ready
 
-    async def scenario():
+    made.set()
+    async with serve(load, worker_timeout_seconds=0.2) as client:
+        made.clear()
+        faulty.armed.set()
+        await client.failure(client.detect(pictures.red, profile="quick"))
+        without = await readiness(client)
         made.set()
-        async with serve(load, worker_timeout_seconds=0.2) as client:
-            made.clear()
-            faulty.armed.set()
-            await client.failure(client.detect(pictures.red, profile="quick"))
-            without = await readiness(client)
-            made.set()
-            await client.until(lambda now: now.sum("damoserve_workers") == 1)
-            let_go.set()
-            return without, await readiness(client)
-
-    assert asyncio.run(scenario()) == (("NOT_SERVING", False), ("SERVING", True))
+        await client.until(lambda now: now.sum("damoserve_workers") == 1)
+        let_go.set()
+        result = without, await readiness(client)
+    assert result == (("NOT_SERVING", False), ("SERVING", True))
 
 
 @dataclass
@@ -300,7 +283,7 @@ class _ClosableEngine:
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-def test_a_stopping_server_closes_engines_unless_one_still_computes(serve, pictures, hangs):
+async def test_a_stopping_server_closes_engines_unless_one_still_computes(serve, pictures, hangs):
     let_go = threading.Event()
     engines, calls, closed = [], [], []
 
@@ -308,16 +291,13 @@ def test_a_stopping_server_closes_engines_unless_one_still_computes(serve, pictu
         engines.append(_ClosableEngine(OnnxRuntimeEngine(model, manifest, options), closed))
         return engines[-1]
 
-    async def scenario():
-        async with serve(load, worker_timeout_seconds=2, drain_seconds=0) as client:
-            await client.detect(pictures.red)
-            if hangs:
-                for engine in engines:
-                    engine.hang = let_go
-                calls.append(client.detect(pictures.red))  # ends with the connection
-                while not any(engine.running for engine in engines):
-                    await asyncio.sleep(0)
-        let_go.set()
-
-    asyncio.run(scenario())
+    async with serve(load, worker_timeout_seconds=2, drain_seconds=0) as client:
+        await client.detect(pictures.red)
+        if hangs:
+            for engine in engines:
+                engine.hang = let_go
+            calls.append(client.detect(pictures.red))  # ends with the connection
+            while not any(engine.running for engine in engines):
+                await asyncio.sleep(0)
+    let_go.set()
     assert closed == ([] if hangs else [False, False])

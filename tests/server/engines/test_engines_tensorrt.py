@@ -1,6 +1,5 @@
 """TensorRT's engine on an imitated GPU: what it keeps, shares and gives back. Its answers: `test_engines`."""
 
-import asyncio
 import gc
 from importlib import import_module
 
@@ -124,12 +123,9 @@ def test_a_device_that_is_not_there_is_an_engine_error(gpu, load):
 
 
 @pytest.mark.usefixtures("gpu", "load")
-def test_a_server_set_to_tensorrt_serves_profiles_for_gpus(serve, pictures):
-    async def scenario():
-        async with serve(load_engine=load_engine, engine="tensorrt") as client:
-            engines = [p.engines[0] for p in client.application._detector.result().catalogue.active()]
-            return [type(engine).__name__ for engine in engines], await client.detect(pictures.red)
-
-    engines, answer = asyncio.run(scenario())
+async def test_a_server_set_to_tensorrt_serves_profiles_for_gpus(serve, pictures):
+    async with serve(load_engine=load_engine, engine="tensorrt") as client:
+        engines = [p.engines[0] for p in client.application._detector.result().catalogue.active()]
+        engines, answer = [type(engine).__name__ for engine in engines], await client.detect(pictures.red)
     assert engines == ["TensorRtEngine"] * 2
     assert {detection.label for detection in answer.detections} == {"red"}

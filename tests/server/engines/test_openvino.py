@@ -179,17 +179,13 @@ def test_without_openvino_it_cannot_be_forced(no_openvino, pristine):
         load_engine(folder.model_path.read_bytes(), folder.read_manifest(), EngineOptions(4, engine="openvino"))
 
 
-def test_without_openvino_a_bfloat16_profile_fails_alone_and_callers_learn_why(
+async def test_without_openvino_a_bfloat16_profile_fails_alone_and_callers_learn_why(
     no_openvino, serve, repository, pictures
 ):
     rewrite(repository, "accurate", precision="bf16")
-
-    async def scenario():
-        async with serve(load_engine=load_engine) as client:
-            listed = (await client.profiles.ListProfiles(pb.ListProfilesRequest(model="colours"))).profiles
-            return {profile.profile: profile.error for profile in listed}, await client.detect(pictures.red)
-
-    errors, answer = asyncio.run(scenario())
+    async with serve(load_engine=load_engine) as client:
+        listed = (await client.profiles.ListProfiles(pb.ListProfilesRequest(model="colours"))).profiles
+        errors, answer = {profile.profile: profile.error for profile in listed}, await client.detect(pictures.red)
     expected = "colours/3/accurate: bf16 needs OpenVINO: install damoserve[openvino] on the server"
     assert errors == {"quick": "", "accurate": expected}
     assert answer.profile == "quick"

@@ -120,20 +120,16 @@ def test_after_a_run_there_is_a_pause_of_nine_times_its_length(serve, pictures):
     assert pause >= 9 * ran
 
 
-def test_stopping_does_not_wait_for_samples(serve, pictures):
+async def test_stopping_does_not_wait_for_samples(serve, pictures):
     shut = Engines()
     shut.opened.clear()
-
-    async def scenario():
-        async with serve(shut.load, **ALL) as client:
-            for _ in range(4):
-                await client.detect(pictures.red, profile="quick")
-            await entered(shut)
-            thread = monitor_of(client)._thread
-            started = time.monotonic()
-        return thread.is_alive(), time.monotonic() - started
-
-    alive, seconds = asyncio.run(scenario())
+    async with serve(shut.load, **ALL) as client:
+        for _ in range(4):
+            await client.detect(pictures.red, profile="quick")
+        await entered(shut)
+        thread = monitor_of(client)._thread
+        started = time.monotonic()
+    alive, seconds = thread.is_alive(), time.monotonic() - started
     assert not alive
     assert seconds < PATIENCE / 2
 

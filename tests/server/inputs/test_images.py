@@ -1,6 +1,5 @@
 """What images the server understands."""
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -29,40 +28,30 @@ def modes(pictures):
     }
 
 
-def test_all_kinds_of_images(serve, pictures):
+async def test_all_kinds_of_images(serve, pictures):
     cases = modes(pictures)
-
-    async def scenario():
-        async with serve() as client:
-            return {
-                name: {d.label for d in (await client.detect(image, score_threshold=0.9)).detections}
-                for name, (image, _) in cases.items()
-            }
-
-    assert asyncio.run(scenario()) == {name: labels for name, (_, labels) in cases.items()}
+    async with serve() as client:
+        result = {
+            name: {d.label for d in (await client.detect(image, score_threshold=0.9)).detections}
+            for name, (image, _) in cases.items()
+        }
+    assert result == {name: labels for name, (_, labels) in cases.items()}
 
 
-def test_16_bit_grey_keeps_its_brightness(serve, pictures):
+async def test_16_bit_grey_keeps_its_brightness(serve, pictures):
     image = pictures.encode(Image.fromarray(np.full((60, 80), 0x8000, np.uint16)))
-
-    async def scenario():
-        async with serve() as client:
-            return {round(d.score, 3) for d in (await client.detect(image, score_threshold=0.1)).detections}
-
-    assert asyncio.run(scenario()) == {round(0x80 / 0xFF, 3)}
+    async with serve() as client:
+        result = {round(d.score, 3) for d in (await client.detect(image, score_threshold=0.1)).detections}
+    assert result == {round(0x80 / 0xFF, 3)}
 
 
-def test_boxes_follow_the_orientation_in_which_the_image_is_displayed(serve, pictures):
+async def test_boxes_follow_the_orientation_in_which_the_image_is_displayed(serve, pictures):
     """The file is stored lying on its side: displayed, its top left quarter is at the top right."""
     stored = pictures.draw("red", "black", "black", "black", size=(160, 80))
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = 6  # to be turned by 90 degrees clockwise
-
-    async def scenario():
-        async with serve() as client:
-            return await client.detect(pictures.encode(stored, "JPEG", exif=exif, quality=95))
-
-    response = asyncio.run(scenario())
+    async with serve() as client:
+        response = await client.detect(pictures.encode(stored, "JPEG", exif=exif, quality=95))
     assert (response.image_width_px, response.image_height_px) == (80, 160)
     box = response.detections[0].box
     assert (box.x_min, box.y_min, box.x_max, box.y_max) == (40, 0, 80, 80)
@@ -93,16 +82,13 @@ def test_a_row_that_showed_another_image_is_zero_around_a_fitted_one(reader, pic
     assert (rows[[0, 2]] == 7).all()
 
 
-def test_a_fitting_profile_is_served_as_it_was_trained(serve, repository, new_profile, pictures):
+async def test_a_fitting_profile_is_served_as_it_was_trained(serve, repository, new_profile, pictures):
     """The 80 x 60 image fills the left 42 of 64 columns: the network's right quarters show 10 of it and 22 of zeros."""
     new_profile(repository, "fitted", ap=0.7, resize="fit")
     image = pictures.encode(pictures.draw("red"))
-
-    async def scenario():
-        async with serve() as client:
-            return [await client.detect(image, profile=profile, score_threshold=0.2) for profile in ("fitted", "quick")]
-
-    fitted, stretched = asyncio.run(scenario())
+    async with serve() as client:
+        fitted = await client.detect(image, profile="fitted", score_threshold=0.2)
+        stretched = await client.detect(image, profile="quick", score_threshold=0.2)
     corners = [(d.box.x_min, d.box.y_min, d.box.x_max, d.box.y_max) for d in fitted.detections]
     edge = 32 / 42 * 80
     assert sorted(corners) == [

@@ -78,103 +78,88 @@ async def settle():
 
 
 @given(st.permutations(range(4)))
-def test_results_come_in_the_order_of_the_source(order):
-    async def scenario():
-        bench = Bench()
-        results = asyncio.ensure_future(collect(in_order(numbers(4), bench.work, depth=4)))
+async def test_results_come_in_the_order_of_the_source(order):
+    bench = Bench()
+    results = asyncio.ensure_future(collect(in_order(numbers(4), bench.work, depth=4)))
+    await settle()
+    for number in order:
+        bench.ends[number].set()
         await settle()
-        for number in order:
-            bench.ends[number].set()
-            await settle()
-        return await results
-
-    assert asyncio.run(scenario()) == [0, 1, 2, 3]
+    result = await results
+    assert result == [0, 1, 2, 3]
 
 
 async def collect(results):
     return [result async for result in results]
 
 
-def test_only_so_much_is_begun():
-    async def scenario():
-        bench = Bench()
-        results = asyncio.ensure_future(collect(in_order(numbers(5), bench.work, depth=2)))
+async def test_only_so_much_is_begun():
+    bench = Bench()
+    results = asyncio.ensure_future(collect(in_order(numbers(5), bench.work, depth=2)))
+    await settle()
+    seen = [list(bench.begun)]
+    bench.ends[1].set()  # waits for the one before it, and keeps its place
+    await settle()
+    seen.append(list(bench.begun))
+    bench.ends[0].set()
+    await settle()
+    seen.append(list(bench.begun))
+    for number in (2, 3, 4):
+        bench.ends[number].set()
         await settle()
-        seen = [list(bench.begun)]
-        bench.ends[1].set()  # waits for the one before it, and keeps its place
-        await settle()
-        seen.append(list(bench.begun))
-        bench.ends[0].set()
-        await settle()
-        seen.append(list(bench.begun))
-        for number in (2, 3, 4):
-            bench.ends[number].set()
-            await settle()
-        return seen, await results
-
-    seen, results = asyncio.run(scenario())
+    results = await results
     assert seen == [[0, 1], [0, 1], [0, 1, 2, 3]]
     assert results == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])
-def test_no_work_goes_on_when_nobody_takes_the_results(how):
-    async def scenario():
-        bench = Bench()
-        results = in_order(numbers(5), bench.work, depth=3)
-        first = asyncio.ensure_future(anext(results))
-        await settle()
-        if how == "cancelled":
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
-        else:
-            bench.ends[0].set()
-            assert await first == 0
-            await results.aclose()
-        return bench
-
-    bench = asyncio.run(scenario())
+async def test_no_work_goes_on_when_nobody_takes_the_results(how):
+    bench = Bench()
+    results = in_order(numbers(5), bench.work, depth=3)
+    first = asyncio.ensure_future(anext(results))
+    await settle()
+    if how == "cancelled":
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+    else:
+        bench.ends[0].set()
+        assert await first == 0
+        await results.aclose()
     assert set(bench.begun) - bench.cancelled == (set() if how == "cancelled" else {0})
 
 
 @pytest.mark.parametrize("steps", range(1, 5))
-def test_no_work_goes_on_when_the_end_is_cut_short(steps):
+async def test_no_work_goes_on_when_the_end_is_cut_short(steps):
     """gRPC cancels the call of a client that is gone shortly after a write to it has failed."""
-
-    async def scenario():
-        bench = Bench()
-        results = in_order(numbers(5), bench.work, depth=3)
-        first = asyncio.ensure_future(anext(results))
-        await settle()
-        bench.ends[0].set()
-        await first
-        closing = asyncio.ensure_future(results.aclose())
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        closing.cancel()
-        await asyncio.gather(closing, return_exceptions=True)
-        await settle()
-        return set(bench.begun) - bench.cancelled
-
-    assert asyncio.run(scenario()) == {0}
+    bench = Bench()
+    results = in_order(numbers(5), bench.work, depth=3)
+    first = asyncio.ensure_future(anext(results))
+    await settle()
+    bench.ends[0].set()
+    await first
+    closing = asyncio.ensure_future(results.aclose())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    await settle()
+    result = set(bench.begun) - bench.cancelled
+    assert result == {0}
 
 
-def test_a_source_that_fails_ends_the_results():
+async def test_a_source_that_fails_ends_the_results():
     async def failing():
         yield 0
         raise ConnectionError
 
-    async def scenario():
-        bench = Bench()
-        results = in_order(failing(), bench.work, depth=2)
-        first = asyncio.ensure_future(anext(results))
-        await settle()
-        bench.ends[0].set()
-        assert await first == 0
-        with pytest.raises(ConnectionError):
-            await anext(results)
-
-    asyncio.run(scenario())
+    bench = Bench()
+    results = in_order(failing(), bench.work, depth=2)
+    first = asyncio.ensure_future(anext(results))
+    await settle()
+    bench.ends[0].set()
+    assert await first == 0
+    with pytest.raises(ConnectionError):
+        await anext(results)
 
 
 @pytest.mark.parametrize(

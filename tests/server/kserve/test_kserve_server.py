@@ -21,7 +21,7 @@ triton_pb = pytest.importorskip("tritonclient.grpc.service_pb2")
 triton_config_pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 
 
-def test_requests_that_are_refused(serve, pictures):
+async def test_requests_that_are_refused(serve, pictures):
     red = files_input([pictures.red])
     shared = triton.InferInput("images", [1], "BYTES")
     shared.set_shared_memory("region", 10)
@@ -76,22 +76,17 @@ def test_requests_that_are_refused(serve, pictures):
         "empty image": (files_input([pictures.red, b""]), {}, "INVALID_ARGUMENT", "image 1: the image is empty"),
         "long id": (red, {"request_id": "x" * 257}, "INVALID_ARGUMENT", "256"),
     }
-
-    async def scenario():
-        outcomes = {}
-        async with serve(max_pixels=80_000) as server:
-            for name, (inputs, options, _, _) in cases.items():
-                outcomes[name] = await call(server, refusal, inputs, **options)
-            assert len((await server.detect(pictures.red)).detections) == 4
-        return outcomes
-
-    outcomes = asyncio.run(scenario())
+    outcomes = {}
+    async with serve(max_pixels=80_000) as server:
+        for name, (inputs, options, _, _) in cases.items():
+            outcomes[name] = await call(server, refusal, inputs, **options)
+        assert len((await server.detect(pictures.red)).detections) == 4
     assert {name: code for name, (code, _) in outcomes.items()} == {name: case[2] for name, case in cases.items()}
     for name, (_, message) in outcomes.items():
         assert cases[name][3] in message, name
 
 
-def test_what_triton_tools_read(serve, repository, new_profile):
+async def test_what_triton_tools_read(serve, repository, new_profile):
     new_profile(repository, "broken", ap=0.9, model=b"no network")
 
     def read(client):
@@ -107,11 +102,8 @@ def test_what_triton_tools_read(serve, repository, new_profile):
             "alive": (client.is_server_live(), client.is_server_ready()),
         }
 
-    async def scenario():
-        async with serve() as server:
-            return await call(server, read)
-
-    seen = asyncio.run(scenario())
+    async with serve() as server:
+        seen = await call(server, read)
     assert seen["server"]["name"] == "damoserve"
     assert "statistics" in seen["server"]["extensions"]
     assert "model_repository" not in seen["server"]["extensions"]
@@ -138,19 +130,16 @@ def test_what_triton_tools_read(serve, repository, new_profile):
     assert seen["alive"] == (True, True)
 
 
-def test_statistics(serve, pictures):
+async def test_statistics(serve, pictures):
     def statistics(client, name=""):
         stats = client.get_inference_statistics(name).model_stats
         return {one.name: one for one in stats}
 
-    async def scenario():
-        async with serve() as server:
-            await call(server, infer, files_input([pictures.red] * 3), parameters={"profile": "quick"})
-            await call(server, infer, files_input([pictures.red]), model="colours/quick")
-            await call(server, refusal, files_input([b"GIF"]), parameters={"profile": "quick"})
-            return await call(server, statistics), await call(server, statistics, "colours/quick")
-
-    every, quick = asyncio.run(scenario())
+    async with serve() as server:
+        await call(server, infer, files_input([pictures.red] * 3), parameters={"profile": "quick"})
+        await call(server, infer, files_input([pictures.red]), model="colours/quick")
+        await call(server, refusal, files_input([b"GIF"]), parameters={"profile": "quick"})
+        every, quick = await call(server, statistics), await call(server, statistics, "colours/quick")
     assert every.keys() == {"colours", "colours/accurate", "colours/quick"}
     assert quick["colours/quick"] == every["colours/quick"]
     for one in (every["colours"], every["colours/quick"]):
@@ -164,7 +153,7 @@ def test_statistics(serve, pictures):
     assert every["colours/accurate"].inference_count == 0
 
 
-def test_what_is_not_offered_says_so(serve):
+async def test_what_is_not_offered_says_so(serve):
     def refused(method, *args, **options):
         with pytest.raises(InferenceServerException) as caught:
             method(*args, **options)
@@ -181,63 +170,52 @@ def test_what_is_not_offered_says_so(serve):
             refused(client.unload_model, "colours"),
         ]
 
-    async def scenario():
-        async with serve() as server:
-            outcomes = await call(server, attempts)
-            metrics = await server.metrics()
-            return outcomes, metrics.sum("damoserve_refused_total", reason="NOT_OFFERED")
-
-    outcomes, counted = asyncio.run(scenario())
+    async with serve() as server:
+        outcomes = await call(server, attempts)
+        metrics = await server.metrics()
+        counted = metrics.sum("damoserve_refused_total", reason="NOT_OFFERED")
     assert {code for code, _ in outcomes} == {"StatusCode.UNIMPLEMENTED"}
     assert [message.split(" ")[0] for _, message in outcomes] == ["shared"] * 3 + ["traces", "the", "models", "models"]
     assert counted == len(outcomes)
 
 
-def test_a_server_that_loads_is_alive_but_not_ready(application, client_of):
+async def test_a_server_that_loads_is_alive_but_not_ready(application, client_of):
     def state(client):
         return client.is_server_live(), client.is_server_ready(), client.is_model_ready("colours")
 
-    async def scenario():
-        server = application()
-        await server.listen()
-        async with client_of(server) as connected:
-            loading = await call(connected, state)
-            await server.load()
-            loaded = await call(connected, state)
-        await server.stop()
-        return loading, loaded
-
-    loading, loaded = asyncio.run(scenario())
+    server = application()
+    await server.listen()
+    async with client_of(server) as connected:
+        loading = await call(connected, state)
+        await server.load()
+        loaded = await call(connected, state)
+    await server.stop()
     assert loading == (True, False, False)
     assert loaded == (True, True, True)
 
 
-def test_a_server_that_drains_is_no_longer_ready(serve, pictures, valve):
-    async def scenario():
-        async with serve(valve.load) as server:
-            valve.shut()
-            held = asyncio.ensure_future(server.detect(pictures.red))
-            await valve.entered()
-            stopping = asyncio.ensure_future(server.application.stop())
-            ready = True
-            async with asyncio.timeout(PATIENCE):
-                while ready:
-                    ready = await call(server, lambda client: client.is_server_ready())
-            code, _ = await call(server, refusal, files_input([pictures.red]))
-            valve.open()
-            await held
-            await stopping
-            return code
-
-    assert asyncio.run(scenario()) == "UNAVAILABLE"
+async def test_a_server_that_drains_is_no_longer_ready(serve, pictures, valve):
+    async with serve(valve.load) as server:
+        valve.shut()
+        held = asyncio.ensure_future(server.detect(pictures.red))
+        await valve.entered()
+        stopping = asyncio.ensure_future(server.application.stop())
+        ready = True
+        async with asyncio.timeout(PATIENCE):
+            while ready:
+                ready = await call(server, lambda client: client.is_server_ready())
+        code, _ = await call(server, refusal, files_input([pictures.red]))
+        valve.open()
+        await held
+        await stopping
+        result = code
+    assert result == "UNAVAILABLE"
 
 
-def test_the_service_can_be_switched_off(serve, pictures):
-    async def scenario():
-        async with serve(kserve=False) as server:
-            return await call(server, refusal, files_input([pictures.red]))
-
-    assert asyncio.run(scenario())[0] == "UNIMPLEMENTED"
+async def test_the_service_can_be_switched_off(serve, pictures):
+    async with serve(kserve=False) as server:
+        result = await call(server, refusal, files_input([pictures.red]))
+    assert result[0] == "UNIMPLEMENTED"
 
 
 def messages(file):

@@ -78,22 +78,18 @@ def test_values_on_an_edge_are_within_it_as_in_the_library():
     assert ours_found == {key: value for key, value in theirs_found.items() if not key[0].endswith("_created")}
 
 
-def test_the_endpoint_speaks_both_formats_and_compresses(serve):
-    async def scenario():
-        async with serve() as client:
-            url = f"http://127.0.0.1:{client.application.metrics_port}/metrics"
+async def test_the_endpoint_speaks_both_formats_and_compresses(serve):
+    async with serve() as client:
+        url = f"http://127.0.0.1:{client.application.metrics_port}/metrics"
 
-            def ask(query="", **headers):
-                request = urllib.request.Request(url + query, headers=headers)
-                with urllib.request.urlopen(request, timeout=20) as response:
-                    return response.headers, response.read()
+        def ask(query="", **headers):
+            request = urllib.request.Request(url + query, headers=headers)
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return response.headers, response.read()
 
-            plain = await asyncio.to_thread(ask)
-            packed = await asyncio.to_thread(ask, **{"Accept-Encoding": "gzip", "Accept": OPENMETRICS})
-            one = await asyncio.to_thread(ask, "?name[]=damoserve_requests_in_flight")
-            return plain, packed, one
-
-    plain, packed, one = asyncio.run(scenario())
+        plain = await asyncio.to_thread(ask)
+        packed = await asyncio.to_thread(ask, **{"Accept-Encoding": "gzip", "Accept": OPENMETRICS})
+        one = await asyncio.to_thread(ask, "?name[]=damoserve_requests_in_flight")
     assert plain[0]["Content-Type"].startswith("text/plain")
     assert packed[0]["Content-Type"].startswith("application/openmetrics-text")
     names = {family.name for family in parse_openmetrics(gzip.decompress(packed[1]).decode())}

@@ -62,15 +62,12 @@ async def scrape_until(client, loaded):
     return texts
 
 
-def test_sums_hold_at_any_moment_under_load(serve, pictures):
-    async def scenario():
-        async with serve(workers=2, max_queue=6) as client:
-            loaded = asyncio.gather(*(call_all(client, pictures, seed) for seed in range(CALLERS)))
-            scrapes = await scrape_until(client, loaded)
-            await client.until(lambda now: open_calls(now) == 0)
-            return sum(await loaded), [Samples(text) for text in scrapes], await client.metrics()
-
-    failed, scrapes, end = asyncio.run(scenario())
+async def test_sums_hold_at_any_moment_under_load(serve, pictures):
+    async with serve(workers=2, max_queue=6) as client:
+        loaded = asyncio.gather(*(call_all(client, pictures, seed) for seed in range(CALLERS)))
+        scrapes = await scrape_until(client, loaded)
+        await client.until(lambda now: open_calls(now) == 0)
+        failed, scrapes, end = sum(await loaded), [Samples(text) for text in scrapes], await client.metrics()
     assert len(scrapes) > 3
     assert any(open_calls(now) > 0 for now in scrapes), "nobody looked while a call was open"
     before = 0.0
@@ -124,18 +121,15 @@ def test_a_thread_that_looks_never_sees_more_ended_than_begun():
     assert set(looks) <= {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
-def test_as_many_are_in_flight_as_wait(serve, pictures, valve):
-    async def scenario():
-        async with serve(valve.load, max_batch_size=1) as client:
-            valve.shut()
-            calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(5)]
-            await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == 4)
-            held = await client.metrics()
-            valve.open()
-            await asyncio.gather(*calls)
-            return held, await client.metrics()
-
-    held, end = asyncio.run(scenario())
+async def test_as_many_are_in_flight_as_wait(serve, pictures, valve):
+    async with serve(valve.load, max_batch_size=1) as client:
+        valve.shut()
+        calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(5)]
+        await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == 4)
+        held = await client.metrics()
+        valve.open()
+        await asyncio.gather(*calls)
+        end = await client.metrics()
     assert (open_calls(held), held.sum("damoserve_requests_in_flight", tier="balanced")) == (5, 5)
     assert (held.sum("damoserve_workers_busy"), held.sum("damoserve_requests_total")) == (1, 0)
     assert held.sum("damoserve_pool_slots", state="leased") == held.sum("damoserve_pool_slots_high_water") == 5

@@ -1,6 +1,5 @@
 """How many workers and threads there are: the choice, and how what it is made by is measured."""
 
-import asyncio
 import itertools
 import threading
 from dataclasses import dataclass
@@ -166,22 +165,15 @@ def test_a_server_that_is_stopped_measures_no_further(pristine):
     assert not loader.loaded
 
 
-def test_a_server_measures_what_is_not_set(serve, pictures, monkeypatch):
+async def test_a_server_measures_what_is_not_set(serve, pictures, monkeypatch):
     monkeypatch.setattr("damoserve_server.app.usable_cores", lambda: 2)
-
-    async def run():
-        async with serve(workers=None, split_seconds=0.01) as client:
-            assert (await client.detect(pictures.red, profile="quick")).detections
-            now = await client.metrics()
-            assert now.sum("damoserve_workers") * now.sum("damoserve_worker_threads") == 2
-
-    asyncio.run(run())
+    async with serve(workers=None, split_seconds=0.01) as client:
+        assert (await client.detect(pictures.red, profile="quick")).detections
+        now = await client.metrics()
+        assert now.sum("damoserve_workers") * now.sum("damoserve_worker_threads") == 2
 
 
-def test_a_server_shows_what_is_set(serve):
-    async def run():
-        async with serve(workers=3, threads_per_worker=2) as client:
-            now = await client.metrics()
-            assert (now.sum("damoserve_workers"), now.sum("damoserve_worker_threads")) == (3, 2)
-
-    asyncio.run(run())
+async def test_a_server_shows_what_is_set(serve):
+    async with serve(workers=3, threads_per_worker=2) as client:
+        now = await client.metrics()
+        assert (now.sum("damoserve_workers"), now.sum("damoserve_worker_threads")) == (3, 2)

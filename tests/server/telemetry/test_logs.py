@@ -1,6 +1,5 @@
 """The log of a server, as it is written to standard error."""
 
-import asyncio
 import json
 import logging
 import os
@@ -55,17 +54,13 @@ def accesses(lines):
     return [line for line in lines if line["logger"] == "damoserve_server.access_log"]
 
 
-def test_the_access_log_has_one_line_a_call(serve, pictures, logging_as, lines):
+async def test_the_access_log_has_one_line_a_call(serve, pictures, logging_as, lines):
     logging_as(LogFormat.JSON)
-
-    async def scenario():
-        async with serve(access_log=True, tiers={"balanced": {"objective_ms": 5000}}) as client:
-            await detect(client, pictures.red, ("x-request-id", "first"))
-            await detect(client, pictures.red, ("x-request-id", "second"), profile="quick")
-            await client.failure(detect(client, b"no image", ("x-request-id", "third")))
-            await client.health()
-
-    asyncio.run(scenario())
+    async with serve(access_log=True, tiers={"balanced": {"objective_ms": 5000}}) as client:
+        await detect(client, pictures.red, ("x-request-id", "first"))
+        await detect(client, pictures.red, ("x-request-id", "second"), profile="quick")
+        await client.failure(detect(client, b"no image", ("x-request-id", "third")))
+        await client.health()
     first, second, third = accesses(lines())
     assert list(first["stage_seconds"]) == STAGES
     assert 0 < sum(first["stage_seconds"].values()) <= first["seconds"]
@@ -91,47 +86,35 @@ def test_the_access_log_has_one_line_a_call(serve, pictures, logging_as, lines):
     assert "stage_seconds" not in third
 
 
-def test_the_access_log_has_a_line_for_each_frame_and_one_for_the_stream(serve, pictures, logging_as, lines):
+async def test_the_access_log_has_a_line_for_each_frame_and_one_for_the_stream(serve, pictures, logging_as, lines):
     logging_as(LogFormat.JSON)
-
-    async def scenario():
-        async with serve(access_log=True) as client:
-            call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=PATIENCE)
-            await call.write(pb.DetectStreamRequest(options=pb.StreamOptions(profile="quick")))
-            for identifier in (7, 8):
-                frame = pb.Frame(id=identifier, image=pb.Image(content=pictures.red))
-                await call.write(pb.DetectStreamRequest(frame=frame))
-            await call.done_writing()
-            assert [answer.frame_id async for answer in call] == [7, 8]
-
-    asyncio.run(scenario())
+    async with serve(access_log=True) as client:
+        call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=PATIENCE)
+        await call.write(pb.DetectStreamRequest(options=pb.StreamOptions(profile="quick")))
+        for identifier in (7, 8):
+            frame = pb.Frame(id=identifier, image=pb.Image(content=pictures.red))
+            await call.write(pb.DetectStreamRequest(frame=frame))
+        await call.done_writing()
+        assert [answer.frame_id async for answer in call] == [7, 8]
     told = accesses(lines())
     assert sorted((line["message"], line.get("frame_id")) for line in told[:2]) == [("frame", "7"), ("frame", "8")]
     assert told[2]["message"] == "call"
     assert len({line["request_id"] for line in told}) == 1
 
 
-def test_it_is_off_by_default(serve, pictures, logging_as, lines):
+async def test_it_is_off_by_default(serve, pictures, logging_as, lines):
     logging_as(LogFormat.JSON)
-
-    async def scenario():
-        async with serve() as client:
-            await client.detect(pictures.red)
-
-    asyncio.run(scenario())
+    async with serve() as client:
+        await client.detect(pictures.red)
     assert accesses(lines()) == []
 
 
-def test_an_internal_error_is_logged_with_its_request_and_traceback(serve, pictures, valve, logging_as, lines):
+async def test_an_internal_error_is_logged_with_its_request_and_traceback(serve, pictures, valve, logging_as, lines):
     logging_as(LogFormat.JSON)
-
-    async def scenario():
-        async with serve(valve.load, access_log=True) as client:
-            valve.fault = RuntimeError("the engine broke")
-            failure = await client.failure(detect(client, pictures.red, ("x-request-id", "mine")))
-            assert failure.code is grpc.StatusCode.INTERNAL
-
-    asyncio.run(scenario())
+    async with serve(valve.load, access_log=True) as client:
+        valve.fault = RuntimeError("the engine broke")
+        failure = await client.failure(detect(client, pictures.red, ("x-request-id", "mine")))
+        assert failure.code is grpc.StatusCode.INTERNAL
     error, access = [line for line in lines() if line.get("request_id") == "mine"]
     assert error["level"] == "error"
     assert error["traceback"].startswith("Traceback (most recent call last):\n")
@@ -139,19 +122,15 @@ def test_an_internal_error_is_logged_with_its_request_and_traceback(serve, pictu
     assert (access["code"], access["reason"]) == ("INTERNAL", "INTERNAL")
 
 
-def test_lines_of_a_refused_call_carry_its_request_and_no_secret(serve, pictures, logging_as, capsys, tmp_path):
+async def test_lines_of_a_refused_call_carry_its_request_and_no_secret(serve, pictures, logging_as, capsys, tmp_path):
     tokens = tmp_path / "tokens.yaml"
     tokens.write_text(yaml.safe_dump({"tokens": [{"name": "someone", "token": TOKEN, "rights": ["detect"]}]}))
     logging_as(LogFormat.JSON)
-
-    async def scenario():
-        async with serve(access_log=True, access={"tokens": tokens}) as client:
-            await detect(client, pictures.red, ("authorization", f"Bearer {TOKEN}"))
-            wrong = ("authorization", f"Bearer {TOKEN}x"), ("x-request-id", "wrong")
-            failure = await client.failure(detect(client, pictures.red, *wrong))
-            assert failure.reason == "TOKEN_INVALID"
-
-    asyncio.run(scenario())
+    async with serve(access_log=True, access={"tokens": tokens}) as client:
+        await detect(client, pictures.red, ("authorization", f"Bearer {TOKEN}"))
+        wrong = ("authorization", f"Bearer {TOKEN}x"), ("x-request-id", "wrong")
+        failure = await client.failure(detect(client, pictures.red, *wrong))
+        assert failure.reason == "TOKEN_INVALID"
     written = capsys.readouterr().err
     told = [json.loads(line) for line in written.splitlines()]
     refused = [line["logger"] for line in told if line.get("request_id") == "wrong"]
@@ -160,14 +139,10 @@ def test_lines_of_a_refused_call_carry_its_request_and_no_secret(serve, pictures
     assert "PNG" not in written
 
 
-def test_text_is_for_people_and_quotes_what_callers_choose(serve, pictures, logging_as, capsys):
+async def test_text_is_for_people_and_quotes_what_callers_choose(serve, pictures, logging_as, capsys):
     logging_as(LogFormat.TEXT)
-
-    async def scenario():
-        async with serve(access_log=True) as client:
-            await detect(client, pictures.red, ("x-request-id", 'mine" code="INTERNAL'), profile="quick")
-
-    asyncio.run(scenario())
+    async with serve(access_log=True) as client:
+        await detect(client, pictures.red, ("x-request-id", 'mine" code="INTERNAL'), profile="quick")
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "access_log" in line]
     assert " INFO damoserve_server.access_log: call method=" in line
     assert r'request_id="mine\" code=\"INTERNAL"' in line

@@ -21,28 +21,20 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.trace import format_trace_id
 
 
-def test_the_access_log_names_the_trace_of_a_call(serve, pictures, caplog):
+async def test_the_access_log_names_the_trace_of_a_call(serve, pictures, caplog):
     traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer, access_log=True) as client:
-            with caplog.at_level(logging.INFO, "damoserve_server.access_log"):
-                await client.detect(pictures.red)
-
-    asyncio.run(scenario())
+    async with serve(tracer=traces.tracer, access_log=True) as client:
+        with caplog.at_level(logging.INFO, "damoserve_server.access_log"):
+            await client.detect(pictures.red)
     (line,) = [record.fields for record in caplog.records if record.name == "damoserve_server.access_log"]
     assert line["trace_id"] == format_trace_id(traces.only(DETECT).context.trace_id)
 
 
-def test_the_histogram_names_the_trace_of_a_request(serve, pictures):
+async def test_the_histogram_names_the_trace_of_a_request(serve, pictures):
     traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer) as client:
-            await client.detect(pictures.red)
-            return await exemplars(client)
-
-    labels = asyncio.run(scenario())
+    async with serve(tracer=traces.tracer) as client:
+        await client.detect(pictures.red)
+        labels = await exemplars(client)
     assert labels == [{"trace_id": format_trace_id(traces.only(DETECT).context.trace_id)}]
 
 
@@ -77,31 +69,24 @@ def collector():
     server.stop(None).wait()
 
 
-def test_spans_arrive_at_a_collector_before_the_server_has_stopped(serve, pictures, collector):
-    async def scenario():
-        tracing = {"endpoint": collector.endpoint, "sample_ratio": 1, "service_name": "eyes"}
-        async with serve(tracing=tracing) as client:
-            await client.detect(pictures.red)
-
-    asyncio.run(scenario())
+async def test_spans_arrive_at_a_collector_before_the_server_has_stopped(serve, pictures, collector):
+    tracing = {"endpoint": collector.endpoint, "sample_ratio": 1, "service_name": "eyes"}
+    async with serve(tracing=tracing) as client:
+        await client.detect(pictures.red)
     assert collector.names == sorted([DETECT, "batch", *STAGES])
     attributes = {each.key: each.value.string_value for each in collector.resources[0].resource.attributes}
     assert attributes["service.name"] == "eyes"
 
 
-def test_a_collector_that_does_not_answer_keeps_no_server_from_stopping(serve, pictures, collector, monkeypatch):
+async def test_a_collector_that_does_not_answer_keeps_no_server_from_stopping(serve, pictures, collector, monkeypatch):
     """OpenTelemetry alone would wait for 30 s."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
-
-    async def scenario():
-        async with (
-            asyncio.timeout(PATIENCE),
-            serve(tracing={"endpoint": collector.endpoint, "sample_ratio": 1}) as client,
-        ):
-            collector.answers.clear()
-            await client.detect(pictures.red)
-
-    asyncio.run(scenario())
+    async with (
+        asyncio.timeout(PATIENCE),
+        serve(tracing={"endpoint": collector.endpoint, "sample_ratio": 1}) as client,
+    ):
+        collector.answers.clear()
+        await client.detect(pictures.red)
     assert not collector.answers.is_set()
 
 

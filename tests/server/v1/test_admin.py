@@ -25,12 +25,10 @@ def run(serve, scenario, *arguments, **settings):
     return asyncio.run(whole())
 
 
-def test_it_is_off_by_default(serve):
-    async def scenario():
-        async with serve() as client:
-            return client.application.admin_port
-
-    assert asyncio.run(scenario()) == 0
+async def test_it_is_off_by_default(serve):
+    async with serve() as client:
+        result = client.application.admin_port
+    assert result == 0
 
 
 def test_unloaded_and_loaded_again(serve, pictures):
