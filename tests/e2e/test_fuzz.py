@@ -4,18 +4,15 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.support.process import RunningServer
+
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs/images/smear.jpg"
-
-
-class Server(Protocol):
-    address: str
-    metrics: str
 
 
 def fuzzer() -> Any:
@@ -28,7 +25,7 @@ def fuzzer() -> Any:
     return module
 
 
-async def test_broken_requests_are_refused_and_the_server_serves_on(server: Server) -> None:
+async def test_broken_requests_are_refused_and_the_server_serves_on(server: RunningServer) -> None:
     fuzz = fuzzer()
     own = fuzz.Server(server.address, server.metrics)
     before = own.faults()
@@ -42,7 +39,7 @@ async def test_broken_requests_are_refused_and_the_server_serves_on(server: Serv
 
 
 def test_the_example_of_the_page_on_streaming(
-    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
     example = re.search(r"```python\n(.+?)```", (ROOT / "docs/streaming.md").read_text(), re.DOTALL)

@@ -26,7 +26,8 @@ from damoserve_client import Client
 from damoserve_client.playground.load import SECONDS
 from damoserve_client.tables import counts
 from damoserve_profiles.repository import BUNDLED
-from tests.e2e.conftest import PATIENCE, RunningServer
+from tests.support.process import RunningServer
+from tests.support.timeouts import PROCESS_TIMEOUT
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra dev")
 pytest.importorskip("nicegui", reason="needs the extra playground")
@@ -47,7 +48,7 @@ FLAGS = (
 )
 READY = re.compile(r"playground on (?P<url>http://127\.0\.0\.1:\d+/)")
 PROFILES = ("fp32", "int8+pruned", "pruned", "int8")
-MILLISECONDS = 1000 * PATIENCE
+MILLISECONDS = 1000 * PROCESS_TIMEOUT
 
 # As most repositories have it, and the bundled one has not: what is quicker is less accurate.
 ACCURACIES = {"fp32": 0.64, "int8": 0.63, "pruned": 0.62, "int8+pruned": 0.61}
@@ -350,7 +351,7 @@ WEB_SOCKET = {
 def test_other_sites_and_large_bodies_are_refused_unread(
     url: str, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)) as connection:
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=PROCESS_TIMEOUT)) as connection:
         connection.putrequest(method, path, skip_host="Host" in headers)
         for header in headers.items():
             connection.putheader(*header)

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -9,12 +10,14 @@ from damoserve_server.settings import Settings, usable_cores
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch):
+def clean_environment(monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in os.environ if name.startswith("DAMOSERVE_")]:
         monkeypatch.delenv(name)
 
 
-def test_options_win_over_the_environment_and_that_over_the_file(tmp_path, monkeypatch):
+def test_options_win_over_the_environment_and_that_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "damoserve.yaml"
     file.write_text("port: 1\nmax_queue: 1\nmax_batch_size: 1\ntiers:\n  realtime: {objective_ms: 20}\n")
     monkeypatch.setenv("DAMOSERVE_CONFIG", str(file))
@@ -26,19 +29,19 @@ def test_options_win_over_the_environment_and_that_over_the_file(tmp_path, monke
     assert settings.tiers[Tier.ACCURATE].objective_ms == 1000
 
 
-def test_one_value_of_a_tier_can_be_set_alone(monkeypatch):
+def test_one_value_of_a_tier_can_be_set_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAMOSERVE_TIERS__BALANCED__ACCURACY_FLOOR", "0.5")
     tier = Settings().tiers[Tier.BALANCED]
     assert (tier.objective_ms, tier.accuracy_floor) == (100, 0.5)
 
 
-def test_an_engine_can_be_forced(monkeypatch):
+def test_an_engine_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings().engine is None
     monkeypatch.setenv("DAMOSERVE_ENGINE", "openvino")
     assert Settings().engine == "openvino"
 
 
-def test_other_variables_with_the_prefix_do_no_harm(monkeypatch):
+def test_other_variables_with_the_prefix_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAMOSERVE_DATA", "somewhere")
     assert Settings().default_tier is Tier.BALANCED
 
@@ -55,7 +58,7 @@ def test_other_variables_with_the_prefix_do_no_harm(monkeypatch):
         ("engine: openvino\nproviders: [CUDAExecutionProvider]", "leave them unset with the engine openvino"),
     ],
 )
-def test_mistakes_in_the_file_are_named(tmp_path, content, message):
+def test_mistakes_in_the_file_are_named(tmp_path: Path, content, message) -> None:
     file = tmp_path / "damoserve.yaml"
     file.write_text(content)
     with pytest.raises(ValidationError, match=message):
@@ -63,19 +66,19 @@ def test_mistakes_in_the_file_are_named(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("content", [b"port: [1", b"- 1\n- 2", b"hello", b"\xff\xfe"])
-def test_a_file_that_holds_no_settings_is_named(tmp_path, content):
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content) -> None:
     file = tmp_path / "damoserve.yaml"
     file.write_bytes(content)
     with pytest.raises(SettingsError, match=r"damoserve\.yaml is not a YAML file of settings"):
         Settings(config=file)
 
 
-def test_a_missing_file_is_a_mistake(tmp_path):
+def test_a_missing_file_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="config"):
         Settings(config=tmp_path / "absent.yaml")
 
 
-def test_cores_are_those_of_the_quota(tmp_path):
+def test_cores_are_those_of_the_quota(tmp_path: Path) -> None:
     quota = tmp_path / "cpu.max"
     affinity = len(os.sched_getaffinity(0))
     assert usable_cores(quota) == affinity

@@ -11,6 +11,7 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.detection.request import Timings
 from damoserve_server.telemetry.settings import TracingSettings
+from tests.support.timeouts import TIMEOUT
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="the extra tracing is not installed")
 
@@ -21,7 +22,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from damoserve_server.telemetry.opentelemetry import OpenTelemetryTracer
 
-PATIENCE = 20.0
 STAGES = [stage.name for stage in fields(Timings)]
 DETECT = "damoserve.v1.DetectionService/Detect"
 DETECT_STREAM = "damoserve.v1.DetectionService/DetectStream"
@@ -65,7 +65,7 @@ class Traces:
 
 async def detect_with(client, image, *metadata, **fields):
     request = pb.DetectRequest(image=pb.Image(content=image), **fields)
-    return await pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=PATIENCE, metadata=metadata)
+    return await pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=TIMEOUT, metadata=metadata)
 
 
 def own(span):
@@ -89,6 +89,6 @@ async def exemplars(client):
     """Of all buckets of damoserve_request_seconds."""
     accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
     url = urllib.request.Request(f"http://127.0.0.1:{client.application.metrics_port}/metrics", headers=accept)
-    text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=PATIENCE).read().decode())
+    text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=TIMEOUT).read().decode())
     families = [each for each in text_string_to_metric_families(text) if each.name == "damoserve_request_seconds"]
     return [sample.exemplar.labels for family in families for sample in family.samples if sample.exemplar]

@@ -20,8 +20,11 @@ from damoserve_server.access.tokens import Right, digest_of
 from damoserve_server.rpc.authorisation import right_for
 from damoserve_server.settings import Settings
 from tests.support.authority import replace
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
+from tests.support.timeouts import TIMEOUT
+from tests.support.valve import Valve
 
-PATIENCE = 20.0
 CAMERA, OPERATOR, OTHER = ("camera" * 6, "operator" * 5, "other" * 8)
 SECRETS = (CAMERA, OPERATOR, OTHER, digest_of(CAMERA).hex())
 
@@ -50,7 +53,7 @@ def bearer(token: str, scheme: str = "Bearer") -> tuple[tuple[str, str], ...]:
 def detect(client: Any, image: bytes, token: str | None = CAMERA, scheme: str = "Bearer") -> Any:
     request = pb.DetectRequest(image=pb.Image(content=image))
     metadata = None if token is None else bearer(token, scheme)
-    return pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=PATIENCE, metadata=metadata)
+    return pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=TIMEOUT, metadata=metadata)
 
 
 def reflect(client: Any, questions: int, token: str | None) -> Any:
@@ -60,19 +63,21 @@ def reflect(client: Any, questions: int, token: str | None) -> Any:
     metadata = None if token is None else bearer(token)
 
     async def answers() -> list[Any]:
-        return [each async for each in stub.ServerReflectionInfo(iter(messages), timeout=PATIENCE, metadata=metadata)]
+        return [each async for each in stub.ServerReflectionInfo(iter(messages), timeout=TIMEOUT, metadata=metadata)]
 
     return answers()
 
 
 def watch(client: Any, token: str | None) -> Any:
     call = health_pb2_grpc.HealthStub(client.channel).Watch(
-        health_pb2.HealthCheckRequest(), timeout=PATIENCE, metadata=None if token is None else bearer(token)
+        health_pb2.HealthCheckRequest(), timeout=TIMEOUT, metadata=None if token is None else bearer(token)
     )
     return call.read()
 
 
-async def test_each_caller_without_leave_is_refused_counted_and_logged(serve, pictures, write, caplog):
+async def test_each_caller_without_leave_is_refused_counted_and_logged(
+    serve: Serve, pictures: Pictures, write, caplog: pytest.LogCaptureFixture
+) -> None:
     cases = [
         (None, "Bearer", Code.UNAUTHENTICATED, "TOKEN_MISSING"),
         (CAMERA, "Basic", Code.UNAUTHENTICATED, "TOKEN_MISSING"),
@@ -99,7 +104,9 @@ async def test_each_caller_without_leave_is_refused_counted_and_logged(serve, pi
     assert not any(secret in caplog.text for secret in SECRETS)
 
 
-async def test_a_flood_of_refusals_is_counted_whole_and_logged_in_part(serve, write, caplog):
+async def test_a_flood_of_refusals_is_counted_whole_and_logged_in_part(
+    serve: Serve, write, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serve(access={"tokens": write()}) as client:
         calls = [client.profiles.ListProfiles(pb.ListProfilesRequest()) for _ in range(250)]
         await asyncio.gather(*map(client.failure, calls))
@@ -109,7 +116,7 @@ async def test_a_flood_of_refusals_is_counted_whole_and_logged_in_part(serve, wr
     assert 100 <= sum("TOKEN_MISSING" in line for line in caplog.messages) < 250
 
 
-async def test_a_token_above_its_rate_is_told_when_to_come_back(serve, pictures, write):
+async def test_a_token_above_its_rate_is_told_when_to_come_back(serve: Serve, pictures: Pictures, write) -> None:
     async with serve(access={"tokens": write(rate=0.01, burst=2)}) as client:
         for _ in range(2):
             await detect(client, pictures.red)
@@ -120,7 +127,9 @@ async def test_a_token_above_its_rate_is_told_when_to_come_back(serve, pictures,
     assert failure.detail(error_details_pb2.ErrorInfo).metadata["token"] == "camera"
 
 
-async def test_a_token_with_all_its_calls_open_gets_no_other_until_one_has_ended(serve, pictures, write, valve):
+async def test_a_token_with_all_its_calls_open_gets_no_other_until_one_has_ended(
+    serve: Serve, pictures: Pictures, write, valve: Valve
+) -> None:
     async with serve(valve.load, access={"tokens": write(concurrency=2)}) as client:
         valve.shut()
         held = [asyncio.ensure_future(detect(client, pictures.red)) for _ in range(2)]
@@ -136,7 +145,9 @@ async def test_a_token_with_all_its_calls_open_gets_no_other_until_one_has_ended
     assert answered == 2
 
 
-async def test_health_can_be_checked_but_not_watched_without_a_token(serve, write, caplog):
+async def test_health_can_be_checked_but_not_watched_without_a_token(
+    serve: Serve, write, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serve(access={"tokens": write()}) as client:
         assert await client.health() == "SERVING"
         assert (await watch(client, CAMERA)).status == health_pb2.HealthCheckResponse.SERVING
@@ -147,7 +158,9 @@ async def test_health_can_be_checked_but_not_watched_without_a_token(serve, writ
     assert "refused /grpc.health.v1.Health/Watch" in caplog.text
 
 
-async def test_streams_need_a_token_too_and_are_slowed_to_its_rate(serve, write, caplog):
+async def test_streams_need_a_token_too_and_are_slowed_to_its_rate(
+    serve: Serve, write, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serve(access={"tokens": write(rate=100, burst=2)}) as client:
         await client.failure(reflect(client, 1, None))
         await client.failure(reflect(client, 1, OPERATOR))
@@ -159,13 +172,15 @@ async def test_streams_need_a_token_too_and_are_slowed_to_its_rate(serve, write,
     assert reasons == ["TOKEN_MISSING", "PERMISSION_DENIED"]
 
 
-async def test_without_a_file_of_tokens_everyone_may_call(serve, pictures):
+async def test_without_a_file_of_tokens_everyone_may_call(serve: Serve, pictures: Pictures) -> None:
     async with serve() as client:
         result = await detect(client, pictures.red, None), await detect(client, pictures.red, OTHER)
     assert all(len(answer.detections) == 4 for answer in result)
 
 
-async def test_the_next_call_sees_another_file_and_a_broken_one_changes_nothing(serve, pictures, write, caplog):
+async def test_the_next_call_sees_another_file_and_a_broken_one_changes_nothing(
+    serve: Serve, pictures: Pictures, write, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serve(access={"tokens": write()}) as client:
         path = write(camera=OTHER)
         assert (await client.failure(detect(client, pictures.red))).reason == "TOKEN_INVALID"
@@ -187,7 +202,9 @@ async def test_the_next_call_sees_another_file_and_a_broken_one_changes_nothing(
     assert not any(secret in caplog.text for secret in SECRETS)
 
 
-async def test_limits_that_stay_the_same_go_on_over_a_change_of_the_file(serve, pictures, write):
+async def test_limits_that_stay_the_same_go_on_over_a_change_of_the_file(
+    serve: Serve, pictures: Pictures, write
+) -> None:
     async with serve(access={"tokens": write(rate=0.01)}) as client:
         await detect(client, pictures.red)
         write(camera=OTHER, rate=0.01)
@@ -211,7 +228,7 @@ async def test_limits_that_stay_the_same_go_on_over_a_change_of_the_file(serve, 
         ("/some.new.Service/Method", Right.ADMIN),
     ],
 )
-def test_what_changes_the_server_or_is_unknown_is_for_administrators(method, right):
+def test_what_changes_the_server_or_is_unknown_is_for_administrators(method, right) -> None:
     assert right_for(method) is right
 
 
@@ -242,7 +259,7 @@ LONG = "s3cret" * 6
         (None, "cannot be read: No such file"),
     ],
 )
-def test_mistakes_in_the_file_of_tokens_are_named_without_the_token(tmp_path, content, message):
+def test_mistakes_in_the_file_of_tokens_are_named_without_the_token(tmp_path: Path, content, message) -> None:
     path = tmp_path / "tokens.yaml"
     if content is not None:
         path.write_text(content)

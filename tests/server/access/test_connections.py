@@ -10,8 +10,11 @@ from pydantic import ValidationError
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.settings import Settings
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
+from tests.support.valve import Valve
 
-PATIENCE = 20.0
 EAGER = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.keepalive_time_ms", 10),
@@ -21,18 +24,20 @@ EAGER = [
 
 
 @asynccontextmanager
-async def held_call(client, image, valve):
+async def held_call(client: ServerClient, image, valve: Valve):
     """A call that the engine holds up, over a connection that pings."""
     valve.shut()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{client.application.port}", EAGER) as channel:
         request = pb.DetectRequest(image=pb.Image(content=image))
-        call = pb_grpc.DetectionServiceStub(channel).Detect(request, timeout=PATIENCE)
+        call = pb_grpc.DetectionServiceStub(channel).Detect(request, timeout=TIMEOUT)
         await valve.entered()
         yield call
         valve.open()
 
 
-async def test_a_connection_that_has_its_calls_open_holds_back_the_next(serve, pictures, valve):
+async def test_a_connection_that_has_its_calls_open_holds_back_the_next(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     """Without this limit the second call would reach the server, which takes only one at a time, and be refused."""
     async with serve(valve.load, connections={"max_streams": 1}, max_concurrent_calls=1) as client:
         valve.shut()
@@ -43,7 +48,9 @@ async def test_a_connection_that_has_its_calls_open_holds_back_the_next(serve, p
     assert result == [4, 4]
 
 
-async def test_a_client_that_pings_more_often_than_it_may_loses_its_connection(serve, pictures, valve):
+async def test_a_client_that_pings_more_often_than_it_may_loses_its_connection(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     """The lenient server has been pinged for longer when the strict one loses its patience."""
     async with (
         serve(valve.load, connections={"min_ping_interval_seconds": 0}) as lenient,
@@ -60,6 +67,6 @@ async def test_a_client_that_pings_more_often_than_it_may_loses_its_connection(s
 
 
 @pytest.mark.parametrize("name", ["keepalive_seconds", "max_age_seconds", "max_streams"])
-def test_limits_must_be_positive(name):
+def test_limits_must_be_positive(name) -> None:
     with pytest.raises(ValidationError, match=name):
         Settings(connections={name: 0})

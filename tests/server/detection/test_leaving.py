@@ -9,14 +9,16 @@ from google.protobuf.duration_pb2 import Duration
 
 from damoserve_profiles import imaging
 from damoserve_server.settings import usable_cores
-
-PATIENCE = 20
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
+from tests.support.timeouts import TIMEOUT
+from tests.support.valve import Valve
 
 
 class Gate:
     """Holds decoding up."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.entered = threading.Semaphore(0)
         self.opened = threading.Event()
         self.count = 0
@@ -25,18 +27,18 @@ class Gate:
         def slowly(*arguments):
             self.count += 1
             self.entered.release()
-            assert self.opened.wait(PATIENCE)
+            assert self.opened.wait(TIMEOUT)
             return decode(*arguments)
 
         monkeypatch.setattr(imaging, "decode", slowly)
 
     async def wait_for(self, number):
         for _ in range(number):
-            assert await asyncio.to_thread(self.entered.acquire, timeout=PATIENCE)
+            assert await asyncio.to_thread(self.entered.acquire, timeout=TIMEOUT)
 
 
 @pytest.fixture
-def gate(monkeypatch):
+def gate(monkeypatch: pytest.MonkeyPatch):
     gate = Gate(monkeypatch)
     yield gate
     gate.opened.set()
@@ -50,7 +52,9 @@ def queued(count, **labels):
     return lambda now: now.sum("damoserve_queued_requests", **labels) == count
 
 
-async def test_who_leaves_during_decoding_frees_the_memory_when_the_thread_has_left_it(serve, pictures, gate):
+async def test_who_leaves_during_decoding_frees_the_memory_when_the_thread_has_left_it(
+    serve: Serve, pictures: Pictures, gate
+) -> None:
     async with serve() as client:
         call = client.detect(pictures.red)
         call_ends = asyncio.ensure_future(call.code())
@@ -66,7 +70,7 @@ async def test_who_leaves_during_decoding_frees_the_memory_when_the_thread_has_l
     assert computed == 0
 
 
-async def test_who_leaves_before_decoding_is_not_decoded(serve, pictures, gate):
+async def test_who_leaves_before_decoding_is_not_decoded(serve: Serve, pictures: Pictures, gate) -> None:
     cores = usable_cores()
     async with serve() as client:
         busy = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(cores)]
@@ -81,7 +85,9 @@ async def test_who_leaves_before_decoding_is_not_decoded(serve, pictures, gate):
 
 
 @pytest.mark.parametrize("stage", ["decoding", "waiting", "computing"])
-async def test_the_deadline_is_answered_at_every_stage(serve, pictures, gate, valve, stage):
+async def test_the_deadline_is_answered_at_every_stage(
+    serve: Serve, pictures: Pictures, gate, valve: Valve, stage
+) -> None:
     """By budget alone: the call itself has all the time, and its answer comes while the work is still held up."""
     async with serve(valve.load) as client:
         client.learn(0.001)

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -22,6 +23,8 @@ from damoserve_server.scheduling.latency import LatencyEstimate
 from damoserve_server.scheduling.policy import Requirements
 from damoserve_server.scheduling.scheduler import Batch, Ticket
 from tests.support.administration import administered
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
 
 REQUEST = DetectionRequest(b"", arrival=0.0, deadline=9.0)
 
@@ -57,7 +60,7 @@ class OneBatch:
 
 
 @pytest.fixture
-def compute(pristine):
+def compute(pristine: Path):
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
 
     def run(engine, values, select, **fields):
@@ -93,23 +96,23 @@ def refuse_seven(job, profile, scores, boxes):
 
 
 @pytest.mark.parametrize("values", [[5], [5, 6], [1, 2, 3, 4]])
-def test_each_image_gets_its_own_answer(compute, values):
+def test_each_image_gets_its_own_answer(compute, values) -> None:
     outcomes = compute(Echo(), values, keep)
     assert [outcome.detections.scores[0] for outcome in outcomes] == values
     assert {outcome.batch_size for outcome in outcomes} == {len(values)}
 
 
-def test_missing_answers_fail_the_whole_batch(compute):
+def test_missing_answers_fail_the_whole_batch(compute) -> None:
     outcomes = compute(Echo(lost=1), [1, 2, 3], keep)
     assert [type(outcome) for outcome in outcomes] == [EngineError] * 3
 
 
-def test_what_fails_for_one_image_fails_that_one_only(compute):
+def test_what_fails_for_one_image_fails_that_one_only(compute) -> None:
     outcomes = compute(Echo(), [6, 7, 8], refuse_seven)
     assert [type(outcome) for outcome in outcomes] == [Inference, ZeroDivisionError, Inference]
 
 
-def test_what_a_worker_still_brings_when_it_was_given_up_is_not_learned_from(compute):
+def test_what_a_worker_still_brings_when_it_was_given_up_is_not_learned_from(compute) -> None:
     [hung] = compute(Echo(), [5], keep, given_up=True)
     assert hung.profile.latency.expected() == 1.0
     [sound] = compute(Echo(), [5], keep)
@@ -141,7 +144,7 @@ class _FaultyEngine:
         return self.engine.run(images)
 
 
-async def test_a_worker_that_hangs_is_replaced_and_its_requests_are_answered(serve, pictures):
+async def test_a_worker_that_hangs_is_replaced_and_its_requests_are_answered(serve: Serve, pictures: Pictures) -> None:
     let_go = threading.Event()
     faulty = Faulty(lambda: let_go.wait(20))
     async with serve(faulty.load, worker_timeout_seconds=0.2) as client:
@@ -159,7 +162,7 @@ async def test_a_worker_that_hangs_is_replaced_and_its_requests_are_answered(ser
     assert metrics.sum("damoserve_worker_restarts_total") == 1
 
 
-async def test_a_worker_that_dies_is_replaced_and_its_requests_are_answered(serve, pictures):
+async def test_a_worker_that_dies_is_replaced_and_its_requests_are_answered(serve: Serve, pictures: Pictures) -> None:
     def die():
         raise SystemExit
 
@@ -173,7 +176,7 @@ async def test_a_worker_that_dies_is_replaced_and_its_requests_are_answered(serv
     assert answer.profile == "quick"
 
 
-async def test_an_engine_that_raises_is_made_anew(serve, pictures):
+async def test_an_engine_that_raises_is_made_anew(serve: Serve, pictures: Pictures) -> None:
     def fail():
         raise RuntimeError("the device is gone")
 
@@ -216,8 +219,8 @@ class _StuckEngine:
 
 
 async def test_the_worker_after_one_that_hangs_makes_its_own_engine_even_of_a_profile_that_was_unloaded(
-    serve, pictures
-):
+    serve: Serve, pictures: Pictures
+) -> None:
     stuck = Stuck()
     async with administered(serve, stuck.load, worker_timeout_seconds=0.5) as (client, admin):
         stuck.armed.set()
@@ -234,7 +237,7 @@ async def test_the_worker_after_one_that_hangs_makes_its_own_engine_even_of_a_pr
     assert not stuck.shared
 
 
-async def test_a_server_without_workers_is_not_ready_in_either_protocol(serve, pictures):
+async def test_a_server_without_workers_is_not_ready_in_either_protocol(serve: Serve, pictures: Pictures) -> None:
     let_go, made = threading.Event(), threading.Event()
     faulty = Faulty(lambda: let_go.wait(20))
 
@@ -242,7 +245,7 @@ async def test_a_server_without_workers_is_not_ready_in_either_protocol(serve, p
         assert made.wait(20)
         return faulty.load(model, manifest, options)
 
-    async def readiness(client):
+    async def readiness(client: ServerClient):
         ready = client.channel.unary_unary(
             "/inference.GRPCInferenceService/ServerReady",
             request_serializer=kserve.ServerReadyRequest.SerializeToString,
@@ -283,7 +286,9 @@ class _ClosableEngine:
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-async def test_a_stopping_server_closes_engines_unless_one_still_computes(serve, pictures, hangs):
+async def test_a_stopping_server_closes_engines_unless_one_still_computes(
+    serve: Serve, pictures: Pictures, hangs
+) -> None:
     let_go = threading.Event()
     engines, calls, closed = [], [], []
 

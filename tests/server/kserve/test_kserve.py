@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
 from tests.support.triton_calls import (
-    PATIENCE,
     InferenceServerException,
     call,
     files_input,
@@ -18,6 +20,7 @@ from tests.support.triton_calls import (
     refusal,
     triton,
 )
+from tests.support.valve import Valve
 
 triton_aio = pytest.importorskip("tritonclient.grpc.aio")
 
@@ -70,12 +73,12 @@ def parameters(result):
 
 
 @pytest.fixture
-def images(pictures):
+def images(pictures: Pictures):
     drawn = [pictures.draw(*COLOURS[start : start + 4], size=(40 + 8 * start, 30)) for start in range(2)]
     return [pictures.encode(image) for image in [*drawn, pictures.draw("red"), pictures.draw("black")]]
 
 
-async def test_every_image_of_a_request_is_answered_as_detect_answers_it(serve, images):
+async def test_every_image_of_a_request_is_answered_as_detect_answers_it(serve: Serve, images) -> None:
     async with serve() as server:
         expected = [detected(await server.detect(image, profile="quick")) for image in images]
         flat = await call(server, infer, files_input(images), model="colours/quick")
@@ -88,7 +91,7 @@ async def test_every_image_of_a_request_is_answered_as_detect_answers_it(serve, 
     }
 
 
-async def test_pixels_are_answered_like_the_same_image_in_a_file(serve, pictures):
+async def test_pixels_are_answered_like_the_same_image_in_a_file(serve: Serve, pictures: Pictures) -> None:
     drawn = [pictures.draw("red", "lime", "blue", "black", size=(200, 100)), pictures.draw("white", size=(200, 100))]
     async with serve() as server:
         expected = [detected(await server.detect(pictures.encode(image))) for image in drawn]
@@ -97,13 +100,13 @@ async def test_pixels_are_answered_like_the_same_image_in_a_file(serve, pictures
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 1, 60_000, 3), (1, 60_000, 1, 3)])
-async def test_pixels_of_any_size_serve(serve, shape):
+async def test_pixels_of_any_size_serve(serve: Serve, shape) -> None:
     async with serve() as server:
         result = await call(server, infer, pixels_input(np.full(shape, 255, np.uint8)))
     assert result.as_numpy("image_size").tolist() == [[shape[2], shape[1]]]
 
 
-async def test_no_objects_at_all(serve, pictures):
+async def test_no_objects_at_all(serve: Serve, pictures: Pictures) -> None:
     async with serve() as server:
         result = await call(server, infer, files_input([pictures.encode(pictures.draw("black"))] * 2))
     assert result.as_numpy("count").tolist() == [0, 0]
@@ -111,7 +114,7 @@ async def test_no_objects_at_all(serve, pictures):
     assert result.as_numpy("label_names").shape == (2, 0)
 
 
-async def test_only_the_outputs_that_are_asked_for_come_in_their_order(serve, images):
+async def test_only_the_outputs_that_are_asked_for_come_in_their_order(serve: Serve, images) -> None:
     async with serve() as server:
         wanted = [triton.InferRequestedOutput(name) for name in ("scores", "count")]
         result = await call(server, infer, files_input(images), outputs=wanted)
@@ -120,7 +123,7 @@ async def test_only_the_outputs_that_are_asked_for_come_in_their_order(serve, im
     assert len(response.raw_output_contents) == 2
 
 
-async def test_the_answer_says_who_served_and_how(serve, pictures):
+async def test_the_answer_says_who_served_and_how(serve: Serve, pictures: Pictures) -> None:
     async with serve() as server:
         inputs = files_input([pictures.red])
         named = await call(server, infer, inputs, parameters={"profile": "quick"}, request_id="mine")
@@ -133,7 +136,7 @@ async def test_the_answer_says_who_served_and_how(serve, pictures):
     assert (chosen["profile"], chosen["selection_reason"]) == ("accurate", "most_accurate_in_time")
 
 
-async def test_parameters_reach_the_detector(serve, pictures):
+async def test_parameters_reach_the_detector(serve: Serve, pictures: Pictures) -> None:
     image = pictures.encode(pictures.draw("red", "maroon", "blue", "#200000"))
     async with serve() as server:
 
@@ -152,7 +155,7 @@ async def test_parameters_reach_the_detector(serve, pictures):
     assert accurate["profile"] == "accurate"
 
 
-async def test_a_timeout_that_cannot_be_kept_is_refused_at_once(serve, pictures, valve):
+async def test_a_timeout_that_cannot_be_kept_is_refused_at_once(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(valve.load) as server:
         server.learn(1.0)
         valve.shut()
@@ -163,7 +166,7 @@ async def test_a_timeout_that_cannot_be_kept_is_refused_at_once(serve, pictures,
     assert runs == []
 
 
-async def test_triton_aio_client(serve, images):
+async def test_triton_aio_client(serve: Serve, images) -> None:
     async with serve() as server:
         expected = [detected(await server.detect(image, profile="quick")) for image in images]
         address = f"127.0.0.1:{server.application.port}"
@@ -175,19 +178,19 @@ async def test_triton_aio_client(serve, images):
     assert [found(result) for result in results] == [[one] for one in expected]
 
 
-def stream(client, requests):
+def stream(client: ServerClient, requests):
     """Sends all requests over one stream; what came back, in its order."""
     answers = queue.Queue()
-    client.start_stream(lambda result, error: answers.put(error if result is None else result), stream_timeout=PATIENCE)
+    client.start_stream(lambda result, error: answers.put(error if result is None else result), stream_timeout=TIMEOUT)
     for request in requests:
         client.async_stream_infer(**request)
-    received = [answers.get(timeout=PATIENCE) for _ in requests]
+    received = [answers.get(timeout=TIMEOUT) for _ in requests]
     client.stop_stream()
     assert answers.empty()
     return received
 
 
-async def test_a_stream_is_answered_in_order_and_survives_what_fails(serve, images):
+async def test_a_stream_is_answered_in_order_and_survives_what_fails(serve: Serve, images) -> None:
     inputs = [files_input([image]) for image in images]
     good = [{"model_name": "colours/quick", "inputs": [one]} for one in inputs]
     bad = {"model_name": "colours", "inputs": [files_input([b"GIF"])]}
@@ -206,7 +209,7 @@ async def test_a_stream_is_answered_in_order_and_survives_what_fails(serve, imag
     assert refused == [5, 5]
 
 
-async def test_a_stream_says_nothing_of_faults_inside(serve, pictures, valve):
+async def test_a_stream_says_nothing_of_faults_inside(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(valve.load) as server:
         valve.fault = RuntimeError("secret")
         request = {"model_name": "colours", "inputs": [files_input([pictures.red])]}
@@ -214,7 +217,7 @@ async def test_a_stream_says_nothing_of_faults_inside(serve, pictures, valve):
     assert error.message() == "INTERNAL: internal error"
 
 
-async def test_a_stream_that_its_client_leaves_ends_its_work(serve, pictures, valve):
+async def test_a_stream_that_its_client_leaves_ends_its_work(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(valve.load, workers=1, max_batch_size=1) as server:
         valve.shut()
         address = f"127.0.0.1:{server.application.port}"
@@ -237,14 +240,14 @@ async def test_a_stream_that_its_client_leaves_ends_its_work(serve, pictures, va
     assert result == [1]
 
 
-async def test_one_request_never_fills_the_queue_of_an_idle_server(serve, pictures):
+async def test_one_request_never_fills_the_queue_of_an_idle_server(serve: Serve, pictures: Pictures) -> None:
     async with serve(max_queue=2, max_batch_size=4) as server:
         result = await call(server, infer, files_input([pictures.red] * 64))
     assert result.as_numpy("count").tolist() == [4] * 64
 
 
 @pytest.mark.parametrize("unavailable", [True, False])
-async def test_a_full_queue(serve, pictures, valve, unavailable):
+async def test_a_full_queue(serve: Serve, pictures: Pictures, valve: Valve, unavailable) -> None:
     settings = {"max_queue": 1, "max_batch_size": 1, "kserve_unavailable_when_full": unavailable}
     async with serve(valve.load, **settings) as server:
         valve.shut()

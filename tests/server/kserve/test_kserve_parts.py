@@ -19,19 +19,19 @@ elements = st.lists(st.binary(max_size=40), max_size=8)
 
 
 @given(elements)
-def test_bytes_survive_packing(given_elements):
+def test_bytes_survive_packing(given_elements) -> None:
     assert unpack(pack(given_elements), len(given_elements)) == given_elements
 
 
 @given(elements, st.integers(0, 9))
-def test_another_count_is_refused(given_elements, count):
+def test_another_count_is_refused(given_elements, count) -> None:
     if count != len(given_elements):
         with pytest.raises(ValueError, match="raw contents"):
             unpack(pack(given_elements), count)
 
 
 @given(st.binary(max_size=60), st.integers(0, 8))
-def test_whatever_comes_is_unpacked_wholly_or_refused(packed, count):
+def test_whatever_comes_is_unpacked_wholly_or_refused(packed, count) -> None:
     try:
         unpacked = unpack(packed, count)
     except ValueError:
@@ -40,7 +40,7 @@ def test_whatever_comes_is_unpacked_wholly_or_refused(packed, count):
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=8))
-def test_triton_packs_alike(given_elements):
+def test_triton_packs_alike(given_elements) -> None:
     utils = pytest.importorskip("tritonclient.utils", reason="tritonclient is not installed")
     serialised = utils.serialize_byte_tensor(np.array(given_elements, np.object_))
     assert pack(given_elements) == serialised.item()
@@ -78,7 +78,7 @@ async def settle():
 
 
 @given(st.permutations(range(4)))
-async def test_results_come_in_the_order_of_the_source(order):
+async def test_results_come_in_the_order_of_the_source(order) -> None:
     bench = Bench()
     results = asyncio.ensure_future(collect(in_order(numbers(4), bench.work, depth=4)))
     await settle()
@@ -93,7 +93,7 @@ async def collect(results):
     return [result async for result in results]
 
 
-async def test_only_so_much_is_begun():
+async def test_only_so_much_is_begun() -> None:
     bench = Bench()
     results = asyncio.ensure_future(collect(in_order(numbers(5), bench.work, depth=2)))
     await settle()
@@ -113,7 +113,7 @@ async def test_only_so_much_is_begun():
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])
-async def test_no_work_goes_on_when_nobody_takes_the_results(how):
+async def test_no_work_goes_on_when_nobody_takes_the_results(how) -> None:
     bench = Bench()
     results = in_order(numbers(5), bench.work, depth=3)
     first = asyncio.ensure_future(anext(results))
@@ -129,7 +129,7 @@ async def test_no_work_goes_on_when_nobody_takes_the_results(how):
 
 
 @pytest.mark.parametrize("steps", range(1, 5))
-async def test_no_work_goes_on_when_the_end_is_cut_short(steps):
+async def test_no_work_goes_on_when_the_end_is_cut_short(steps) -> None:
     """gRPC cancels the call of a client that is gone shortly after a write to it has failed."""
     bench = Bench()
     results = in_order(numbers(5), bench.work, depth=3)
@@ -147,7 +147,7 @@ async def test_no_work_goes_on_when_the_end_is_cut_short(steps):
     assert result == {0}
 
 
-async def test_a_source_that_fails_ends_the_results():
+async def test_a_source_that_fails_ends_the_results() -> None:
     async def failing():
         yield 0
         raise ConnectionError
@@ -170,7 +170,7 @@ async def test_a_source_that_fails_ends_the_results():
         ([ProfileState.UNLOADED, ProfileState.LOADING], ["LOADING", "UNAVAILABLE", "LOADING"]),
     ],
 )
-def test_the_index_tells_what_is_being_loaded(states, index):
+def test_the_index_tells_what_is_being_loaded(states, index) -> None:
     folders = [ProfileFolder(Path(f"/models/colours/3/{number}")) for number in range(len(states))]
     profiles = [IdleProfile(folder, None, state) for folder, state in zip(folders, states, strict=True)]
     model = Model.of("colours", 3, profiles)

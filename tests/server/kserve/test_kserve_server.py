@@ -1,13 +1,17 @@
 """What else Triton's own client can ask of the KServe v2 service."""
 
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from damoserve.kserve.v2 import inference_pb2
+from tests.support.pictures import Pictures
+from tests.support.server import ClientOf, MakeApplication, Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
 from tests.support.triton_calls import (
-    PATIENCE,
     InferenceServerException,
     call,
     files_input,
@@ -16,12 +20,13 @@ from tests.support.triton_calls import (
     refusal,
     triton,
 )
+from tests.support.valve import Valve
 
 triton_pb = pytest.importorskip("tritonclient.grpc.service_pb2")
 triton_config_pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 
 
-async def test_requests_that_are_refused(serve, pictures):
+async def test_requests_that_are_refused(serve: Serve, pictures: Pictures) -> None:
     red = files_input([pictures.red])
     shared = triton.InferInput("images", [1], "BYTES")
     shared.set_shared_memory("region", 10)
@@ -86,10 +91,10 @@ async def test_requests_that_are_refused(serve, pictures):
         assert cases[name][3] in message, name
 
 
-async def test_what_triton_tools_read(serve, repository, new_profile):
+async def test_what_triton_tools_read(serve: Serve, repository: Path, new_profile: Callable[..., None]) -> None:
     new_profile(repository, "broken", ap=0.9, model=b"no network")
 
-    def read(client):
+    def read(client: ServerClient):
         return {
             "server": client.get_server_metadata(as_json=True),
             "metadata": client.get_model_metadata("colours", as_json=True),
@@ -130,8 +135,8 @@ async def test_what_triton_tools_read(serve, repository, new_profile):
     assert seen["alive"] == (True, True)
 
 
-async def test_statistics(serve, pictures):
-    def statistics(client, name=""):
+async def test_statistics(serve: Serve, pictures: Pictures) -> None:
+    def statistics(client: ServerClient, name=""):
         stats = client.get_inference_statistics(name).model_stats
         return {one.name: one for one in stats}
 
@@ -153,13 +158,13 @@ async def test_statistics(serve, pictures):
     assert every["colours/accurate"].inference_count == 0
 
 
-async def test_what_is_not_offered_says_so(serve):
+async def test_what_is_not_offered_says_so(serve: Serve) -> None:
     def refused(method, *args, **options):
         with pytest.raises(InferenceServerException) as caught:
             method(*args, **options)
         return caught.value.status(), caught.value.message()
 
-    def attempts(client):
+    def attempts(client: ServerClient):
         return [
             refused(client.get_system_shared_memory_status),
             refused(client.register_system_shared_memory, "name", "/key", 10),
@@ -179,8 +184,8 @@ async def test_what_is_not_offered_says_so(serve):
     assert counted == len(outcomes)
 
 
-async def test_a_server_that_loads_is_alive_but_not_ready(application, client_of):
-    def state(client):
+async def test_a_server_that_loads_is_alive_but_not_ready(application: MakeApplication, client_of: ClientOf) -> None:
+    def state(client: ServerClient):
         return client.is_server_live(), client.is_server_ready(), client.is_model_ready("colours")
 
     server = application()
@@ -194,14 +199,14 @@ async def test_a_server_that_loads_is_alive_but_not_ready(application, client_of
     assert loaded == (True, True, True)
 
 
-async def test_a_server_that_drains_is_no_longer_ready(serve, pictures, valve):
+async def test_a_server_that_drains_is_no_longer_ready(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(valve.load) as server:
         valve.shut()
         held = asyncio.ensure_future(server.detect(pictures.red))
         await valve.entered()
         stopping = asyncio.ensure_future(server.application.stop())
         ready = True
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while ready:
                 ready = await call(server, lambda client: client.is_server_ready())
         code, _ = await call(server, refusal, files_input([pictures.red]))
@@ -212,7 +217,7 @@ async def test_a_server_that_drains_is_no_longer_ready(serve, pictures, valve):
     assert result == "UNAVAILABLE"
 
 
-async def test_the_service_can_be_switched_off(serve, pictures):
+async def test_the_service_can_be_switched_off(serve: Serve, pictures: Pictures) -> None:
     async with serve(kserve=False) as server:
         result = await call(server, refusal, files_input([pictures.red]))
     assert result[0] == "UNIMPLEMENTED"
@@ -234,7 +239,7 @@ def kinds(message):
         yield field.name, field.number, field.type, field.is_repeated, name
 
 
-def test_our_messages_are_on_the_wire_what_tritons_are():
+def test_our_messages_are_on_the_wire_what_tritons_are() -> None:
     theirs = dict(messages(triton_pb.DESCRIPTOR)) | dict(messages(triton_config_pb.DESCRIPTOR))
     ours = dict(messages(inference_pb2.DESCRIPTOR))
     assert len(ours) > 30

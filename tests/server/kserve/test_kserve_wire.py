@@ -2,6 +2,8 @@
 
 import asyncio
 import struct
+from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -14,14 +16,17 @@ from damoserve_profiles.repository import ALIASES_FILE
 from damoserve_server.detection import detector
 from damoserve_server.kserve.tensors import pack, unpack
 from tests.support.administration import FRENCH, administered, only_version
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
+from tests.support.valve import Valve
 
-PATIENCE = 20.0
 Request = pb.ModelInferRequest
 Input = pb.ModelInferRequest.InferInputTensor
 Contents = pb.InferTensorContents
 
 
-def method(client, name, response=pb.ModelInferResponse):
+def method(client: ServerClient, name, response=pb.ModelInferResponse):
     return client.channel.unary_unary(
         f"/inference.GRPCInferenceService/{name}",
         request_serializer=lambda message: message.SerializeToString(),
@@ -29,8 +34,8 @@ def method(client, name, response=pb.ModelInferResponse):
     )
 
 
-def infer(client, request):
-    return method(client, "ModelInfer")(request, timeout=PATIENCE)
+def infer(client: ServerClient, request):
+    return method(client, "ModelInfer")(request, timeout=TIMEOUT)
 
 
 def length(number):
@@ -45,7 +50,7 @@ def raw(name, datatype, shape, *entries):
     return Request(inputs=[Input(name=name, datatype=datatype, shape=shape)], raw_input_contents=entries)
 
 
-async def test_typed_contents_are_answered_in_typed_contents(serve, pictures):
+async def test_typed_contents_are_answered_in_typed_contents(serve: Serve, pictures: Pictures) -> None:
     image = pictures.draw("red", "black", "blue", "black", size=(16, 8))
     pixels = np.asarray(image)
     async with serve() as client:
@@ -63,7 +68,7 @@ async def test_typed_contents_are_answered_in_typed_contents(serve, pictures):
         assert list(outputs["image_size"].int_contents) == [16, 8]
 
 
-async def test_an_empty_model_name_means_the_default_model(serve, pictures):
+async def test_an_empty_model_name_means_the_default_model(serve: Serve, pictures: Pictures) -> None:
     async with serve() as client:
         response = await infer(client, typed("images", "BYTES", [1], bytes_contents=[pictures.red]))
         result = response.model_name, response.model_version, response.outputs[0].contents.int_contents[0]
@@ -130,7 +135,7 @@ def malformed(red):
     }
 
 
-async def test_malformed_requests(serve, pictures):
+async def test_malformed_requests(serve: Serve, pictures: Pictures) -> None:
     cases = malformed(pictures.red)
     outcomes = {}
     async with serve() as client:
@@ -144,7 +149,7 @@ async def test_malformed_requests(serve, pictures):
     assert result == {name: field for name, (_, field) in cases.items()}
 
 
-async def test_a_request_that_fails_withdraws_its_other_images(serve, pictures, valve):
+async def test_a_request_that_fails_withdraws_its_other_images(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(valve.load) as client:
         valve.shut()
         blocking = asyncio.ensure_future(client.detect(pictures.red))
@@ -159,7 +164,9 @@ async def test_a_request_that_fails_withdraws_its_other_images(serve, pictures, 
     assert len(valve.sizes) == 1
 
 
-async def test_the_priority_reaches_the_detector(serve, pictures, monkeypatch):
+async def test_the_priority_reaches_the_detector(
+    serve: Serve, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     detect = detector.Detector.detect
 
@@ -176,7 +183,7 @@ async def test_the_priority_reaches_the_detector(serve, pictures, monkeypatch):
     assert seen == [5, 5, 1, 5]
 
 
-async def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
+async def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve: Serve) -> None:
     load, unload = pb.RepositoryModelLoadRequest, pb.RepositoryModelUnloadRequest
     async with serve(kserve_admin=True) as client:
         loading = method(client, "RepositoryModelLoad", pb.RepositoryModelLoadResponse)
@@ -186,7 +193,7 @@ async def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
 
         async def is_ready():
             names = ("colours", "colours/quick")
-            return [(await ready(pb.ModelReadyRequest(name=name), timeout=PATIENCE)).ready for name in names]
+            return [(await ready(pb.ModelReadyRequest(name=name), timeout=TIMEOUT)).ready for name in names]
 
         states = []
         for call, request in (
@@ -196,33 +203,33 @@ async def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
             (unloading, unload(model_name="colours")),
             (loading, load(model_name="colours")),
         ):
-            await call(request, timeout=PATIENCE)
+            await call(request, timeout=TIMEOUT)
             states.append(await is_ready())
         configured = load(parameters={"config": pb.ModelRepositoryParameter(string_param="{}")})
         refused = [
-            (await client.failure(loading(configured, timeout=PATIENCE))).reason,
-            (await client.failure(unloading(unload(repository_name="other"), timeout=PATIENCE))).reason,
+            (await client.failure(loading(configured, timeout=TIMEOUT))).reason,
+            (await client.failure(unloading(unload(repository_name="other"), timeout=TIMEOUT))).reason,
             *[(await client.failure(unloading(unload(model_name=name)))).reason for name in ("", "/quick")],
         ]
-        extensions = (await metadata(pb.ServerMetadataRequest(), timeout=PATIENCE)).extensions
+        extensions = (await metadata(pb.ServerMetadataRequest(), timeout=TIMEOUT)).extensions
     assert states == [[True, False], [False, False], [True, True], [False, False], [True, True]]
     assert refused == ["NOT_OFFERED"] * 2 + ["MODEL_NOT_FOUND"] * 2
     assert "model_repository" in extensions
 
 
 async def test_a_request_is_answered_by_one_version_though_another_takes_over(
-    serve, repository, new_profile, pictures, valve
-):
+    serve: Serve, repository: Path, new_profile: Callable[..., None], pictures: Pictures, valve: Valve
+) -> None:
     new_profile(repository, "quick", ap=0.5, version=4, labels=FRENCH)
     (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
     settings = {"workers": 1, "max_batch_size": 1}  # so only two images of a request are worked on at a time
     tensor = pb.ModelInferRequest.InferInputTensor(name="images", datatype="BYTES", shape=[5])
 
-    def ask(client, version):
+    def ask(client: ServerClient, version):
         request = pb.ModelInferRequest(model_name="colours/quick", model_version=version, inputs=[tensor])
         request.raw_input_contents.append(pack([pictures.red] * 5))
         request.outputs.add(name="label_names")
-        return method(client, "ModelInfer")(request, timeout=PATIENCE)
+        return method(client, "ModelInfer")(request, timeout=TIMEOUT)
 
     async with administered(serve, only_version(3, valve.load), **settings) as (client, admin):
         valve.shut()
@@ -236,7 +243,7 @@ async def test_a_request_is_answered_by_one_version_though_another_takes_over(
     assert failure.reason == "MODEL_NOT_FOUND"
 
 
-async def test_streams_are_bounded(serve, pictures):
+async def test_streams_are_bounded(serve: Serve, pictures: Pictures) -> None:
     """Each may have as many requests in the memory of the server as it may work on."""
     async with serve(max_streams=1) as client:
         open_stream = client.channel.stream_stream(
@@ -246,7 +253,7 @@ async def test_streams_are_bounded(serve, pictures):
         )
 
         async def answered():
-            stream = open_stream(timeout=PATIENCE)
+            stream = open_stream(timeout=TIMEOUT)
             await stream.write(pb.ModelInferRequest(id="one"))
             answer = await stream.read()
             assert answer is not grpc.aio.EOF, stream.debug_error_string()
@@ -254,7 +261,7 @@ async def test_streams_are_bounded(serve, pictures):
             return stream
 
         first = await answered()
-        refused = await client.failure(open_stream(timeout=PATIENCE).read())
+        refused = await client.failure(open_stream(timeout=TIMEOUT).read())
         first.cancel()
         labels = {"grpc_method": "ModelStreamInfer", "grpc_code": "CANCELLED"}
         await client.until(lambda now: now.sum("grpc_server_handled_total", **labels) == 1)
@@ -262,7 +269,7 @@ async def test_streams_are_bounded(serve, pictures):
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
 
 
-async def test_a_server_that_drains_changes_no_model(serve, pictures, valve):
+async def test_a_server_that_drains_changes_no_model(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     unload = pb.RepositoryModelUnloadRequest(model_name="colours/quick")
     async with serve(valve.load, kserve_admin=True) as client:
         unloading = method(client, "RepositoryModelUnload", pb.RepositoryModelUnloadResponse)
@@ -272,7 +279,7 @@ async def test_a_server_that_drains_changes_no_model(serve, pictures, valve):
         stopping = asyncio.ensure_future(client.application.stop())
         while (refused := await client.failure(client.detect(b""))).reason != "SHUTTING_DOWN":
             pass
-        failure = await client.failure(unloading(unload, timeout=PATIENCE))
+        failure = await client.failure(unloading(unload, timeout=TIMEOUT))
         valve.open()
         await accepted
         await stopping
@@ -281,13 +288,15 @@ async def test_a_server_that_drains_changes_no_model(serve, pictures, valve):
         assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 
 
-async def test_only_what_serves_is_listed_if_so_asked(serve, repository, new_profile):
+async def test_only_what_serves_is_listed_if_so_asked(
+    serve: Serve, repository: Path, new_profile: Callable[..., None]
+) -> None:
     new_profile(repository, "broken", ap=0.9, model=b"no network")
     new_profile(repository, "fp32", ap=0.9, model=b"no network", name="shapes")
     async with serve() as client:
         index = method(client, "RepositoryIndex", pb.RepositoryIndexResponse)
-        every = await index(pb.RepositoryIndexRequest(), timeout=PATIENCE)
-        ready = await index(pb.RepositoryIndexRequest(ready=True), timeout=PATIENCE)
+        every = await index(pb.RepositoryIndexRequest(), timeout=TIMEOUT)
+        ready = await index(pb.RepositoryIndexRequest(ready=True), timeout=TIMEOUT)
         every, ready = {model.name: model.reason for model in every.models}, [model.name for model in ready.models]
     assert ready == ["colours", "colours/accurate", "colours/quick"]
     assert set(every) - set(ready) == {"colours/broken", "shapes", "shapes/fp32"}
@@ -295,7 +304,7 @@ async def test_only_what_serves_is_listed_if_so_asked(serve, repository, new_pro
 
 
 @pytest.mark.parametrize("name", ["ModelInfer", "ModelReady", "CudaSharedMemoryStatus"])
-async def test_every_method_has_its_metrics_from_the_start(serve, name):
+async def test_every_method_has_its_metrics_from_the_start(serve: Serve, name) -> None:
     async with serve() as client:
         labels = {"grpc_service": "inference.GRPCInferenceService", "grpc_method": name}
         result = (await client.metrics()).sum("grpc_server_started_total", **labels)

@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import onnxruntime
@@ -27,11 +29,16 @@ from damoserve_server.errors import ShuttingDown
 from damoserve_server.models.catalogue import CatalogueError
 from damoserve_server.models.loading import WARM_UP_RUNS
 from damoserve_server.settings import Settings
+from tests.support.pictures import Pictures
+from tests.support.server import ClientOf, MakeApplication, Serve
+from tests.support.valve import Valve
 
 DETECTION = "damoserve.v1.DetectionService"
 
 
-async def test_not_serving_until_warm_and_calls_wait_for_it(application, client_of, pictures, valve):
+async def test_not_serving_until_warm_and_calls_wait_for_it(
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
+) -> None:
     valve.shut()
     server = application(valve.load)
     await server.listen()
@@ -50,7 +57,9 @@ async def test_not_serving_until_warm_and_calls_wait_for_it(application, client_
     assert len(answer.detections) == 4
 
 
-async def test_an_early_call_may_give_up(application, client_of, pictures, valve):
+async def test_an_early_call_may_give_up(
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
+) -> None:
     valve.shut()
     server = application(valve.load)
     await server.listen()
@@ -65,7 +74,9 @@ async def test_an_early_call_may_give_up(application, client_of, pictures, valve
     assert result.code == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_an_early_call_waits_no_longer_than_its_budget(application, client_of, pictures, valve):
+async def test_an_early_call_waits_no_longer_than_its_budget(
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
+) -> None:
     valve.shut()
     server = application(valve.load, default_deadline_seconds=0.2)
     await server.listen()
@@ -87,7 +98,9 @@ async def test_an_early_call_waits_no_longer_than_its_budget(application, client
         assert failure.detail(error_details_pb2.RetryInfo).retry_delay.ToNanoseconds() > 0
 
 
-async def test_a_server_that_stops_while_it_loads_loads_no_further_profile(application, client_of, pictures, valve):
+async def test_a_server_that_stops_while_it_loads_loads_no_further_profile(
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
+) -> None:
     valve.shut()
     server = application(valve.load, max_batch_size=1)
     await server.listen()
@@ -106,7 +119,7 @@ async def test_a_server_that_stops_while_it_loads_loads_no_further_profile(appli
     assert valve.sizes == [1] * WARM_UP_RUNS
 
 
-async def test_a_signal_ends_the_loading(repository):
+async def test_a_signal_ends_the_loading(repository: Path) -> None:
     """The first manifest is a pipe: the server hangs in it until the test closes it."""
     pipe = repository / "colours" / "3" / "a" / "manifest.json"
     pipe.parent.mkdir()
@@ -122,7 +135,9 @@ async def test_a_signal_ends_the_loading(repository):
     assert announced == []
 
 
-async def test_a_stopping_server_answers_what_it_has_accepted(application, client_of, pictures, valve):
+async def test_a_stopping_server_answers_what_it_has_accepted(
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
+) -> None:
     server = application(valve.load, max_batch_size=1)
     async with server, client_of(server) as client:
         valve.shut()
@@ -140,7 +155,9 @@ async def test_a_stopping_server_answers_what_it_has_accepted(application, clien
     assert [len(answer.detections) for answer in answers] == [4, 4, 4]
 
 
-async def test_a_stopping_server_takes_requests_until_the_balancers_know(application, client_of, pictures):
+async def test_a_stopping_server_takes_requests_until_the_balancers_know(
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures
+) -> None:
     server = application(grace_seconds=1)
     async with server, client_of(server) as client:
         stopping = asyncio.ensure_future(server.stop())
@@ -153,7 +170,9 @@ async def test_a_stopping_server_takes_requests_until_the_balancers_know(applica
     assert not early
 
 
-async def test_a_fault_is_told_until_it_is_over(application, client_of, pictures, caplog):
+async def test_a_fault_is_told_until_it_is_over(
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
     server = application()
     states = []
     async with server, client_of(server) as client:
@@ -166,7 +185,9 @@ async def test_a_fault_is_told_until_it_is_over(application, client_of, pictures
     assert "NOT_SERVING: worker 1 hangs" in caplog.text
 
 
-async def test_a_fault_that_is_over_does_not_make_a_loading_server_serve(application, client_of):
+async def test_a_fault_that_is_over_does_not_make_a_loading_server_serve(
+    application: MakeApplication, client_of: ClientOf
+) -> None:
     server = application()
     await server.listen()
     async with client_of(server) as client:
@@ -181,7 +202,9 @@ async def test_a_fault_that_is_over_does_not_make_a_loading_server_serve(applica
     assert result == ("NOT_SERVING", "NOT_SERVING")
 
 
-async def test_draining_takes_no_longer_than_it_may(application, client_of, pictures, valve):
+async def test_draining_takes_no_longer_than_it_may(
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
+) -> None:
     server = application(valve.load, max_batch_size=1, drain_seconds=0)
     async with server, client_of(server) as client:
         valve.shut()
@@ -196,7 +219,7 @@ async def test_draining_takes_no_longer_than_it_may(application, client_of, pict
     assert valve.sizes == [1]
 
 
-async def test_a_cancelled_call_is_not_computed(serve, pictures, valve):
+async def test_a_cancelled_call_is_not_computed(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(valve.load, max_batch_size=1) as client:
         valve.shut()
         running, waiting = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(2)]
@@ -216,7 +239,7 @@ async def test_a_cancelled_call_is_not_computed(serve, pictures, valve):
     assert valve.sizes == [1, 1]
 
 
-async def test_one_damaged_profile_fails_alone(serve, repository, pictures):
+async def test_one_damaged_profile_fails_alone(serve: Serve, repository: Path, pictures: Pictures) -> None:
     model = repository / "colours" / "3" / "accurate" / "model.onnx"
     content = bytearray(model.read_bytes())
     content[len(content) // 2] ^= 1
@@ -237,7 +260,13 @@ async def test_one_damaged_profile_fails_alone(serve, repository, pictures):
     assert answer.profile == "quick"
 
 
-async def test_profiles_that_the_runtime_cannot_use_fail_alone(serve, repository, new_profile, pictures, caplog):
+async def test_profiles_that_the_runtime_cannot_use_fail_alone(
+    serve: Serve,
+    repository: Path,
+    new_profile: Callable[..., None],
+    pictures: Pictures,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     new_profile(repository, "garbage", ap=0.9, model=b"no model")
     (repository / "colours" / "3" / "empty").mkdir()
     other = repository / "colours" / "3" / "other"
@@ -258,7 +287,9 @@ async def test_profiles_that_the_runtime_cannot_use_fail_alone(serve, repository
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
-def test_a_provider_that_cannot_start_is_not_replaced_in_silence(pristine, monkeypatch):
+def test_a_provider_that_cannot_start_is_not_replaced_in_silence(
+    pristine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     both = ("ROCMExecutionProvider", "CPUExecutionProvider")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(both))
     folder = Repository(pristine).folder("colours", 3, "quick")
@@ -266,7 +297,9 @@ def test_a_provider_that_cannot_start_is_not_replaced_in_silence(pristine, monke
         OnnxRuntimeEngine(folder.model_path.read_bytes(), folder.read_manifest(), EngineOptions(1, providers=both))
 
 
-async def test_the_newest_version_serves_and_the_default_model_can_be_set(serve, repository, new_profile, pictures):
+async def test_the_newest_version_serves_and_the_default_model_can_be_set(
+    serve: Serve, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+) -> None:
     new_profile(repository, "only", ap=0.1, name="birds")
     (repository / "colours" / "3").rename(repository / "colours" / "2")
     new_profile(repository, "only", ap=0.1)
@@ -285,7 +318,7 @@ async def test_the_newest_version_serves_and_the_default_model_can_be_set(serve,
         ({"providers": ["AbacusExecutionProvider"]}, "has no AbacusExecutionProvider"),
     ],
 )
-def test_with_nothing_to_serve_it_does_not_start(application, settings, message):
+def test_with_nothing_to_serve_it_does_not_start(application: MakeApplication, settings, message) -> None:
     async def scenario():
         async with application(**settings):
             pass
@@ -294,7 +327,7 @@ def test_with_nothing_to_serve_it_does_not_start(application, settings, message)
         asyncio.run(scenario())
 
 
-async def test_the_services_can_be_listed(serve):
+async def test_the_services_can_be_listed(serve: Serve) -> None:
     async with serve() as client:
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         stream = reflection_pb2_grpc.ServerReflectionStub(client.channel).ServerReflectionInfo(iter([request]))
@@ -302,14 +335,14 @@ async def test_the_services_can_be_listed(serve):
     assert result >= {DETECTION, "damoserve.v1.ProfileService", "grpc.health.v1.Health"}
 
 
-async def test_a_taken_port_is_an_error(serve, application):
+async def test_a_taken_port_is_an_error(serve: Serve, application: MakeApplication) -> None:
     async with serve() as client:
         with pytest.raises(OSError, match="cannot listen on"):
             async with application(port=client.application.port):
                 pass
 
 
-def test_the_command_serves_until_a_signal(repository, pictures):
+def test_the_command_serves_until_a_signal(repository: Path, pictures: Pictures) -> None:
     arguments = ["--repository", str(repository), "--port", "0", "--metrics-port", "0"]
     command = [sys.executable, "-m", "damoserve_server", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -331,7 +364,7 @@ def test_the_command_serves_until_a_signal(repository, pictures):
         ("DAMOSERVE_CONFIG", __file__, "test_lifecycle.py is not a YAML file of settings"),
     ],
 )
-def test_the_command_names_a_wrong_setting_in_one_line(monkeypatch, name, value, message):
+def test_the_command_names_a_wrong_setting_in_one_line(monkeypatch: pytest.MonkeyPatch, name, value, message) -> None:
     app = typer.Typer()
     app.command()(serve_command)
     monkeypatch.setenv(name, value)
@@ -342,7 +375,7 @@ def test_the_command_names_a_wrong_setting_in_one_line(monkeypatch, name, value,
     assert result.stderr.count("\n") == 1
 
 
-def test_the_command_says_why_it_cannot_start(tmp_path):
+def test_the_command_says_why_it_cannot_start(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "damoserve_server", "--repository", str(tmp_path), "--port", "0"]
     result = subprocess.run([*command, "--metrics-port", "0"], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
@@ -363,5 +396,5 @@ for module in pkgutil.walk_packages(damoserve_server.__path__, "damoserve_server
 """
 
 
-def test_the_server_needs_neither_torch_nor_onnx_nor_the_other_packages():
+def test_the_server_needs_neither_torch_nor_onnx_nor_the_other_packages() -> None:
     subprocess.run([sys.executable, "-c", BLOCKED], check=True, timeout=60)

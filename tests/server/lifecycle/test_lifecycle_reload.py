@@ -5,6 +5,8 @@ import gc
 import shutil
 import weakref
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,6 +22,9 @@ from damoserve_server import app
 from damoserve_server.engines.engine import EngineError
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from tests.support.administration import FRENCH, Callers, active, administered, only_version
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
+from tests.support.valve import Valve
 
 LABELS = {3: ("red", "green", "blue"), 4: FRENCH}
 RELOAD = admin_pb.ReloadModelRequest(model="colours")
@@ -27,7 +32,7 @@ PATIENT = {"max_queue": 64, "tiers": {"balanced": {"objective_ms": 60_000}}}
 
 
 @pytest.fixture
-def next_version(repository, new_profile):
+def next_version(repository: Path, new_profile: Callable[..., None]):
     """Version 4 is there, but 3 is served at the start."""
     for profile, ap in (("accurate", 0.7), ("quick", 0.5)):
         new_profile(repository, profile, ap=ap, version=4, labels=FRENCH)
@@ -35,7 +40,7 @@ def next_version(repository, new_profile):
     return repository / "colours" / "4"
 
 
-def use_newest(repository):
+def use_newest(repository: Path):
     (repository / "colours" / ALIASES_FILE).unlink()
 
 
@@ -45,7 +50,9 @@ def damage(path):
     path.write_bytes(content)
 
 
-async def test_a_good_version_takes_over_under_sixteen_callers(serve, repository, next_version, pictures):
+async def test_a_good_version_takes_over_under_sixteen_callers(
+    serve: Serve, repository: Path, next_version, pictures: Pictures
+) -> None:
     async with administered(serve, workers=2, **PATIENT) as (client, admin):
         use_newest(repository)
         async with Callers(client, pictures) as callers:
@@ -59,7 +66,7 @@ async def test_a_good_version_takes_over_under_sixteen_callers(serve, repository
     assert versions[-16:] == [4] * 16
 
 
-async def test_back_and_forth_under_sixteen_callers(serve, next_version, pictures):
+async def test_back_and_forth_under_sixteen_callers(serve: Serve, next_version, pictures: Pictures) -> None:
     async with administered(serve, workers=2, **PATIENT) as (client, admin), Callers(client, pictures) as callers:
         for version in (4, 3, 4, 3, 4):
             await admin.ReloadModel(admin_pb.ReloadModelRequest(model="colours", version=version))
@@ -68,7 +75,9 @@ async def test_back_and_forth_under_sixteen_callers(serve, next_version, picture
     callers.check(LABELS)
 
 
-async def test_stopping_under_sixteen_callers_answers_or_refuses_every_call(serve, pictures, monkeypatch):
+async def test_stopping_under_sixteen_callers_answers_or_refuses_every_call(
+    serve: Serve, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also those that come in the moment in which the port closes. What gRPC has not handed out then it cancels itself:
     hardly any, as `python -m benchmarks.faults SIGTERM` counts."""
     monkeypatch.setattr(app, "LAST_CALLS_SECONDS", 0.5)
@@ -102,7 +111,9 @@ def empty(version):
         (empty, "it has no profile"),
     ],
 )
-async def test_a_bad_version_is_refused_under_sixteen_callers(serve, repository, next_version, pictures, case):
+async def test_a_bad_version_is_refused_under_sixteen_callers(
+    serve: Serve, repository: Path, next_version, pictures: Pictures, case
+) -> None:
     harm, what = case
     harm(next_version)
     async with administered(serve, workers=2, **PATIENT) as (client, admin):
@@ -125,7 +136,9 @@ async def test_a_bad_version_is_refused_under_sixteen_callers(serve, repository,
     assert metrics.sum("damoserve_profile_state", model="colours", state="active") == 2
 
 
-async def test_an_engine_that_refuses_keeps_the_old_version(serve, repository, next_version, pictures):
+async def test_an_engine_that_refuses_keeps_the_old_version(
+    serve: Serve, repository: Path, next_version, pictures: Pictures
+) -> None:
     def refuse(model, manifest, options):
         raise EngineError("secret words of the runtime")
 
@@ -146,7 +159,9 @@ async def until_gone(*profiles: Any) -> None:
             await asyncio.sleep(0)
 
 
-async def test_a_request_ends_in_the_version_that_it_began_in(serve, repository, next_version, pictures, valve):
+async def test_a_request_ends_in_the_version_that_it_began_in(
+    serve: Serve, repository: Path, next_version, pictures: Pictures, valve: Valve
+) -> None:
     async with administered(serve, only_version(3, valve.load), workers=2) as (client, admin):
         use_newest(repository)
         gone = [weakref.ref(profile) for profile in active(client)]
@@ -174,8 +189,8 @@ def no_collection():
 
 @pytest.mark.usefixtures("no_collection")
 async def test_a_replaced_version_is_freed_at_once_whatever_came_of_its_requests(
-    serve, repository, next_version, pictures, valve
-):
+    serve: Serve, repository: Path, next_version, pictures: Pictures, valve: Valve
+) -> None:
     """A collection may be minutes away, and a version takes hundreds of megabytes."""
 
     async def stream():
@@ -207,7 +222,7 @@ async def test_a_replaced_version_is_freed_at_once_whatever_came_of_its_requests
     assert [answer.WhichOneof("outcome") for answer in frames] == ["error"] * 3
 
 
-async def test_unloading_a_busy_profile_loses_no_request(serve, pictures, valve):
+async def test_unloading_a_busy_profile_loses_no_request(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with administered(serve, valve.load, max_batch_size=1) as (client, admin):
         [accurate, _] = map(weakref.ref, active(client))
         valve.shut()
@@ -222,7 +237,7 @@ async def test_unloading_a_busy_profile_loses_no_request(serve, pictures, valve)
     assert [(answer.profile, len(answer.detections)) for answer in answers] == [("accurate", 4)] * 8
 
 
-async def test_unloading_under_sixteen_callers_sends_them_elsewhere(serve, pictures):
+async def test_unloading_under_sixteen_callers_sends_them_elsewhere(serve: Serve, pictures: Pictures) -> None:
     async with administered(serve, workers=2, **PATIENT) as (client, admin), Callers(client, pictures) as callers:
         for _ in range(3):
             await admin.UnloadProfile(admin_pb.UnloadProfileRequest(profile="accurate"))
@@ -234,7 +249,7 @@ async def test_unloading_under_sixteen_callers_sends_them_elsewhere(serve, pictu
     assert {answer.profile for _, answer in callers.answers} == {"accurate", "quick"}
 
 
-async def test_another_input_size_comes_with_a_version(serve, repository, pictures):
+async def test_another_input_size_comes_with_a_version(serve: Serve, repository: Path, pictures: Pictures) -> None:
     """Its buffers are made before it serves: the bundled network takes 416 x 416 pixels."""
     target = repository / "blood-cells" / "1" / "int8+pruned"
     async with administered(serve) as (client, admin):
@@ -251,7 +266,7 @@ def bundled(root, profile):
     return root / "blood-cells" / "1" / profile
 
 
-async def test_memory_is_flat_after_twenty_reloads(serve, repository, tmp_path):
+async def test_memory_is_flat_after_twenty_reloads(serve: Serve, repository: Path, tmp_path: Path) -> None:
     picture = (bundled(tmp_path / "cells", "pruned") / "golden.png").read_bytes()
     process = psutil.Process()
     async with administered(serve, repository=tmp_path / "cells", max_batch_size=1) as (client, admin):
@@ -267,7 +282,9 @@ async def test_memory_is_flat_after_twenty_reloads(serve, repository, tmp_path):
     assert after - before < 50e6  # one leaked engine a reload would be 20 x at least 4 MB
 
 
-async def test_a_model_that_computes_something_else_is_refused(serve, repository, tmp_path, caplog):
+async def test_a_model_that_computes_something_else_is_refused(
+    serve: Serve, repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The hashes agree, the golden detections do not: as on a machine whose kernels are wrong."""
     bundled(tmp_path / "cells", "int8+pruned")
 
@@ -299,14 +316,16 @@ async def test_a_model_that_computes_something_else_is_refused(serve, repository
     assert isinstance(engine, OnnxRuntimeEngine)
 
 
-async def test_without_golden_files_it_is_loaded_unchecked(serve, caplog):
+async def test_without_golden_files_it_is_loaded_unchecked(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     async with serve():
         pass
     assert "colours/quick has no golden image" in caplog.text
 
 
-async def test_a_golden_file_that_is_not_one_fails_the_profile(serve, repository, new_profile, pictures):
+async def test_a_golden_file_that_is_not_one_fails_the_profile(
+    serve: Serve, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+) -> None:
     folder = repository / "colours" / "3" / "accurate"
     (folder / GOLDEN_FILE).write_text("{}")
     manifest = folder / "manifest.json"
@@ -320,7 +339,7 @@ async def test_a_golden_file_that_is_not_one_fails_the_profile(serve, repository
     assert "not what its manifest promises" in failed.error
 
 
-async def test_an_engine_is_made_anew_when_its_file_is_gone(serve, repository):
+async def test_an_engine_is_made_anew_when_its_file_is_gone(serve: Serve, repository: Path) -> None:
     async with serve() as client:
         [profile, other] = active(client)
         shutil.rmtree(repository / "colours" / "3" / "accurate")

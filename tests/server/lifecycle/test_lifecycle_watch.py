@@ -2,7 +2,9 @@
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -11,12 +13,14 @@ from damoserve_profiles.repository import ALIASES_FILE, Repository
 from damoserve_server.lifecycle import lifecycle
 from damoserve_server.models import lookup
 from tests.support.administration import FRENCH, Callers, active
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
 
 OFTEN = {"watch_seconds": 0.01, "workers": 2, "tiers": {"balanced": {"objective_ms": 60_000}}}
 
 
 @pytest.fixture
-def watching(serve):
+def watching(serve: Serve):
     @asynccontextmanager
     async def running():
         async with serve(**OFTEN) as client:
@@ -25,7 +29,7 @@ def watching(serve):
     return running
 
 
-async def counted(client, result, model="colours", times=1):
+async def counted(client: ServerClient, result, model="colours", times=1):
     await client.until(lambda now: _reloads(now, result, model) >= times)
 
 
@@ -36,7 +40,7 @@ def _reloads(now, result, model):
         return 0
 
 
-async def looks(client, times=3):
+async def looks(client: ServerClient, times=3):
     """Returns after so many looks at the repository."""
     done = asyncio.Event()
     left = times
@@ -56,7 +60,9 @@ async def looks(client, times=3):
             await done.wait()
 
 
-async def test_a_new_version_is_served_under_sixteen_callers(watching, repository, new_profile, pictures):
+async def test_a_new_version_is_served_under_sixteen_callers(
+    watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+) -> None:
     async with watching() as client, Callers(client, pictures) as callers:
         new_profile(repository, "accurate", ap=0.7, version=4, labels=FRENCH)
         await counted(client, "switched")
@@ -66,7 +72,7 @@ async def test_a_new_version_is_served_under_sixteen_callers(watching, repositor
     assert [answer.model_version for _, answer in callers.answers[-16:]] == [4] * 16
 
 
-async def test_nothing_is_loaded_again_without_a_change(watching):
+async def test_nothing_is_loaded_again_without_a_change(watching) -> None:
     async with watching() as client:
         before = active(client)
         await looks(client, 5)
@@ -75,8 +81,8 @@ async def test_nothing_is_loaded_again_without_a_change(watching):
 
 
 async def test_half_a_version_is_reported_once_and_served_when_it_is_whole(
-    watching, repository, new_profile, pictures, caplog
-):
+    watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
     new_profile(repository, "quick", ap=0.5, version=4)
     whole, half = repository / "colours" / "4", repository / ".4"
@@ -102,7 +108,7 @@ async def test_half_a_version_is_reported_once_and_served_when_it_is_whole(
     assert [(p.model_version, p.state) for p in after] == [(4, pb.Profile.STATE_ACTIVE)] * 2
 
 
-def test_models_come_and_go(watching, repository, new_profile, pictures):
+def test_models_come_and_go(watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures) -> None:
     async def scenario():
         async with watching() as client:
             new_profile(repository, "only", ap=0.1, name="birds")
@@ -122,7 +128,9 @@ def test_models_come_and_go(watching, repository, new_profile, pictures):
     assert asyncio.run(scenario()) == ("birds", "MODEL_NOT_FOUND", shown, "colours")
 
 
-async def test_an_alias_that_is_written_rolls_back(watching, repository, new_profile, pictures):
+async def test_an_alias_that_is_written_rolls_back(
+    watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
     async with watching() as client:
         before = (await client.detect(pictures.red)).model_version
@@ -140,8 +148,8 @@ async def test_an_alias_that_is_written_rolls_back(watching, repository, new_pro
 
 
 async def test_an_alias_that_changes_while_it_is_followed_is_not_missed(
-    watching, repository, new_profile, pictures, monkeypatch
-):
+    watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
     aliases = Repository(repository)
     changes = [4]
@@ -162,7 +170,9 @@ async def test_an_alias_that_changes_while_it_is_followed_is_not_missed(
     assert not changes
 
 
-async def test_a_repository_that_vanishes_takes_nothing_along(watching, repository, pictures, caplog):
+async def test_a_repository_that_vanishes_takes_nothing_along(
+    watching, repository: Path, pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
     async with watching() as client:
         away = repository.rename(repository.with_name("away"))
         while "is gone" not in caplog.text:

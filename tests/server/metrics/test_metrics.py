@@ -9,10 +9,12 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve_server.app import SERVICES
 from damoserve_server.kserve import methods as kserve
 from damoserve_server.metrics.requests import STAGES
-from tests.server.conftest import HEIGHT, WIDTH
+from tests.support.pictures import Pictures
+from tests.support.quarters import HEIGHT, WIDTH
+from tests.support.server import Serve
 
 
-async def test_series_exist_at_zero_before_the_first_call(serve):
+async def test_series_exist_at_zero_before_the_first_call(serve: Serve) -> None:
     async with serve() as client:
         now = await client.metrics()
     detect = {"grpc_type": "unary", "grpc_service": "damoserve.v1.DetectionService", "grpc_method": "Detect"}
@@ -45,7 +47,7 @@ async def test_series_exist_at_zero_before_the_first_call(serve):
     assert now.sum("damoserve_profile_accuracy", **colours) == 0.4
 
 
-async def test_every_method_has_every_code_from_the_start(serve):
+async def test_every_method_has_every_code_from_the_start(serve: Serve) -> None:
     async with serve(admin_port=0) as client:
         now = await client.metrics()
     services = [*SERVICES, *admin_pb2.DESCRIPTOR.services_by_name.values()]
@@ -60,7 +62,7 @@ async def test_every_method_has_every_code_from_the_start(serve):
             assert now.sum("grpc_server_handled_total", **labels, grpc_code=code.name) == 0
 
 
-async def test_objectives_are_shown_and_are_edges_of_the_histograms(serve, pictures):
+async def test_objectives_are_shown_and_are_edges_of_the_histograms(serve: Serve, pictures: Pictures) -> None:
     tiers = {"realtime": {"objective_ms": 37, "accuracy_floor": 0.3}, "balanced": {"objective_ms": 12_345}}
     async with serve(tiers=tiers) as client:
         await client.detect(pictures.red)
@@ -74,7 +76,7 @@ async def test_objectives_are_shown_and_are_edges_of_the_histograms(serve, pictu
     assert in_time == now.sum("damoserve_request_seconds_bucket", tier="balanced", le="12.345") == 1
 
 
-async def test_what_the_server_is_made_of(serve):
+async def test_what_the_server_is_made_of(serve: Serve) -> None:
     async with serve() as client:
         now = await client.metrics()
     made_of = {"version": version("damoserve"), "grpc": version("grpcio"), "python": platform.python_version()}
@@ -83,7 +85,7 @@ async def test_what_the_server_is_made_of(serve):
     assert now.sum("python_gc_collections_total") > 0
 
 
-async def test_sums_after_calls(serve, pictures):
+async def test_sums_after_calls(serve: Serve, pictures: Pictures) -> None:
     async with serve(tiers={"balanced": {"objective_ms": 5000}}) as client:
         for _ in range(3):
             await client.detect(pictures.red, profile="quick")
@@ -113,7 +115,7 @@ async def test_sums_after_calls(serve, pictures):
     assert now.sum("damoserve_batch_size_sum") == 4
 
 
-async def test_no_caller_can_make_a_series(serve, pictures):
+async def test_no_caller_can_make_a_series(serve: Serve, pictures: Pictures) -> None:
     """Otherwise names that a caller makes up would fill the memory, here and in Prometheus."""
     async with serve() as client:
         await client.detect(pictures.red)

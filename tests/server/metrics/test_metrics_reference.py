@@ -6,15 +6,16 @@ from pathlib import Path
 
 from damoserve_profiles.repository import BUNDLED
 from damoserve_server.metrics.reference import page
+from tests.support.server import Serve
 
 PAGE = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
 
 
-def test_page_is_what_the_code_writes():
+def test_page_is_what_the_code_writes() -> None:
     assert page() == PAGE, "write it anew: python -m damoserve_server.metrics.reference > docs/metrics.md"
 
 
-def test_a_running_server_shows_what_the_page_lists(serve):
+def test_a_running_server_shows_what_the_page_lists(serve: Serve) -> None:
     """With the bundled model, whose manifests have all that there is to show."""
 
     async def scenario():

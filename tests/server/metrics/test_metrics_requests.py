@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,8 +15,11 @@ from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.access.tokens import digest_of
 from damoserve_server.metrics.requests import NO_TIER, Outcome
 from damoserve_server.scheduling.selection import Tier
+from tests.support.pictures import Pictures
+from tests.support.server import ClientOf, MakeApplication, Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
+from tests.support.valve import Valve
 
-PATIENCE = 20.0
 TIERS = {"realtime": {"objective_ms": 1e-3}, "balanced": {"objective_ms": 30_000}}
 REALTIME = pb.LATENCY_TIER_REALTIME
 NAMED = {"profile": "quick"}
@@ -42,34 +46,34 @@ def infer_request(images, name="colours", **fields):
     return inference_pb2.ModelInferRequest(model_name=name, inputs=[tensor], **fields)
 
 
-def infer(client, request):
+def infer(client: ServerClient, request):
     method = client.channel.unary_unary(
         "/inference.GRPCInferenceService/ModelInfer",
         request_serializer=inference_pb2.ModelInferRequest.SerializeToString,
         response_deserializer=inference_pb2.ModelInferResponse.FromString,
     )
-    return method(request, timeout=PATIENCE)
+    return method(request, timeout=TIMEOUT)
 
 
-def infer_stream(client, requests):
+def infer_stream(client: ServerClient, requests):
     method = client.channel.stream_stream(
         "/inference.GRPCInferenceService/ModelStreamInfer",
         request_serializer=inference_pb2.ModelInferRequest.SerializeToString,
         response_deserializer=inference_pb2.ModelStreamInferResponse.FromString,
     )
-    return method(iter(requests), timeout=PATIENCE)
+    return method(iter(requests), timeout=TIMEOUT)
 
 
-def frames(client, images, **options):
+def frames(client: ServerClient, images, **options):
     messages = [pb.DetectStreamRequest(options=pb.StreamOptions(**options))]
     messages += [
         pb.DetectStreamRequest(frame=pb.Frame(id=number, image=pb.Image(content=image)))
         for number, image in enumerate(images)
     ]
-    return pb_grpc.DetectionServiceStub(client.channel).DetectStream(iter(messages), timeout=PATIENCE)
+    return pb_grpc.DetectionServiceStub(client.channel).DetectStream(iter(messages), timeout=TIMEOUT)
 
 
-async def test_ends_of_calls(serve, pictures):
+async def test_ends_of_calls(serve: Serve, pictures: Pictures) -> None:
     async with serve(tiers=TIERS) as client:
         await client.detect(pictures.red)
         await client.detect(pictures.red, **NAMED)
@@ -97,7 +101,7 @@ async def test_ends_of_calls(serve, pictures):
     assert now.sum("damoserve_decode_failures_total", kind="undecodable") == 1
 
 
-async def test_calls_that_nobody_could_read_are_invalid(serve):
+async def test_calls_that_nobody_could_read_are_invalid(serve: Serve) -> None:
     async with serve() as client:
         await client.failure(client.detect(b"", latency_budget=Duration()))
         for method in ("damoserve.v1.DetectionService/Detect", "inference.GRPCInferenceService/ModelInfer"):
@@ -108,7 +112,9 @@ async def test_calls_that_nobody_could_read_are_invalid(serve):
     assert in_flight(now) == 0
 
 
-async def test_who_has_no_token_is_invalid_and_who_has_used_it_up_is_refused(serve, pictures, tmp_path):
+async def test_who_has_no_token_is_invalid_and_who_has_used_it_up_is_refused(
+    serve: Serve, pictures: Pictures, tmp_path: Path
+) -> None:
     path = tmp_path / "tokens.yaml"
     limited = {"name": "camera", "sha256": digest_of("camera" * 6).hex(), "rate": 1e-3, "burst": 1}
     path.write_text(yaml.safe_dump({"tokens": [limited]}))
@@ -117,14 +123,16 @@ async def test_who_has_no_token_is_invalid_and_who_has_used_it_up_is_refused(ser
     async with serve(access={"tokens": path}) as client:
         detect = pb_grpc.DetectionServiceStub(client.channel).Detect
         bearer = (("authorization", f"Bearer {'camera' * 6}"),)
-        await detect(request, timeout=PATIENCE, metadata=bearer)
+        await detect(request, timeout=TIMEOUT, metadata=bearer)
         assert (await client.failure(detect(request, metadata=bearer))).reason == "RATE_LIMITED"
         assert (await client.failure(detect(request))).reason == "TOKEN_MISSING"
         result = await client.metrics()
     assert ends(result) == {("none", "in_time"): 1, ("none", "refused"): 1, ("none", "invalid"): 1}
 
 
-async def test_a_full_queue_refuses_and_whoever_waits_is_in_flight_until_it_expires_or_leaves(serve, pictures, valve):
+async def test_a_full_queue_refuses_and_whoever_waits_is_in_flight_until_it_expires_or_leaves(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     async with serve(valve.load, max_queue=1, max_batch_size=1) as client:
         valve.shut()
         left = client.detect(pictures.red)
@@ -141,7 +149,9 @@ async def test_a_full_queue_refuses_and_whoever_waits_is_in_flight_until_it_expi
     assert ends(now) == {("balanced", "refused"): 1, ("none", "expired"): 1, ("balanced", "cancelled"): 1}
 
 
-async def test_a_server_that_stops_refuses_and_one_that_breaks_fails(serve, pictures, valve):
+async def test_a_server_that_stops_refuses_and_one_that_breaks_fails(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     async with serve(valve.load, drain_seconds=0.0) as client:
         valve.fault = ValueError("broken")
         assert (await client.failure(client.detect(pictures.red, **NAMED))).reason == "INTERNAL"
@@ -159,7 +169,7 @@ async def test_a_server_that_stops_refuses_and_one_that_breaks_fails(serve, pict
     assert ends(result) == {("none", "failed"): 1, ("none", "refused"): 1, ("none", "in_time"): 1}
 
 
-async def test_each_frame_of_a_stream_is_a_request(serve, pictures):
+async def test_each_frame_of_a_stream_is_a_request(serve: Serve, pictures: Pictures) -> None:
     async with serve(tiers=TIERS) as client:
         images = [pictures.red, b"no image", pictures.red]
         answers = [answer async for answer in frames(client, images, latency_tier=REALTIME)]
@@ -169,7 +179,9 @@ async def test_each_frame_of_a_stream_is_a_request(serve, pictures):
     assert in_flight(now) == 0
 
 
-async def test_frames_of_a_stream_whose_caller_leaves_are_cancelled_and_those_dropped_refused(serve, pictures, valve):
+async def test_frames_of_a_stream_whose_caller_leaves_are_cancelled_and_those_dropped_refused(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     async with serve(valve.load, stream_window=1, max_batch_size=1) as client:
         valve.shut()
         options = {"on_overload": pb.StreamOptions.OVERLOAD_DROP_OLDEST, **NAMED}
@@ -196,7 +208,7 @@ async def test_frames_of_a_stream_whose_caller_leaves_are_cancelled_and_those_dr
     assert ends(now) == {("none", "cancelled"): 4, ("none", "in_time"): 3, ("none", "refused"): 1}
 
 
-async def test_each_image_of_a_kserve_request_is_a_request_and_all_end_alike(serve, pictures):
+async def test_each_image_of_a_kserve_request_is_a_request_and_all_end_alike(serve: Serve, pictures: Pictures) -> None:
     async with serve(tiers=TIERS) as client:
         await infer(client, infer_request([pictures.red, pictures.red]))
         await client.failure(infer(client, infer_request([pictures.red, b"no image"], "colours/quick")))
@@ -214,7 +226,9 @@ async def test_each_image_of_a_kserve_request_is_a_request_and_all_end_alike(ser
     assert in_flight(now) == 0
 
 
-async def test_a_call_that_waits_for_the_models_is_a_request(application, client_of, pictures):
+async def test_a_call_that_waits_for_the_models_is_a_request(
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures
+) -> None:
     server = application()
     await server.listen()
     try:
@@ -244,7 +258,7 @@ class Sleeper:
         return self.engine.run(images)
 
 
-async def test_stages_add_up_to_requests_and_these_to_calls(serve, pictures, valve):
+async def test_stages_add_up_to_requests_and_these_to_calls(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(lambda *args: Sleeper(valve.load(*args)), max_batch_size=1) as client:
         answers = [await client.detect(pictures.red, **NAMED) for _ in range(4)]
         answers += await asyncio.gather(*(client.detect(pictures.red, **NAMED) for _ in range(4)))

@@ -11,18 +11,11 @@ from damoserve_server.errors import DeadlineExpired, DeadlineUnreachable, QueueF
 from damoserve_server.scheduling.deadline import DeadlinePolicy
 from damoserve_server.scheduling.policy import Cost, Requirements
 from damoserve_server.scheduling.scheduler import Closing, Scheduler
+from tests.support.clock import Clock
 
 COSTS = {"slow": Cost(0.6, (8.0, 16.0, 24.0)), "quick": Cost(0.5, (2.0, 3.0, 4.0))}
 MAX_QUEUE = 4
 WORKERS = 2
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 def make(workers=1, costs=COSTS, max_wait=0.0):
@@ -46,7 +39,7 @@ def names(batch):
     return [ticket.payload for ticket in batch.tickets]
 
 
-def test_the_most_urgent_goes_first():
+def test_the_most_urgent_goes_first() -> None:
     scheduler, _ = make()
     for name, deadline in {"a": 90, "b": 100, "c": 80}.items():
         submit(scheduler, "slow", deadline, name)
@@ -57,7 +50,7 @@ def test_the_most_urgent_goes_first():
     assert names(scheduler.take()) == ["a"]
 
 
-def test_what_is_still_decoded_waits_but_counts():
+def test_what_is_still_decoded_waits_but_counts() -> None:
     scheduler, clock = make()
     ticket = scheduler.admit(requirements("slow", 20.0), decoding=5.0)
     assert (scheduler.queued(ready=False), scheduler.queued(ready=True), scheduler.take()) == (1, 0, None)
@@ -69,7 +62,7 @@ def test_what_is_still_decoded_waits_but_counts():
     assert names(scheduler.take()) == ["a"]
 
 
-def test_what_has_been_dropped_cannot_become_ready():
+def test_what_has_been_dropped_cannot_become_ready() -> None:
     scheduler, clock = make()
     ticket = scheduler.admit(requirements("quick", 3.0), 0.5)
     clock.now = 3.0
@@ -82,7 +75,7 @@ def test_what_has_been_dropped_cannot_become_ready():
         scheduler.make_ready(ticket, "late")
 
 
-def test_the_soonest_end_counts_what_runs_and_what_is_more_urgent():
+def test_the_soonest_end_counts_what_runs_and_what_is_more_urgent() -> None:
     scheduler, clock = make()
     submit(scheduler, "slow", 100)
     scheduler.take()
@@ -97,7 +90,7 @@ def test_the_soonest_end_counts_what_runs_and_what_is_more_urgent():
     assert (end(40), end(60)) == (8 + 2, 8 + 8 + 2)
 
 
-def test_the_soonest_end_counts_batches_as_they_will_form():
+def test_the_soonest_end_counts_batches_as_they_will_form() -> None:
     scheduler, clock = make()
     for _ in range(3):
         submit(scheduler, "quick", 90)
@@ -113,7 +106,7 @@ def test_the_soonest_end_counts_batches_as_they_will_form():
     assert scheduler.soonest_end(slow) == 10 + 4 + 3 + 8, "the rest of another profile takes no more than it is"
 
 
-def test_of_alternatives_the_first_that_is_in_time_is_chosen_else_the_soonest():
+def test_of_alternatives_the_first_that_is_in_time_is_chosen_else_the_soonest() -> None:
     scheduler, _ = make()
     slow, quick = (requirements(profile, 100.0, due=9.0) for profile in ("slow", "quick"))
     assert scheduler.choose([slow, quick], 0.0) is slow
@@ -124,7 +117,7 @@ def test_of_alternatives_the_first_that_is_in_time_is_chosen_else_the_soonest():
     assert scheduler.choose([slow, quick], 0.0) is slow, "to be refused"
 
 
-def test_refusals():
+def test_refusals() -> None:
     scheduler, clock = make()
     clock.now = 10
     with pytest.raises(DeadlineExpired):
@@ -141,7 +134,7 @@ def test_refusals():
         submit(scheduler, "quick", 100)
 
 
-def test_what_cannot_end_in_time_is_dropped_when_a_worker_is_free():
+def test_what_cannot_end_in_time_is_dropped_when_a_worker_is_free() -> None:
     scheduler, clock = make()
     running_for = submit(scheduler, "slow", 100)
     running = scheduler.take()
@@ -155,7 +148,7 @@ def test_what_cannot_end_in_time_is_dropped_when_a_worker_is_free():
     assert error.details == {"expected_ms": "2000.0", "budget_ms": "1500.0"}
 
 
-def test_an_estimate_that_falls_in_time_saves_what_waits():
+def test_an_estimate_that_falls_in_time_saves_what_waits() -> None:
     costs = {"quick": Cost(0.5, (2.0,))}
     scheduler, clock = make(costs=costs)
     submit(scheduler, "quick", 7, "first")
@@ -169,14 +162,14 @@ def test_an_estimate_that_falls_in_time_saves_what_waits():
     assert names(scheduler.take()) == ["second"]
 
 
-def test_a_tier_may_be_missed_but_a_deadline_may_not():
+def test_a_tier_may_be_missed_but_a_deadline_may_not() -> None:
     scheduler, _ = make()
     submit(scheduler, "slow", 100, "late for its tier", due=5.0)
     submit(scheduler, "slow", 50, "in time")
     assert names(scheduler.take()) == ["in time"], "who is late already makes nobody else late"
 
 
-def test_priority_is_worth_time_and_waiting_makes_up_for_it():
+def test_priority_is_worth_time_and_waiting_makes_up_for_it() -> None:
     scheduler, _ = make()
     submit(scheduler, "slow", 50.0, "patient")
     submit(scheduler, "slow", 200.0, "urgent", priority=1)
@@ -188,7 +181,7 @@ def test_priority_is_worth_time_and_waiting_makes_up_for_it():
     assert order == ["urgent", "patient", "young"]
 
 
-def test_a_pause_ends_when_company_comes():
+def test_a_pause_ends_when_company_comes() -> None:
     scheduler, _ = make(max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
     submit(scheduler, "quick", 900, "first")
     coming = scheduler.admit(requirements("quick", 900), decoding=0.5)
@@ -198,7 +191,7 @@ def test_a_pause_ends_when_company_comes():
     assert names(scheduler.take()) == ["first", "second"]
 
 
-def test_a_pause_that_is_over_before_it_is_waited_for_is_no_end():
+def test_a_pause_that_is_over_before_it_is_waited_for_is_no_end() -> None:
     scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
     submit(scheduler, "quick", 900, "first")
     scheduler.admit(requirements("quick", 900), decoding=0.5)
@@ -209,7 +202,7 @@ def test_a_pause_that_is_over_before_it_is_waited_for_is_no_end():
     assert scheduler.next_take() is None, "whoever waits for that would never sleep"
 
 
-def test_a_pause_ends_when_another_worker_is_free():
+def test_a_pause_ends_when_another_worker_is_free() -> None:
     scheduler, _ = make(workers=2, max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
     submit(scheduler, "quick", 900)
     running = scheduler.take()
@@ -220,7 +213,7 @@ def test_a_pause_ends_when_another_worker_is_free():
     assert names(scheduler.take()) == ["first"]
 
 
-def test_where_batches_win_a_batch_waits_a_little_for_a_burst_to_show():
+def test_where_batches_win_a_batch_waits_a_little_for_a_burst_to_show() -> None:
     scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 10.0, 10.0))})
     submit(scheduler, "quick", 900, "first")
     assert scheduler.take() is None
@@ -229,20 +222,20 @@ def test_where_batches_win_a_batch_waits_a_little_for_a_burst_to_show():
     assert names(scheduler.take()) == ["first"]
 
 
-def test_where_batches_do_not_win_nobody_waits_for_one():
+def test_where_batches_do_not_win_nobody_waits_for_one() -> None:
     scheduler, _ = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 20.0, 30.0))})
     submit(scheduler, "quick", 900, "first")
     assert names(scheduler.take()) == ["first"]
 
 
-def test_what_waits_is_shared_among_the_free_workers():
+def test_what_waits_is_shared_among_the_free_workers() -> None:
     scheduler, _ = make(workers=2)
     for _ in range(4):
         submit(scheduler, "quick", 90)
     assert [len(scheduler.take().tickets) for _ in range(2)] == [2, 2]
 
 
-def test_a_pause_ends_without_company_too():
+def test_a_pause_ends_without_company_too() -> None:
     scheduler, clock = make(max_wait=1.0)
     submit(scheduler, "quick", 90, "first")
     scheduler.admit(requirements("quick", 90), decoding=0.5)
@@ -255,7 +248,7 @@ def test_a_pause_ends_without_company_too():
     assert clock.now <= 1.0
 
 
-def test_a_batch_tells_why_it_is_no_larger():
+def test_a_batch_tells_why_it_is_no_larger() -> None:
     scheduler, clock = make(costs={"quick": Cost(0.5, (2.0, 3.0, 4.0))})
     for _ in range(4):
         submit(scheduler, "quick", 90)
@@ -272,14 +265,14 @@ def test_a_batch_tells_why_it_is_no_larger():
     assert (names(urgent), urgent.closing) == (["urgent"], Closing.SMALLER)
 
 
-def test_where_no_batch_gains_every_batch_is_full():
+def test_where_no_batch_gains_every_batch_is_full() -> None:
     scheduler, _ = make(costs={"quick": Cost(0.5, (10.0, 20.0, 30.0))})
     submit(scheduler, "quick", 900)
     submit(scheduler, "quick", 900)
     assert scheduler.take().closing == Closing.FULL
 
 
-def test_a_batch_knows_since_when_it_was_held_back_for_company():
+def test_a_batch_knows_since_when_it_was_held_back_for_company() -> None:
     scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 10.0, 10.0))})
     clock.now = 5.0
     submit(scheduler, "quick", 900, "first")
@@ -300,7 +293,7 @@ def test_a_batch_knows_since_when_it_was_held_back_for_company():
     assert (alone.closing, alone.held_since) == (Closing.ALL_READY, inf), "what was held has left"
 
 
-def test_the_close_hands_out_all_that_wait_and_nothing_comes_in():
+def test_the_close_hands_out_all_that_wait_and_nothing_comes_in() -> None:
     scheduler, _ = make()
     tickets = [submit(scheduler, "quick", 100), scheduler.admit(requirements("quick", 90), 0.5)]
     assert scheduler.close() == tickets

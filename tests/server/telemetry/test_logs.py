@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import grpc
 import pytest
@@ -17,15 +18,18 @@ from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.detection.request import Timings
 from damoserve_server.telemetry.logs import make_handler
 from damoserve_server.telemetry.settings import LogFormat
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
+from tests.support.valve import Valve
 
-PATIENCE = 20.0
 STAGES = [stage.name for stage in fields(Timings)]
 TOKEN = "a-token-that-nobody-is-to-read-in-a-log"
 DETECT = "damoserve.v1.DetectionService/Detect"
 
 
 @pytest.fixture
-def logging_as(caplog):
+def logging_as(caplog: pytest.LogCaptureFixture):
     """Adds our handler to those of the tests."""
     added = []
 
@@ -40,21 +44,21 @@ def logging_as(caplog):
 
 
 @pytest.fixture
-def lines(capsys):
+def lines(capsys: pytest.CaptureFixture[str]):
     """The lines since the last look, as objects."""
     return lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-async def detect(client, image, *metadata, **fields):
+async def detect(client: ServerClient, image, *metadata, **fields):
     request = pb.DetectRequest(image=pb.Image(content=image), **fields)
-    return await pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=PATIENCE, metadata=metadata)
+    return await pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=TIMEOUT, metadata=metadata)
 
 
 def accesses(lines):
     return [line for line in lines if line["logger"] == "damoserve_server.access_log"]
 
 
-async def test_the_access_log_has_one_line_a_call(serve, pictures, logging_as, lines):
+async def test_the_access_log_has_one_line_a_call(serve: Serve, pictures: Pictures, logging_as, lines) -> None:
     logging_as(LogFormat.JSON)
     async with serve(access_log=True, tiers={"balanced": {"objective_ms": 5000}}) as client:
         await detect(client, pictures.red, ("x-request-id", "first"))
@@ -86,10 +90,12 @@ async def test_the_access_log_has_one_line_a_call(serve, pictures, logging_as, l
     assert "stage_seconds" not in third
 
 
-async def test_the_access_log_has_a_line_for_each_frame_and_one_for_the_stream(serve, pictures, logging_as, lines):
+async def test_the_access_log_has_a_line_for_each_frame_and_one_for_the_stream(
+    serve: Serve, pictures: Pictures, logging_as, lines
+) -> None:
     logging_as(LogFormat.JSON)
     async with serve(access_log=True) as client:
-        call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=PATIENCE)
+        call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=TIMEOUT)
         await call.write(pb.DetectStreamRequest(options=pb.StreamOptions(profile="quick")))
         for identifier in (7, 8):
             frame = pb.Frame(id=identifier, image=pb.Image(content=pictures.red))
@@ -102,14 +108,16 @@ async def test_the_access_log_has_a_line_for_each_frame_and_one_for_the_stream(s
     assert len({line["request_id"] for line in told}) == 1
 
 
-async def test_it_is_off_by_default(serve, pictures, logging_as, lines):
+async def test_it_is_off_by_default(serve: Serve, pictures: Pictures, logging_as, lines) -> None:
     logging_as(LogFormat.JSON)
     async with serve() as client:
         await client.detect(pictures.red)
     assert accesses(lines()) == []
 
 
-async def test_an_internal_error_is_logged_with_its_request_and_traceback(serve, pictures, valve, logging_as, lines):
+async def test_an_internal_error_is_logged_with_its_request_and_traceback(
+    serve: Serve, pictures: Pictures, valve: Valve, logging_as, lines
+) -> None:
     logging_as(LogFormat.JSON)
     async with serve(valve.load, access_log=True) as client:
         valve.fault = RuntimeError("the engine broke")
@@ -122,7 +130,9 @@ async def test_an_internal_error_is_logged_with_its_request_and_traceback(serve,
     assert (access["code"], access["reason"]) == ("INTERNAL", "INTERNAL")
 
 
-async def test_lines_of_a_refused_call_carry_its_request_and_no_secret(serve, pictures, logging_as, capsys, tmp_path):
+async def test_lines_of_a_refused_call_carry_its_request_and_no_secret(
+    serve: Serve, pictures: Pictures, logging_as, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     tokens = tmp_path / "tokens.yaml"
     tokens.write_text(yaml.safe_dump({"tokens": [{"name": "someone", "token": TOKEN, "rights": ["detect"]}]}))
     logging_as(LogFormat.JSON)
@@ -139,7 +149,9 @@ async def test_lines_of_a_refused_call_carry_its_request_and_no_secret(serve, pi
     assert "PNG" not in written
 
 
-async def test_text_is_for_people_and_quotes_what_callers_choose(serve, pictures, logging_as, capsys):
+async def test_text_is_for_people_and_quotes_what_callers_choose(
+    serve: Serve, pictures: Pictures, logging_as, capsys: pytest.CaptureFixture[str]
+) -> None:
     logging_as(LogFormat.TEXT)
     async with serve(access_log=True) as client:
         await detect(client, pictures.red, ("x-request-id", 'mine" code="INTERNAL'), profile="quick")
@@ -151,7 +163,7 @@ async def test_text_is_for_people_and_quotes_what_callers_choose(serve, pictures
 
 
 @pytest.fixture
-def command(repository):
+def command(repository: Path):
     """Starts `damoserve serve` with these settings; a profile of its repository is damaged, so that it has to warn."""
     (repository / "colours/3/quick/model.onnx").write_bytes(b"")
     processes = []
@@ -170,22 +182,22 @@ def command(repository):
         process.communicate()
 
 
-def test_the_whole_log_of_the_command_is_json(command):
+def test_the_whole_log_of_the_command_is_json(command) -> None:
     process = command(log_format="json")
     while "serving" not in (line := process.stderr.readline()):
         assert line, "the command has ended"
         assert {"time", "level", "logger", "message"} <= json.loads(line).keys()
     assert json.loads(line)["message"].startswith("serving colours (accurate) on ")
     process.send_signal(signal.SIGTERM)
-    written, log = process.communicate(timeout=PATIENCE)
+    written, log = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, written) == (0, "")
     assert all(json.loads(line) for line in log.splitlines())
 
 
-def test_the_log_of_the_command_has_a_level(command):
+def test_the_log_of_the_command_has_a_level(command) -> None:
     process = command(log_level="error")
     assert process.stdout.readline().startswith("serving colours (accurate) on ")
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=PATIENCE)
+    _, log = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0
     assert " WARNING " not in log

@@ -11,10 +11,12 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_client import AsyncClient, Client
 from damoserve_server.scheduling.scheduler import Closing
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
 from tests.support.traces import (
     DETECT,
     DETECT_STREAM,
-    PATIENCE,
     UNSAMPLED,
     Traces,
     assert_stages,
@@ -23,6 +25,7 @@ from tests.support.traces import (
     follow_one_another,
     own,
 )
+from tests.support.valve import Valve
 
 pytest.importorskip("opentelemetry.trace", reason="the extra tracing is not installed")
 
@@ -34,7 +37,9 @@ ROUNDING = 1000
 """Nanoseconds: the stages are added up in seconds."""
 
 
-async def test_a_trace_has_the_callers_span_ours_for_each_stage_and_the_batch(serve, pictures, valve):
+async def test_a_trace_has_the_callers_span_ours_for_each_stage_and_the_batch(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     traces = Traces()
     async with serve(valve.load, tracer=traces.tracer) as client:
         client.learn(0.01)
@@ -70,7 +75,7 @@ async def test_a_trace_has_the_callers_span_ours_for_each_stage_and_the_batch(se
         assert inference.end_time <= batch.end_time
 
 
-async def test_attributes_of_a_call_say_who_served_it_and_have_no_content(serve, pictures):
+async def test_attributes_of_a_call_say_who_served_it_and_have_no_content(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
     async with serve(tracer=traces.tracer, tiers={"balanced": {"objective_ms": 5000}}) as client:
         await detect_with(client, pictures.red, ("x-request-id", "mine"), ("authorization", "Bearer hush"))
@@ -98,7 +103,7 @@ async def test_attributes_of_a_call_say_who_served_it_and_have_no_content(serve,
         ({"latency_budget": Duration(nanos=1)}, "DEADLINE_EXPIRED", StatusCode.ERROR),
     ],
 )
-async def test_a_refusal_is_recorded_with_its_reason(serve, pictures, fields, reason, status):
+async def test_a_refusal_is_recorded_with_its_reason(serve: Serve, pictures: Pictures, fields, reason, status) -> None:
     traces = Traces()
     async with serve(tracer=traces.tracer) as client:
         failure = await client.failure(traces.detect(client, pictures.red, **fields))
@@ -109,7 +114,7 @@ async def test_a_refusal_is_recorded_with_its_reason(serve, pictures, fields, re
     assert call.attributes["rpc.response.status_code"] == failure.code.name
 
 
-async def test_a_batch_that_fails_is_recorded_as_failed(serve, pictures, valve):
+async def test_a_batch_that_fails_is_recorded_as_failed(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     traces = Traces()
     async with serve(valve.load, tracer=traces.tracer) as client:
         valve.fault = RuntimeError("secret of the engine")
@@ -122,7 +127,9 @@ async def test_a_batch_that_fails_is_recorded_as_failed(serve, pictures, valve):
     assert "secret" not in call.to_json() + batch.to_json()
 
 
-async def test_a_call_that_its_caller_leaves_is_recorded_as_cancelled(serve, pictures, valve):
+async def test_a_call_that_its_caller_leaves_is_recorded_as_cancelled(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     traces = Traces()
     async with serve(valve.load, tracer=traces.tracer) as client:
         valve.shut()
@@ -135,10 +142,10 @@ async def test_a_call_that_its_caller_leaves_is_recorded_as_cancelled(serve, pic
     assert traces.only(DETECT).attributes["error.type"] == "CANCELLED"
 
 
-async def test_a_stream_has_a_span_and_each_frame_one_inside(serve, pictures):
+async def test_a_stream_has_a_span_and_each_frame_one_inside(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
     async with serve(tracer=traces.tracer) as client:
-        call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=PATIENCE)
+        call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=TIMEOUT)
         await call.write(pb.DetectStreamRequest(options=pb.StreamOptions(profile="quick")))
         for identifier, image in [(7, pictures.red), (8, b"no image")]:
             await call.write(pb.DetectStreamRequest(frame=pb.Frame(id=identifier, image=pb.Image(content=image))))
@@ -154,11 +161,11 @@ async def test_a_stream_has_a_span_and_each_frame_one_inside(serve, pictures):
     assert frames["8"].attributes["error.type"] == "IMAGE_UNDECODABLE"
 
 
-async def test_a_frame_that_is_dropped_has_a_span_that_says_so(serve, pictures, valve):
+async def test_a_frame_that_is_dropped_has_a_span_that_says_so(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     traces = Traces()
     async with serve(valve.load, tracer=traces.tracer, stream_window=1) as client:
         valve.shut()
-        call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=PATIENCE)
+        call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=TIMEOUT)
         options = pb.StreamOptions(on_overload=pb.StreamOptions.OVERLOAD_DROP_OLDEST)
         await call.write(pb.DetectStreamRequest(options=options))
         for identifier in range(3):
@@ -183,25 +190,25 @@ def infer_request(*images, identifier=""):
     return kserve_pb.ModelInferRequest(id=identifier, model_name="colours", inputs=[tensor])
 
 
-async def infer(client, *images):
+async def infer(client: ServerClient, *images):
     method = client.channel.unary_unary(
         f"/{INFER}",
         request_serializer=kserve_pb.ModelInferRequest.SerializeToString,
         response_deserializer=kserve_pb.ModelInferResponse.FromString,
     )
-    return await method(infer_request(*images), timeout=PATIENCE)
+    return await method(infer_request(*images), timeout=TIMEOUT)
 
 
-async def stream_infer(client, requests):
+async def stream_infer(client: ServerClient, requests):
     method = client.channel.stream_stream(
         f"/{STREAM_INFER}",
         request_serializer=kserve_pb.ModelInferRequest.SerializeToString,
         response_deserializer=kserve_pb.ModelStreamInferResponse.FromString,
     )
-    return [answer async for answer in method(iter(requests), timeout=PATIENCE)]
+    return [answer async for answer in method(iter(requests), timeout=TIMEOUT)]
 
 
-async def test_calls_by_kserve_are_traced_and_each_of_several_images(serve, pictures):
+async def test_calls_by_kserve_are_traced_and_each_of_several_images(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
     async with serve(tracer=traces.tracer) as client:
         await infer(client, pictures.red)
@@ -214,7 +221,7 @@ async def test_calls_by_kserve_are_traced_and_each_of_several_images(serve, pict
         assert_stages(traces, image)
 
 
-async def test_a_stream_by_kserve_has_a_span_for_each_message(serve, pictures):
+async def test_a_stream_by_kserve_has_a_span_for_each_message(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
     async with serve(tracer=traces.tracer) as client:
         requests = [infer_request(image, identifier=name) for name, image in [("one", pictures.red), ("two", b"")]]
@@ -228,17 +235,17 @@ async def test_a_stream_by_kserve_has_a_span_for_each_message(serve, pictures):
     assert {own(message)["request_id"] for message in messages.values()} == {own(stream)["request_id"]}
 
 
-async def test_our_client_names_the_span_that_it_is_called_in(serve, pictures):
+async def test_our_client_names_the_span_that_it_is_called_in(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
     async with serve(tracer=traces.tracer) as server:
         address = f"127.0.0.1:{server.application.port}"
-        async with AsyncClient(address, timeout=PATIENCE) as client:
+        async with AsyncClient(address, timeout=TIMEOUT) as client:
             with traces.callers.start_as_current_span("asynchronous"):
                 await client.detect(pictures.red)
                 assert [frame async for frame in client.stream([pictures.red])]
 
         def synchronous():
-            with Client(address, timeout=PATIENCE) as client, traces.callers.start_as_current_span("synchronous"):
+            with Client(address, timeout=TIMEOUT) as client, traces.callers.start_as_current_span("synchronous"):
                 client.detect(pictures.red)
                 assert list(client.stream([pictures.red]))
 
@@ -247,7 +254,7 @@ async def test_our_client_names_the_span_that_it_is_called_in(serve, pictures):
         assert [span.name for span in traces.inside(traces.only(name))] == [DETECT, DETECT_STREAM]
 
 
-async def test_what_callers_send_is_bounded_and_may_be_nonsense(serve, pictures):
+async def test_what_callers_send_is_bounded_and_may_be_nonsense(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
     async with serve(tracer=traces.tracer) as client:
         await client.failure(
@@ -260,7 +267,7 @@ async def test_what_callers_send_is_bounded_and_may_be_nonsense(serve, pictures)
     assert own(traces.only("message"))["message_id"] == "y" * 128
 
 
-async def test_what_callers_or_the_ratio_leave_out_is_not_traced(serve, pictures):
+async def test_what_callers_or_the_ratio_leave_out_is_not_traced(serve: Serve, pictures: Pictures) -> None:
     traces = Traces(sample_ratio=0)
     async with serve(tracer=traces.tracer) as client:
         await client.detect(pictures.red)
@@ -271,7 +278,7 @@ async def test_what_callers_or_the_ratio_leave_out_is_not_traced(serve, pictures
     assert traces.exporter.get_finished_spans() == ()
 
 
-async def test_health_checks_are_not_traced(serve):
+async def test_health_checks_are_not_traced(serve: Serve) -> None:
     traces = Traces()
     async with serve(tracer=traces.tracer) as client:
         await client.health()

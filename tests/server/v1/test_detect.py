@@ -1,11 +1,16 @@
 """Detect and the profile service over a real connection."""
 
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from damoserve.v1 import detection_pb2 as pb
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
+from tests.support.valve import Valve
 
 COLOURS = ["red", "lime", "blue", "yellow", "cyan", "magenta", "white", "black"]
 
@@ -14,7 +19,7 @@ def found(response: pb.DetectResponse) -> set[tuple[str, tuple[float, ...]]]:
     return {(d.label, (d.box.x_min, d.box.y_min, d.box.x_max, d.box.y_max)) for d in response.detections}
 
 
-async def test_boxes_are_in_pixels_of_the_image(serve, pictures):
+async def test_boxes_are_in_pixels_of_the_image(serve: Serve, pictures: Pictures) -> None:
     async with serve() as client:
         response = await client.detect(pictures.encode(pictures.draw("red", "lime", "blue", "black", size=(200, 100))))
     assert found(response) == {
@@ -30,7 +35,7 @@ async def test_boxes_are_in_pixels_of_the_image(serve, pictures):
     assert sum(stage.ToNanoseconds() for stage in stages) <= timings.total.ToNanoseconds()
 
 
-async def test_who_serves(serve, pictures):
+async def test_who_serves(serve: Serve, pictures: Pictures) -> None:
     async with serve(tiers={"realtime": {"objective_ms": 1e-3}, "balanced": {"objective_ms": 5000}}) as client:
 
         async def served(**fields):
@@ -53,14 +58,16 @@ async def test_who_serves(serve, pictures):
     assert answers[5] == ("accurate", "SELECTION_REASON_REQUESTED")
 
 
-async def test_a_tier_excludes_profiles_below_its_floor(serve, pictures):
+async def test_a_tier_excludes_profiles_below_its_floor(serve: Serve, pictures: Pictures) -> None:
     tiers = {"realtime": {"objective_ms": 1e-3, "accuracy_floor": 0.5}}
     async with serve(tiers=tiers, default_tier="realtime") as client:
         result = [(await client.detect(pictures.red)).profile for _ in range(3)]
     assert result == ["accurate"] * 3
 
 
-async def test_profiles_of_different_inputs_serve_one_model_each_when_in_time(serve, pictures, repository, new_profile):
+async def test_profiles_of_different_inputs_serve_one_model_each_when_in_time(
+    serve: Serve, pictures: Pictures, repository: Path, new_profile: Callable[..., None]
+) -> None:
     """`padded` is the most accurate, and alone in wanting its input."""
     new_profile(repository, "padded", ap=0.9, resize="fit")
     image = pictures.encode(pictures.draw("red", "lime", "blue", "black", size=(200, 100)))
@@ -80,7 +87,7 @@ async def test_profiles_of_different_inputs_serve_one_model_each_when_in_time(se
     assert found(first) == found(tier) == found(named), "boxes of the image, whatever the input"
 
 
-async def test_min_accuracy_is_never_undercut(serve, pictures, valve):
+async def test_min_accuracy_is_never_undercut(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     """However late it makes them: of many at once, each has a profile that it allows."""
     async with serve(valve.load, tiers={"balanced": {"objective_ms": 1}}) as client:
         for profile in client.application._detector.result().catalogue.active():
@@ -96,7 +103,7 @@ async def test_min_accuracy_is_never_undercut(serve, pictures, valve):
     assert {profile for least, profile in zip(wanted, served, strict=True) if not least} == {"quick"}
 
 
-async def test_thresholds_of_the_request_replace_those_of_the_model(serve, pictures):
+async def test_thresholds_of_the_request_replace_those_of_the_model(serve: Serve, pictures: Pictures) -> None:
     async with serve() as client:
         image = pictures.encode(pictures.draw("red", "maroon", "blue", "#200000"))
 
@@ -112,7 +119,7 @@ async def test_thresholds_of_the_request_replace_those_of_the_model(serve, pictu
     assert result == [[1.0, 1.0, 0.5], [1.0, 1.0, 0.5, 0.13], [1.0, 1.0], [1.0]]
 
 
-async def test_every_caller_of_a_batch_gets_its_own_answer(serve, pictures, valve):
+async def test_every_caller_of_a_batch_gets_its_own_answer(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(valve.load, max_batch_size=4) as client:
         client.learn(0.01)
         valve.shut()
@@ -131,7 +138,9 @@ async def test_every_caller_of_a_batch_gets_its_own_answer(serve, pictures, valv
     assert len({frozenset(found(response)) for response in together}) == len(COLOURS)
 
 
-async def test_calls_that_fit_no_batch_run_at_the_same_time_on_all_workers(serve, pictures, valve):
+async def test_calls_that_fit_no_batch_run_at_the_same_time_on_all_workers(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     async with serve(valve.load, workers=2, max_batch_size=1) as client:
         valve.shut()
         calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(3)]
@@ -141,7 +150,7 @@ async def test_calls_that_fit_no_batch_run_at_the_same_time_on_all_workers(serve
     assert [len(response.detections) for response in result] == [4, 4, 4]
 
 
-async def test_profiles_are_listed_the_most_accurate_first(serve):
+async def test_profiles_are_listed_the_most_accurate_first(serve: Serve) -> None:
     async with serve() as client:
         listed = await client.profiles.ListProfiles(pb.ListProfilesRequest())
         got = await client.profiles.GetProfile(pb.GetProfileRequest(profile="quick"))

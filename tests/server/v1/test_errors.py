@@ -5,6 +5,7 @@ import logging
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,6 +16,9 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve_server import errors
 from damoserve_server.rpc.status import to_status
 from damoserve_server.telemetry.logs import TextFormatter
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
+from tests.support.valve import Valve
 
 NAN = float("nan")
 
@@ -29,7 +33,7 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100)))
 
 
-async def test_invalid_requests(serve, pictures):
+async def test_invalid_requests(serve: Serve, pictures: Pictures) -> None:
     red = pictures.red
     jpeg = pictures.encode(pictures.draw("red"), "JPEG")
     gif = pictures.encode(pictures.draw("red"), "GIF")
@@ -64,7 +68,7 @@ async def test_invalid_requests(serve, pictures):
     assert result == {name: expected for name, (_, _, expected) in cases.items()}
 
 
-async def test_a_message_above_the_limit_is_refused_by_grpc(serve, pictures):
+async def test_a_message_above_the_limit_is_refused_by_grpc(serve: Serve, pictures: Pictures) -> None:
     async with serve() as client:
         failure = await client.failure(client.detect(bytes(20_000_000)))
         started = (await client.metrics()).sum("grpc_server_started_total")
@@ -74,7 +78,7 @@ async def test_a_message_above_the_limit_is_refused_by_grpc(serve, pictures):
     assert started == 0
 
 
-async def test_a_call_too_many_is_refused_by_grpc(serve, pictures, valve):
+async def test_a_call_too_many_is_refused_by_grpc(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(valve.load, max_concurrent_calls=1) as client:
         valve.shut()
         first = asyncio.ensure_future(client.detect(pictures.red))
@@ -88,7 +92,7 @@ async def test_a_call_too_many_is_refused_by_grpc(serve, pictures, valve):
     assert started == 1
 
 
-async def test_what_does_not_exist(serve, pictures):
+async def test_what_does_not_exist(serve: Serve, pictures: Pictures) -> None:
     async with serve() as client:
         profiles = client.profiles
         calls = [
@@ -118,7 +122,7 @@ async def test_what_does_not_exist(serve, pictures):
     assert failures[2].detail(error_details_pb2.ErrorInfo).metadata == {"profile": "fast", "request_id": request_id}
 
 
-async def test_accuracy_that_no_profile_reaches(serve, pictures):
+async def test_accuracy_that_no_profile_reaches(serve: Serve, pictures: Pictures) -> None:
     async with serve() as client:
         failures = [
             await client.failure(client.detect(pictures.red, min_accuracy=0.7)),
@@ -130,7 +134,7 @@ async def test_accuracy_that_no_profile_reaches(serve, pictures):
         assert (failure.code, failure.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ACCURACY_UNAVAILABLE")
 
 
-async def test_budget_that_no_profile_can_meet(serve, pictures, valve):
+async def test_budget_that_no_profile_can_meet(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(valve.load) as client:
         client.learn(1000.0)
         valve.sizes.clear()
@@ -147,7 +151,7 @@ async def test_budget_that_no_profile_can_meet(serve, pictures, valve):
         assert float(failure.detail(error_details_pb2.ErrorInfo).metadata["budget_ms"]) > 0
 
 
-async def test_budget_that_is_over_on_arrival(serve, pictures, valve):
+async def test_budget_that_is_over_on_arrival(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(valve.load) as client:
         valve.sizes.clear()
         failure = await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=1)))
@@ -156,7 +160,7 @@ async def test_budget_that_is_over_on_arrival(serve, pictures, valve):
     assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXPIRED")
 
 
-async def test_grpc_deadline_of_one_millisecond(serve, pictures, valve):
+async def test_grpc_deadline_of_one_millisecond(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     """The image alone takes longer to decode, whatever the machine."""
     async with serve(valve.load) as client:
         slow = pictures.encode(pictures.draw("red", size=(2000, 2000)))
@@ -169,7 +173,7 @@ async def test_grpc_deadline_of_one_millisecond(serve, pictures, valve):
     assert valve.sizes == [1]
 
 
-async def test_deadline_that_comes_while_the_request_waits(serve, pictures, valve):
+async def test_deadline_that_comes_while_the_request_waits(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(valve.load, max_batch_size=1) as client:
         valve.shut()
         first = asyncio.ensure_future(client.detect(pictures.red))
@@ -181,7 +185,9 @@ async def test_deadline_that_comes_while_the_request_waits(serve, pictures, valv
     assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXPIRED")
 
 
-async def test_time_that_does_not_suffice_any_more_when_the_worker_is_free(serve, pictures, valve):
+async def test_time_that_does_not_suffice_any_more_when_the_worker_is_free(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     async with serve(valve.load, max_batch_size=1) as client:
         valve.shut()
         first = asyncio.ensure_future(client.detect(pictures.red))
@@ -197,19 +203,21 @@ async def test_time_that_does_not_suffice_any_more_when_the_worker_is_free(serve
     assert valve.sizes == [1]
 
 
-async def test_full_queue(serve, pictures, valve):
+async def test_full_queue(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     """One computes, two wait, seven are refused while the three are still unanswered."""
     async with serve(valve.load, max_batch_size=1, max_queue=2) as client:
         valve.shut()
-        profiles = ("accurate", "quick") * 5  # the queue is one for all
-        calls = [asyncio.ensure_future(client.detect(pictures.red, profile=profile)) for profile in profiles]
-        done, waiting = set(), set(calls)
+        computed = asyncio.ensure_future(client.detect(pictures.red, profile="quick"))
+        await valve.entered()
+        profiles = ("accurate", "quick", "accurate") * 3  # the queue is one for all
+        done: set[asyncio.Future[Any]] = set()
+        waiting = {asyncio.ensure_future(client.detect(pictures.red, profile=profile)) for profile in profiles}
         while len(done) < 7:
             finished, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             done |= finished
         valve.open()
         failures = [await client.failure(call) for call in done]
-        answers = [await call for call in waiting]
+        answers = [await call for call in (computed, *waiting)]
         assert len((await client.detect(pictures.red)).detections) == 4
     assert len(answers) == 3
     for failure in failures:
@@ -217,7 +225,9 @@ async def test_full_queue(serve, pictures, valve):
         assert failure.detail(error_details_pb2.RetryInfo).retry_delay.ToNanoseconds() > 0
 
 
-async def test_a_fault_is_logged_once_under_the_request_id_and_not_shown(serve, pictures, valve, caplog):
+async def test_a_fault_is_logged_once_under_the_request_id_and_not_shown(
+    serve: Serve, pictures: Pictures, valve: Valve, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.handler.setFormatter(TextFormatter())
     async with serve(valve.load) as client:
         valve.fault = ZeroDivisionError("secret")
@@ -234,7 +244,7 @@ async def test_a_fault_is_logged_once_under_the_request_id_and_not_shown(serve, 
     assert "secret" not in str(failure)
 
 
-async def test_bytes_that_are_no_message(serve, pictures):
+async def test_bytes_that_are_no_message(serve: Serve, pictures: Pictures) -> None:
     async with serve() as client:
         method = client.channel.unary_unary("/damoserve.v1.DetectionService/Detect")
         failure = await client.failure(method(b"\xff\xff\xff"))
@@ -243,7 +253,7 @@ async def test_bytes_that_are_no_message(serve, pictures):
 
 
 @pytest.mark.parametrize("given", ["", "a" * 129])
-async def test_an_unusable_request_id_is_replaced(serve, pictures, given):
+async def test_an_unusable_request_id_is_replaced(serve: Serve, pictures: Pictures, given) -> None:
     async with serve() as client:
         request = pb.DetectRequest(image=pb.Image(content=pictures.red))
         method = client.channel.unary_unary(
@@ -262,7 +272,7 @@ async def test_an_unusable_request_id_is_replaced(serve, pictures, given):
     assert len(replaced) == 32
 
 
-def test_the_table_of_the_contract():
+def test_the_table_of_the_contract() -> None:
     """Reasons and codes in the code are those in the comments of the contract."""
     documented = {}
     folder = Path(pb.__file__).parent
@@ -281,7 +291,7 @@ def _kinds(root):
     return below or [root]
 
 
-def test_details_hold_the_variable_parts():
+def test_details_hold_the_variable_parts() -> None:
     status = to_status(errors.DeadlineUnreachable(0.25, 0.1))
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)

@@ -14,8 +14,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.telemetry.logs import TextFormatter
+from tests.support.pictures import Pictures
+from tests.support.server import ClientOf, MakeApplication, Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
+from tests.support.valve import Valve
 
-PATIENCE = 20.0
 COLOURS = ["red", "lime", "blue", "yellow", "cyan", "magenta", "white"]
 DROP = pb.StreamOptions.OVERLOAD_DROP_OLDEST
 SERVER_BEHIND = pb.DetectStreamResponse.DROP_REASON_SERVER_BEHIND
@@ -26,7 +29,7 @@ METHOD = {"grpc_type": "bidi_stream", "grpc_method": "DetectStream"}
 class Stream:
     """One call, by hand."""
 
-    def __init__(self, client, timeout=None):
+    def __init__(self, client: ServerClient, timeout=None):
         self.client = client
         self.call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=timeout)
 
@@ -38,13 +41,13 @@ class Stream:
         await self.call.write(pb.DetectStreamRequest(frame=frame))
 
     async def answer(self):
-        answer = await asyncio.wait_for(self.call.read(), PATIENCE)
+        answer = await asyncio.wait_for(self.call.read(), TIMEOUT)
         assert answer is not grpc.aio.EOF, await self.call.code()
         return answer
 
     async def left(self):
         answers = []
-        while (answer := await asyncio.wait_for(self.call.read(), PATIENCE)) is not grpc.aio.EOF:
+        while (answer := await asyncio.wait_for(self.call.read(), TIMEOUT)) is not grpc.aio.EOF:
             answers.append(answer)
         return answers
 
@@ -58,7 +61,7 @@ class Stream:
 
 
 @asynccontextmanager
-async def opened(client, **options):
+async def opened(client: ServerClient, **options):
     stream = Stream(client)
     await stream.options(**options)
     yield stream
@@ -71,12 +74,12 @@ def reason_of(status):
     return info.reason
 
 
-async def received(client, count):
+async def received(client: ServerClient, count):
     """Returns when the server has read so many messages of the stream."""
     await client.until(lambda now: now.sum("grpc_server_msg_received_total", **METHOD) == count)
 
 
-async def test_answers_come_in_the_order_of_the_frames_and_with_their_ids(serve, pictures):
+async def test_answers_come_in_the_order_of_the_frames_and_with_their_ids(serve: Serve, pictures: Pictures) -> None:
     async with serve(workers=2) as client, opened(client, profile="quick", max_detections=1) as stream:
         images = [pictures.encode(pictures.draw(colour)) for colour in COLOURS]
         identifiers = [2**64 - 1, 0, 5, 5, 3, 9, 1]
@@ -95,7 +98,9 @@ async def test_answers_come_in_the_order_of_the_frames_and_with_their_ids(serve,
     assert now.sum("damoserve_stream_frames_total", outcome="answered") == 7
 
 
-async def test_a_frame_that_fails_is_answered_like_a_call_and_the_stream_goes_on(serve, pictures):
+async def test_a_frame_that_fails_is_answered_like_a_call_and_the_stream_goes_on(
+    serve: Serve, pictures: Pictures
+) -> None:
     async with serve() as client, opened(client) as stream:
         await stream.frame(1, b"no image")
         await stream.frame(2, pictures.red, latency_budget=Duration())
@@ -115,7 +120,9 @@ async def test_a_frame_that_fails_is_answered_like_a_call_and_the_stream_goes_on
     assert now.sum("damoserve_refused_total", reason="IMAGE_UNDECODABLE") == 2
 
 
-async def test_a_fault_is_the_frames_and_shows_nothing(serve, pictures, valve, caplog):
+async def test_a_fault_is_the_frames_and_shows_nothing(
+    serve: Serve, pictures: Pictures, valve: Valve, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.handler.setFormatter(TextFormatter())
     async with serve(valve.load) as client, opened(client) as stream:
         request_id = dict(await stream.call.initial_metadata())["x-request-id"]
@@ -136,7 +143,7 @@ async def test_a_fault_is_the_frames_and_shows_nothing(serve, pictures, valve, c
     assert len(good.result.detections) == 4
 
 
-async def test_each_frame_has_its_own_budget(serve, pictures, valve):
+async def test_each_frame_has_its_own_budget(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     """The second one expires while the first is computed, long before the stream's own budget."""
     budget = Duration(seconds=1000)
     async with serve(valve.load, max_batch_size=1) as client, opened(client, latency_budget=budget) as stream:
@@ -152,7 +159,7 @@ async def test_each_frame_has_its_own_budget(serve, pictures, valve):
     assert valve.sizes == [1]
 
 
-async def test_a_slow_server_stops_reading(serve, pictures, valve):
+async def test_a_slow_server_stops_reading(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with serve(valve.load, max_batch_size=1, stream_window=2) as client, opened(client) as stream:
         valve.shut()
         for identifier in range(4):
@@ -165,7 +172,7 @@ async def test_a_slow_server_stops_reading(serve, pictures, valve):
     assert [(answer.frame_id, len(answer.result.detections)) for answer in answers] == [(n, 4) for n in range(4)]
 
 
-async def test_a_slow_server_drops_the_oldest_frame_that_waits(serve, pictures, valve):
+async def test_a_slow_server_drops_the_oldest_frame_that_waits(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     async with (
         serve(valve.load, max_batch_size=1, stream_window=2) as client,
         opened(client, on_overload=DROP) as stream,
@@ -186,7 +193,7 @@ async def test_a_slow_server_drops_the_oldest_frame_that_waits(serve, pictures, 
     assert len(valve.sizes) == 3
 
 
-async def test_a_slow_client_has_frames_dropped(serve, pictures):
+async def test_a_slow_client_has_frames_dropped(serve: Serve, pictures: Pictures) -> None:
     async with serve(stream_window=2) as client, opened(client, on_overload=DROP) as stream:
         for identifier in range(2):
             await stream.frame(identifier, pictures.red, answers_taken=0)
@@ -202,7 +209,7 @@ async def test_a_slow_client_has_frames_dropped(serve, pictures):
     assert answers[2].dropped == CLIENT_BEHIND
 
 
-async def test_a_frame_that_waits_for_a_client_is_answered_at_its_deadline(serve, pictures):
+async def test_a_frame_that_waits_for_a_client_is_answered_at_its_deadline(serve: Serve, pictures: Pictures) -> None:
     async with serve(stream_window=1) as client, opened(client, on_overload=DROP) as stream:
         await stream.frame(0, pictures.red, answers_taken=0)
         await stream.answer()
@@ -212,7 +219,7 @@ async def test_a_frame_that_waits_for_a_client_is_answered_at_its_deadline(serve
 
 
 @pytest.mark.parametrize("policy", [pb.StreamOptions.OVERLOAD_WAIT, DROP])
-async def test_a_client_that_vanishes_frees_everything(serve, pictures, valve, policy):
+async def test_a_client_that_vanishes_frees_everything(serve: Serve, pictures: Pictures, valve: Valve, policy) -> None:
     async with serve(valve.load, max_batch_size=1, stream_window=3) as client:
         valve.shut()
         async with opened(client, on_overload=policy) as stream:
@@ -230,7 +237,7 @@ async def test_a_client_that_vanishes_frees_everything(serve, pictures, valve, p
     assert valve.sizes == [1, 1]
 
 
-async def test_an_idle_client_that_vanishes_is_counted_as_cancelled(serve):
+async def test_an_idle_client_that_vanishes_is_counted_as_cancelled(serve: Serve) -> None:
     async with serve() as client:
         async with opened(client):
             await received(client, 1)
@@ -239,7 +246,9 @@ async def test_an_idle_client_that_vanishes_is_counted_as_cancelled(serve):
     assert result.sum("grpc_server_handled_total", **METHOD, grpc_code="CANCELLED") == 1
 
 
-async def test_a_stopping_server_answers_the_frames_that_it_accepted(serve, pictures, valve):
+async def test_a_stopping_server_answers_the_frames_that_it_accepted(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     async with (
         serve(valve.load, max_batch_size=1) as client,
         opened(client) as stream,
@@ -306,7 +315,7 @@ async def unknown_profile(stream, red):
         (unknown_profile, "NOT_FOUND", "PROFILE_NOT_FOUND"),
     ],
 )
-async def test_wrong_options_end_the_stream(serve, pictures, begin, code, reason):
+async def test_wrong_options_end_the_stream(serve: Serve, pictures: Pictures, begin, code, reason) -> None:
     async with serve() as client:
         stream = Stream(client)
         await begin(stream, pictures.red)
@@ -318,7 +327,7 @@ async def test_wrong_options_end_the_stream(serve, pictures, begin, code, reason
     assert failure.detail(error_details_pb2.RequestInfo).request_id == request_id
 
 
-async def test_frames_before_a_protocol_error_are_answered(serve, pictures):
+async def test_frames_before_a_protocol_error_are_answered(serve: Serve, pictures: Pictures) -> None:
     async with serve() as client, opened(client) as stream:
         await stream.frame(1, pictures.red)
         await stream.options()
@@ -327,7 +336,7 @@ async def test_frames_before_a_protocol_error_are_answered(serve, pictures):
     assert failure.reason == "STREAM_OUT_OF_ORDER"
 
 
-async def test_bytes_that_are_no_message_end_the_stream(serve):
+async def test_bytes_that_are_no_message_end_the_stream(serve: Serve) -> None:
     async with serve() as client:
         stream = Stream(client)
         stream.call = client.channel.stream_stream("/damoserve.v1.DetectionService/DetectStream")()
@@ -336,13 +345,15 @@ async def test_bytes_that_are_no_message_end_the_stream(serve):
     assert result.reason == "MESSAGE_UNDECODABLE"
 
 
-async def test_a_stream_without_any_message_ends_well(serve):
+async def test_a_stream_without_any_message_ends_well(serve: Serve) -> None:
     async with serve() as client:
         result = await Stream(client).rest()
     assert result == ([], grpc.StatusCode.OK)
 
 
-async def test_an_idle_stream_is_ended_but_not_while_a_frame_is_computed(serve, pictures, valve):
+async def test_an_idle_stream_is_ended_but_not_while_a_frame_is_computed(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     async with serve(valve.load, stream_idle_seconds=0.1) as client, opened(client) as stream:
         valve.shut()
         await stream.frame(1, pictures.red)
@@ -356,7 +367,7 @@ async def test_an_idle_stream_is_ended_but_not_while_a_frame_is_computed(serve, 
     assert [(failure.code.name, failure.reason) for failure in failures] == [("DEADLINE_EXCEEDED", "STREAM_IDLE")] * 2
 
 
-async def test_a_client_that_takes_no_answers_frees_the_stream(serve, pictures):
+async def test_a_client_that_takes_no_answers_frees_the_stream(serve: Serve, pictures: Pictures) -> None:
     async with serve(stream_idle_seconds=0.2, max_streams=1, stream_window=2) as client:
         options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]  # little is held unread
         async with grpc.aio.insecure_channel(f"127.0.0.1:{client.application.port}", options) as channel:
@@ -378,7 +389,7 @@ async def test_a_client_that_takes_no_answers_frees_the_stream(serve, pictures):
     assert len(answer.result.detections) == 4
 
 
-async def test_streams_are_bounded(serve, pictures):
+async def test_streams_are_bounded(serve: Serve, pictures: Pictures) -> None:
     async with serve(max_streams=1) as client:
         async with opened(client) as stream:
             await received(client, 1)
@@ -392,7 +403,9 @@ async def test_streams_are_bounded(serve, pictures):
     assert len(answer.result.detections) == 4
 
 
-async def test_the_deadline_of_the_stream_is_that_of_its_frames_too(serve, pictures, valve):
+async def test_the_deadline_of_the_stream_is_that_of_its_frames_too(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     async with serve(valve.load, max_batch_size=1) as client:
         valve.shut()
         first = asyncio.ensure_future(client.detect(pictures.red))
@@ -411,7 +424,9 @@ async def test_the_deadline_of_the_stream_is_that_of_its_frames_too(serve, pictu
     assert valve.sizes == [1]
 
 
-async def test_a_stream_waits_for_the_models(application, client_of, pictures, valve):
+async def test_a_stream_waits_for_the_models(
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
+) -> None:
     valve.shut()
     server = application(valve.load)
     await server.listen()
@@ -429,7 +444,7 @@ async def test_a_stream_waits_for_the_models(application, client_of, pictures, v
     assert len(result.result.detections) == 4
 
 
-async def test_other_streams_are_counted_and_work(serve):
+async def test_other_streams_are_counted_and_work(serve: Serve) -> None:
     async with serve() as client:
         watch = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest())
         status = (await watch.read()).status

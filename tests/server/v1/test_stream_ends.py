@@ -50,7 +50,7 @@ async def settle():
 
 
 @pytest.mark.parametrize("steps", range(6))
-async def test_a_stream_that_is_cancelled_while_it_ends_computes_nothing_any_more(steps):
+async def test_a_stream_that_is_cancelled_while_it_ends_computes_nothing_any_more(steps) -> None:
     """gRPC cancels the call of a client that is gone shortly after a write to it has failed."""
     caller = StreamHandler(frames=3, budget=60.0)
     run = asyncio.ensure_future(Streams(limit=1, window=2, idle_timeout=60.0).run(caller))
