@@ -87,4 +87,4 @@ class Leasing(RuleBasedStateMachine):
 
 
 TestLeasing = Leasing.TestCase
-TestLeasing.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestLeasing.settings = settings(max_examples=30, stateful_step_count=30)

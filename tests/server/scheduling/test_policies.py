@@ -59,7 +59,7 @@ def requests(draw, costs):
 
 @pytest.mark.parametrize("make", POLICIES.values(), ids=POLICIES)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_promises(make, data) -> None:
     costs = data.draw(ladders())
     arrivals = data.draw(requests(costs))
@@ -104,7 +104,7 @@ def states(draw):
 
 
 @given(state=states())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_decision_starts_what_may_start(state) -> None:
     decision = ours().decide(state)
     ready = [ticket for ticket in state.waiting if ticket.ready]
@@ -121,7 +121,7 @@ def test_a_decision_starts_what_may_start(state) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_whoever_is_let_in_is_answered_in_time(data) -> None:
     """With one worker, true estimates and equal budgets: whatever profiles are chosen, the last one pays for none."""
     costs = data.draw(ladders(batching=False))
