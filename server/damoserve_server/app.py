@@ -29,6 +29,7 @@ from damoserve_server.errors import ShuttingDown
 from damoserve_server.inputs.images import ImageLimits, ImageReader
 from damoserve_server.kserve import methods as kserve
 from damoserve_server.kserve.administration import LifecycleAdministration
+from damoserve_server.kserve.descriptor import SERVICE as KSERVE
 from damoserve_server.kserve.service import InferenceService
 from damoserve_server.lifecycle.lifecycle import Lifecycle
 from damoserve_server.lifecycle.management import ModelManagement
@@ -38,7 +39,6 @@ from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.models.catalogue import Catalogue
 from damoserve_server.models.core_split import CoreSplit, SplitTrial, possible_splits
 from damoserve_server.models.loading import ProfileLoader, load_catalogue
-from damoserve_server.rpc.handlers import TYPES
 from damoserve_server.rpc.health import Health
 from damoserve_server.rpc.listeners import Listeners
 from damoserve_server.scheduling.deadline import DeadlinePolicy
@@ -189,13 +189,14 @@ class Application:
         pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup, self._streams, self._requests), server)
         pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
-        self._listeners.describe(server, SERVICES)
+        described = list(SERVICES)
         if self._settings.kserve:
             administration = LifecycleAdministration(lambda: self._lifecycle) if self._settings.kserve_admin else None
             inference = InferenceService(startup, self._settings, self._requests, self._is_ready, administration)
             kserve.add_to_server(inference, server)
-            self._metrics.add_methods(kserve.SERVICE, kserve.UNARY)
-            self._metrics.add_methods(kserve.SERVICE, kserve.STREAMING, TYPES[True, True])
+            self._metrics.add_methods(KSERVE.full_name, kserve.NOT_OFFERED)
+            described.append(KSERVE)
+        self._listeners.describe(server, described)
         return server
 
     def _bind_admin_server(self) -> grpc.aio.Server | None:

@@ -11,13 +11,18 @@ from damoserve.kserve.v2 import inference_pb2 as pb
 from damoserve_server.detection.request import DetectionRequest
 from damoserve_server.errors import ArgumentOutOfRange, ParameterInvalid, ProfileAndTier, TensorInvalid
 from damoserve_server.inputs.images import Image
-from damoserve_server.kserve.parameters import DetectionParameters, refuse_unknown, to_detection_parameters
+from damoserve_server.kserve.parameters import DetectionParameters, to_detection_parameters
+from damoserve_server.kserve.reserved import OF_INPUT, OF_OUTPUT, refuse_ignored
 from damoserve_server.kserve.targets import join, split
 from damoserve_server.kserve.tensors import CONTENTS, IMAGES, INPUTS, MAX_IMAGES, OUTPUTS, PIXELS, Tensor, unpack
 from damoserve_server.models.catalogue import MAX_SHOWN
 from damoserve_server.scheduling.policy import LOWEST_PRIORITY
 
 MAX_ID_LENGTH = 256
+
+FILES_BEGIN = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM")
+"""JPEG, PNG, WebP and BMP. A lone file is taken without its length too: load tools send what they read from a disk.
+Nothing is mistaken for a file: only contents that do not begin with their length are looked at."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def to_call(request: pb.ModelInferRequest, arrival: float, time_remaining: float
     """Times as for `convert.to_request`. Raises InvalidRequest or NotOffered."""
     if len(request.id) > MAX_ID_LENGTH:
         raise ArgumentOutOfRange("id", f"the id has {len(request.id)} characters; at most {MAX_ID_LENGTH} are accepted")
-    parameters = to_detection_parameters(request.parameters)
+    parameters = to_detection_parameters(request)
     model, profile = _address(request.model_name, parameters)
     budgets = [budget for budget in (time_remaining, parameters.timeout) if budget is not None]
     outputs = _outputs(request)
@@ -83,7 +88,7 @@ def _outputs(request: pb.ModelInferRequest) -> Sequence[Tensor]:
             raise TensorInvalid("outputs", f"there is no output {name!r}; there are {', '.join(known)}")
         if name in wanted:
             raise TensorInvalid("outputs", f"the output {name!r} is asked for twice")
-        refuse_unknown(f"outputs.{name}.parameters", output.parameters)
+        refuse_ignored(f"outputs.{name}.parameters", output.parameters, OF_OUTPUT, request)
         wanted[name] = known[name]
     return list(wanted.values()) or OUTPUTS
 
@@ -98,7 +103,7 @@ def _images(request: pb.ModelInferRequest) -> Sequence[Image]:
         raise TensorInvalid("inputs", f"there is no input {given.name[:MAX_SHOWN]!r}; it must be {names}")
     if given.datatype != tensor.datatype:
         raise _invalid(tensor, f"is {given.datatype[:MAX_SHOWN]!r}; it must be {tensor.datatype}", "datatype")
-    refuse_unknown(f"inputs.{tensor.name}.parameters", given.parameters)
+    refuse_ignored(f"inputs.{tensor.name}.parameters", given.parameters, OF_INPUT, request)
     shape = _shape(tensor, given.shape)
     if not request.raw_input_contents:
         return _typed(tensor, given.contents, shape)
@@ -131,6 +136,8 @@ def _raw(tensor: Tensor, raw: bytes, shape: tuple[int, ...]) -> Sequence[Image]:
     try:
         return unpack(raw, shape[0])
     except ValueError as error:
+        if shape[0] == 1 and raw.startswith(FILES_BEGIN):
+            return [raw]
         raise TensorInvalid("raw_input_contents", str(error)) from error
 
 

@@ -169,8 +169,8 @@ async def test_what_is_not_offered_says_so(serve: Serve) -> None:
             refused(client.get_system_shared_memory_status),
             refused(client.register_system_shared_memory, "name", "/key", 10),
             refused(client.unregister_cuda_shared_memory),
-            refused(client.get_trace_settings),
-            refused(client.update_log_settings, {"log_info": True}),
+            refused(client.update_trace_settings, settings={"trace_level": ["TIMESTAMPS"]}),
+            refused(client.update_log_settings, {"log_info": False}),
             refused(client.load_model, "colours"),
             refused(client.unload_model, "colours"),
         ]

@@ -7,7 +7,8 @@ from google.protobuf.duration_pb2 import Duration
 from damoserve.v1 import admin_pb2
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_server.app import SERVICES
-from damoserve_server.kserve import methods as kserve
+from damoserve_server.kserve.descriptor import SERVICE as KSERVE
+from damoserve_server.kserve.methods import NOT_OFFERED
 from damoserve_server.metrics.requests import STAGES
 from tests.support.pictures import Pictures
 from tests.support.quarters import HEIGHT, WIDTH
@@ -50,9 +51,9 @@ async def test_series_exist_at_zero_before_the_first_call(serve: Serve) -> None:
 async def test_every_method_has_every_code_from_the_start(serve: Serve) -> None:
     async with serve(admin_port=0) as client:
         now = await client.metrics()
-    services = [*SERVICES, *admin_pb2.DESCRIPTOR.services_by_name.values()]
+    services = [*SERVICES, KSERVE, *admin_pb2.DESCRIPTOR.services_by_name.values()]
     methods = [(service.full_name, method.name) for service in services for method in service.methods]
-    methods += [("inference.GRPCInferenceService", name) for name in (*kserve.UNARY, *kserve.STREAMING)]
+    methods += [(KSERVE.full_name, name) for name in NOT_OFFERED]
     assert len(methods) > 20
     for service, method in methods:
         labels = {"grpc_service": service, "grpc_method": method}
