@@ -16,7 +16,7 @@ FLOORS: Mapping[Path, Sequence[set[str]]] = {
         {"access", "scheduling", "inputs"},
         {"models", "telemetry"},
         {"fidelity"},
-        {"settings"},
+        {"configuration"},
         {"metrics"},
         {"detection", "lifecycle"},
         {"rpc"},

@@ -19,6 +19,7 @@ from damoserve.v1 import admin_pb2, admin_pb2_grpc
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import Repository
+from damoserve_server.configuration.settings import Settings, usable_cores
 from damoserve_server.detection.detector import Detector
 from damoserve_server.detection.outcomes import RequestAccounting
 from damoserve_server.detection.startup import Startup
@@ -33,17 +34,17 @@ from damoserve_server.kserve.descriptor import SERVICE as KSERVE
 from damoserve_server.kserve.service import InferenceService
 from damoserve_server.lifecycle.lifecycle import Lifecycle
 from damoserve_server.lifecycle.management import ModelManagement
+from damoserve_server.lifecycle.shutdown import Shutdown
 from damoserve_server.lifecycle.watch import take_snapshots
 from damoserve_server.metrics.exposition import Endpoint, Registry
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.models.catalogue import Catalogue
 from damoserve_server.models.core_split import CoreSplit, SplitTrial, possible_splits
-from damoserve_server.models.loading import ProfileLoader, load_catalogue
+from damoserve_server.models.loading import ProfileLoader, load_catalogue, require_models
 from damoserve_server.rpc.health import Health
 from damoserve_server.rpc.listeners import Listeners
 from damoserve_server.scheduling.deadline import DeadlinePolicy
 from damoserve_server.scheduling.policy import Policy
-from damoserve_server.settings import Settings, usable_cores
 from damoserve_server.telemetry.records import Telemetry
 from damoserve_server.telemetry.settings import TracingSettings
 from damoserve_server.telemetry.spans import Tracer
@@ -79,6 +80,7 @@ class Application:
         self._registry = Registry()
         self._metrics = Metrics(self._registry, settings.tiers)
         self._requests = RequestAccounting(settings, self._metrics)
+        self._shutdown = Shutdown(self._metrics.requests.tiers)
         self.health = Health()
         self._detector: asyncio.Future[Detector] = asyncio.get_running_loop().create_future()
         self._stopping = threading.Event()
@@ -129,6 +131,7 @@ class Application:
         repository = Repository(settings.repository)
         gpu = GpuOptions(settings.gpu_device, settings.engine_cache, settings.gpu_memory_bytes)
         options = EngineOptions(settings.max_batch_size, 1, settings.providers, settings.engine, gpu)
+        await asyncio.to_thread(require_models, repository)
         split = await asyncio.to_thread(self._split, options, repository)
         loader = ProfileLoader(
             self._load_engine, replace(options, threads=split.threads), split.workers, stop=self._stopping
@@ -149,6 +152,10 @@ class Application:
         await asyncio.to_thread(detector.fidelity.wait_until_ready)
         await self.health.serving()
 
+    def tell_stop(self, signal: str) -> None:
+        """Logs that a signal stops the server, and which; once it has stopped, the log says how that went."""
+        self._shutdown.begin(signal)
+
     async def stop(self) -> None:
         """Takes no more work, waits for what was accepted, closes everything."""
         self._stopping.set()
@@ -168,6 +175,7 @@ class Application:
                 close_engine(engine)
         if self._endpoint is not None:
             await self._endpoint.close()
+        self._shutdown.end()
 
     async def _close_port(self) -> None:
         with self._startup.closing():
@@ -262,19 +270,21 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     Raises CatalogueError, or OSError if a port is taken.
     """
-    serving = asyncio.ensure_future(_serve(settings, announce))
+    application = Application(settings)
+    serving = asyncio.ensure_future(_serve(application, announce))
 
-    def stop() -> None:
+    def stop(by: signal.Signals) -> None:
         if not serving.cancelling():  # another signal must not cut the drain short
+            application.tell_stop(by.name)
             serving.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
     with suppress(asyncio.CancelledError):
         await serving
 
 
-async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    async with Application(settings) as application:
+async def _serve(application: Application, announce: Callable[[str], None]) -> None:
+    async with application:
         announce(application.describe())
         await asyncio.Event().wait()

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from damoserve_server.access.tokens import read_tokens
 from damoserve_server.app import LAST_ANSWERS_SECONDS
-from damoserve_server.settings import Settings
+from damoserve_server.configuration.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy/observability"

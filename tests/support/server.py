@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.app import Application
+from damoserve_server.configuration.settings import Settings
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
-from damoserve_server.settings import Settings
 from damoserve_server.telemetry.spans import Tracer
 from tests.support.timeouts import TIMEOUT
 
@@ -103,7 +103,7 @@ class Samples:
         self._samples = [sample for family in self._families for sample in family.samples]
 
     def families(self) -> set[tuple[str, str, frozenset[str]]]:
-        """The name, the type and the labels of each."""
+        """The name, the type and the labels of each that has a series."""
         return {
             (
                 f"{family.name}_total" if family.type == "counter" else family.name,
@@ -111,6 +111,7 @@ class Samples:
                 frozenset(family.samples[0].labels) - {"le"},
             )
             for family in self._families
+            if family.samples
         }
 
     def series(self) -> set[tuple[str, str]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from damoserve_profiles.imaging import Size, shown_size
 from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.postprocess import Detections, select
+from damoserve_server.configuration.settings import Settings
 from damoserve_server.detection.gate import Gate
 from damoserve_server.detection.request import DetectionRequest, DetectionResult
 from damoserve_server.detection.trace import record_answer, record_request
@@ -25,7 +26,6 @@ from damoserve_server.models.catalogue import ActiveProfile, Catalogue
 from damoserve_server.scheduling.latency import DecodeEstimate
 from damoserve_server.scheduling.policy import Requirements
 from damoserve_server.scheduling.selection import Reason, Tier, accurate_enough
-from damoserve_server.settings import Settings
 from damoserve_server.telemetry.records import current
 
 Floats = NDArray[np.float32]

@@ -8,12 +8,12 @@ from contextvars import ContextVar
 
 import grpc
 
+from damoserve_server.configuration.settings import Settings
 from damoserve_server.detection.request import DetectionRequest, DetectionResult
 from damoserve_server.errors import DamoserveError, DeadlineUnreachable
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.metrics.requests import NO_TIER, Outcome, RequestMetrics
 from damoserve_server.scheduling.selection import Tier
-from damoserve_server.settings import Settings
 from damoserve_server.telemetry.records import current
 
 REQUEST_METHODS = frozenset({"damoserve.v1.DetectionService/Detect", "inference.GRPCInferenceService/ModelInfer"})

@@ -6,9 +6,9 @@ A setting that already holds is taken, as with it a caller has what it asks for;
 from collections.abc import Mapping, Sequence
 
 from damoserve.kserve.v2 import inference_pb2 as pb
+from damoserve_server.configuration.settings import Settings
 from damoserve_server.errors import NotOffered
 from damoserve_server.models.catalogue import MAX_SHOWN
-from damoserve_server.settings import Settings
 from damoserve_server.telemetry.settings import LogLevel
 
 VERBOSITY = {LogLevel.ERROR: 0, LogLevel.WARNING: 1, LogLevel.INFO: 2, LogLevel.DEBUG: 3}

@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from damoserve.kserve.v2 import inference_pb2 as pb
+from damoserve_server.configuration.settings import Settings, usable_cores
 from damoserve_server.detection.outcomes import RequestAccounting
 from damoserve_server.detection.startup import Startup
 from damoserve_server.errors import DamoserveError, NotFound, NotOffered, TooManyStreams
@@ -18,7 +19,6 @@ from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.streaming import in_order
 from damoserve_server.models.catalogue import Catalogue
 from damoserve_server.rpc.status import to_known
-from damoserve_server.settings import Settings, usable_cores
 from damoserve_server.telemetry.records import current
 
 if TYPE_CHECKING:

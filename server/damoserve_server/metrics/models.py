@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from damoserve_profiles.manifest import Manifest
+from damoserve_server.configuration.settings import Tiers
 from damoserve_server.models.catalogue import ProfileState
 from damoserve_server.scheduling.selection import Tier
-from damoserve_server.settings import Tiers
 
 RELOADED_FILES = ("certificate", "tokens")
 RELOAD_RESULTS = {True: "taken", False: "refused"}

@@ -1,6 +1,6 @@
 """Requests: how many there are, how they end, which profile serves them and where their time goes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -78,6 +78,19 @@ class TierRow(Row):
         return ends, [Sample("damoserve_requests_in_flight", self._labels, arrived - sum(ended))]
 
 
+@dataclass(frozen=True)
+class Totals:
+    """Requests of all tiers since the start."""
+
+    arrived: int
+    ended: Mapping[Outcome, int]
+
+    @property
+    def inside(self) -> int:
+        """Those that have arrived and have no end yet."""
+        return self.arrived - sum(self.ended.values())
+
+
 class RequestsByTier(Rows):
     """Requests by tier. What has arrived is in flight or has ended, at every moment."""
 
@@ -90,6 +103,10 @@ class RequestsByTier(Rows):
 
     def rows(self) -> Iterable[Row]:
         return self._tiers.values()
+
+    def totals(self) -> Totals:
+        counted = [sum(numbers) for numbers in zip(*(row.numbers for row in self._tiers.values()), strict=True)]
+        return Totals(int(counted[0]), {outcome: int(counted[place]) for outcome, place in PLACES.items()})
 
 
 class RequestMetrics:

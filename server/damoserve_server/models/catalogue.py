@@ -169,7 +169,8 @@ class Catalogue:
         self.models: Mapping[str, Model] = {model.name: model for model in models}
         if not any(model.active for model in models):
             failures = [f"{failed.name}: {failed.error}" for model in models for failed in model.failed]
-            raise CatalogueError("no profile could be loaded: " + ("; ".join(failures) or "the repository is empty"))
+            why = "; ".join(failures) or "no version in the repository has one"
+            raise CatalogueError(f"no profile could be loaded: {why}")
         self._default = default if default is not None else models[0].name
         if self._default not in self.models:
             raise CatalogueError(f"the default model {self._default!r} is not in the repository")

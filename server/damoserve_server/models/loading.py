@@ -36,6 +36,7 @@ from damoserve_server.models.catalogue import (
 from damoserve_server.scheduling.latency import LatencyEstimate
 
 WARM_UP_RUNS = 3
+LAYOUT = f"<model>/<version>/<profile>/{MANIFEST_FILE}"
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,29 @@ class ModelFile:
         if hashlib.sha256(content).hexdigest() != self._promised.sha256:
             raise FileMismatch(f"{self._path} differs from its manifest (SHA-256); build or copy the profile again")
         return content
+
+
+def require_models(repository: Repository) -> None:
+    """Raises CatalogueError if the folder of models cannot be used at all; what to do stands in it."""
+    root = repository.root
+    instead = f"give `repository` (--repository) a folder with {LAYOUT}, or leave it out to serve the bundled model"
+    try:
+        empty = not any(root.iterdir())
+        models = repository.models()
+    except FileNotFoundError:
+        raise CatalogueError(f"the repository {root} does not exist: {instead}") from None
+    except NotADirectoryError:
+        raise CatalogueError(f"the repository {root} is not a folder: {instead}") from None
+    except PermissionError as error:
+        denied = error.filename or root
+        raise CatalogueError(
+            f"the repository {root} cannot be read: the user of the server (uid {os.geteuid()}) may not look into "
+            f"{denied}; give it the right to, or {instead}"
+        ) from None
+    if empty:
+        raise CatalogueError(f"the repository {root} is empty: {instead}")
+    if not models:
+        raise CatalogueError(f"the repository {root} has no model in it: {instead}")
 
 
 def load_catalogue(repository: Repository, loader: ProfileLoader, default: str | None = None) -> Catalogue:

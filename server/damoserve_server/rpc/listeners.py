@@ -10,13 +10,13 @@ import grpc
 
 from damoserve_server.access.tls import server_credentials
 from damoserve_server.access.tokens import Tokens
+from damoserve_server.configuration.settings import Settings
 from damoserve_server.detection.outcomes import RequestAccounting
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.rpc import reflection
 from damoserve_server.rpc.authorisation import AccessInterceptor
 from damoserve_server.rpc.calls import CallInterceptor
 from damoserve_server.rpc.handlers import TYPES
-from damoserve_server.settings import Settings
 from damoserve_server.telemetry.records import Telemetry
 
 if TYPE_CHECKING:

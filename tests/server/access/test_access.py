@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.access.tokens import Right, digest_of
+from damoserve_server.configuration.settings import Settings
 from damoserve_server.rpc.authorisation import right_for
-from damoserve_server.settings import Settings
 from tests.support.authority import replace
 from tests.support.pictures import Pictures
 from tests.support.server import Serve

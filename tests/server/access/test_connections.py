@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
-from damoserve_server.settings import Settings
+from damoserve_server.configuration.settings import Settings
 from tests.support.pictures import Pictures
 from tests.support.server import Serve, ServerClient
 from tests.support.timeouts import TIMEOUT

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from damoserve_profiles import imaging
-from damoserve_server.settings import usable_cores
+from damoserve_server.configuration.settings import usable_cores
 from tests.support.pictures import Pictures
 from tests.support.server import Serve
 from tests.support.timeouts import TIMEOUT

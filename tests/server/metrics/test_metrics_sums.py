@@ -9,11 +9,11 @@ import urllib.request
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from damoserve_server.configuration.settings import Tiers
 from damoserve_server.metrics.exposition import Registry
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.metrics.requests import NO_TIER, Outcome
 from damoserve_server.scheduling.selection import Tier
-from damoserve_server.settings import Tiers
 from tests.support.pictures import Pictures
 from tests.support.server import Samples, Serve, ServerClient
 from tests.support.timeouts import TIMEOUT

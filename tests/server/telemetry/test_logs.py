@@ -201,3 +201,16 @@ def test_the_log_of_the_command_has_a_level(command) -> None:
     _, log = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0
     assert " WARNING " not in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_log_of_the_command_tells_why_it_stops_and_how_that_went(command, number) -> None:
+    process = command(log_format="json")
+    while "serving" not in (line := process.stderr.readline()):
+        assert line, "the command has ended"
+    process.send_signal(number)
+    _, log = process.communicate(timeout=TIMEOUT)
+    first, last = [line for line in map(json.loads, log.splitlines()) if line["message"].startswith("stop")]
+    assert {"message": "stopping", "signal": number.name, "requests_inside": 0}.items() <= first.items()
+    assert {"message": "stopped", "answered": 0, "refused": 0, "abandoned": 0, "failed": 0}.items() <= last.items()
+    assert last["seconds"] > 0

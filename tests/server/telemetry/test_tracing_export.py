@@ -117,7 +117,7 @@ def test_without_the_packages_the_server_serves(repository: Path) -> None:
     script = f"""
 import asyncio, signal, os
 from damoserve_server.app import serve
-from damoserve_server.settings import Settings
+from damoserve_server.configuration.settings import Settings
 settings = Settings(repository={str(repository)!r}, access_log=True, workers=1)
 asyncio.run(serve(settings, lambda line: os.kill(os.getpid(), signal.SIGTERM)))
 print("served", [name for name in sys.modules if name.startswith("opentelemetry")])
@@ -137,6 +137,6 @@ typer.run(serve)
 """
     done = without_opentelemetry(script)
     assert done.returncode == 1
-    assert done.stderr.startswith("damoserve cannot start: tracing: ")
+    assert done.stderr.startswith("damoserve cannot start: DAMOSERVE_TRACING__ENDPOINT: ")
     assert "pip install 'damoserve[tracing]'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -5,8 +5,8 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from damoserve_server.configuration.settings import Settings, usable_cores
 from damoserve_server.scheduling.selection import Tier
-from damoserve_server.settings import Settings, usable_cores
 
 
 @pytest.fixture(autouse=True)

@@ -182,4 +182,6 @@ class Settings(BaseSettings):
             file = YamlConfigSettingsSource(settings_cls, path)
         except (yaml.YAMLError, TypeError, ValueError) as error:  # the latter two: no text, or no names with values
             raise SettingsError(f"{path} is not a YAML file of settings: {error}") from error
+        except AttributeError as error:  # pydantic takes every name for text
+            raise SettingsError(f"{path} is not a YAML file of settings: a name in it is no text") from error
         return init_settings, env_settings, file
