@@ -28,7 +28,7 @@ from grpc_status import rpc_status
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from damoserve_compress.benchmark import cpu_name
+from damoserve_compress.measure.timing import cpu_name
 from damoserve_profiles.manifest import MANIFEST_FILE
 from damoserve_profiles.repository import BUNDLED, Repository
 from damoserve_server.app import Application

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 SERVER = ROOT / "server/damoserve_server"
+COMPRESS = ROOT / "compress/damoserve_compress"
 FLOORS: Mapping[Path, Sequence[set[str]]] = {
     SERVER: [
         {"errors", "engines"},
@@ -25,6 +26,18 @@ FLOORS: Mapping[Path, Sequence[set[str]]] = {
         {"app"},
         {"cli"},
         {"__main__"},
+    ],
+    COMPRESS: [
+        {"advise", "datasets"},
+        {"fetch", "network"},
+        {"measure"},
+        {"export", "quantise", "training"},
+        {"prune", "search", "targets"},
+        {"build"},
+        {"naive"},
+        {"report"},
+        {"commands"},
+        {"cli"},
     ],
 }
 """The rooms and files of each package, from the lowest floor up. Those of one floor do not know each other."""

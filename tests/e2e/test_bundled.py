@@ -21,8 +21,8 @@ from damoserve_client import Client, DetectionResult, ProfileUnavailable
 from damoserve_compress.datasets import Dataset, Sample
 from damoserve_compress.datasets.coco import CocoDataset
 from damoserve_compress.datasets.rendered import RenderedSmears
-from damoserve_compress.evaluate import COCO_THRESHOLDS, average_precision, ground_truth, predict
-from damoserve_compress.session import onnx_detector
+from damoserve_compress.measure.evaluate import COCO_THRESHOLDS, average_precision, ground_truth, predict
+from damoserve_compress.measure.runtime import onnx_detector
 from damoserve_profiles.imaging import decode
 from damoserve_profiles.manifest import MODEL_FILE
 from damoserve_profiles.postprocess import Detections
