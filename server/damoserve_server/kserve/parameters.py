@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from damoserve.kserve.v2 import inference_pb2 as pb
+from damoserve_server.detection.request import MAX_DETECTIONS
 from damoserve_server.errors import ArgumentOutOfRange
 from damoserve_server.kserve.reserved import OF_REQUEST, refuse_ignored
 from damoserve_server.kserve.values import INTEGERS, NUMBERS, TEXT, value_of
 from damoserve_server.models.catalogue import MAX_SHOWN
 from damoserve_server.scheduling.selection import Tier
-from damoserve_server.v1.convert import MAX_DETECTIONS
 
 
 @dataclass(frozen=True)
