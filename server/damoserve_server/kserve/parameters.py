@@ -1,4 +1,4 @@
-"""The parameters of a request that are heeded: their names, types and ranges."""
+"""Reads the parameters of a request that mean something here, and checks their types and ranges."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from damoserve_server.scheduling.selection import Tier
 
 @dataclass(frozen=True)
 class DetectionParameters:
-    """What the parameters ask for; `timeout` is in seconds."""
+    """The options of a request. `timeout` is in seconds, `priority` 0 stands for none."""
 
     profile: str | None = None
     latency_tier: Tier | None = None
@@ -27,10 +27,10 @@ class DetectionParameters:
 
 
 def to_detection_parameters(request: pb.ModelInferRequest) -> DetectionParameters:
-    """Raises ParameterInvalid, ArgumentOutOfRange or NotOffered."""
+    """Reads the parameters of a request. Raises ParameterInvalid, ArgumentOutOfRange or NotOffered."""
     refuse_ignored("parameters", request.parameters, OF_REQUEST, request, read=READERS)
-    given = [name for name in READERS if name in request.parameters]
-    return DetectionParameters(**{name: READERS[name](name, request.parameters[name]) for name in given})
+    present = [name for name in READERS if name in request.parameters]
+    return DetectionParameters(**{name: READERS[name](name, request.parameters[name]) for name in present})
 
 
 def _text(name: str, parameter: pb.InferParameter) -> str | None:
@@ -90,3 +90,4 @@ READERS: Mapping[str, Callable[[str, pb.InferParameter], Any]] = {
     "priority": _natural,
     "timeout": _timeout,
 }
+"""The function that reads each parameter. The names are those of the fields of DetectionParameters."""
