@@ -17,7 +17,7 @@ def record_request(record: CallRecord, request: DetectionRequest, tier: Tier | N
 
 def record_answer(record: CallRecord, result: DetectionResult, arrival: float) -> None:
     """Tells who has served the request, and where its time went."""
-    if not record.watched:
+    if not record.recording:
         return
     manifest, timings = result.profile.manifest, result.timings
     known: Fields = {

@@ -92,7 +92,7 @@ class _Call:
         metadata = dict(context.invocation_metadata() or ())
         identifier = _choose_request_id(metadata)
         request_id.set(identifier)
-        record = self.telemetry.call(self.method, identifier, metadata)
+        record = self.telemetry.begin_call(self.method, identifier, metadata)
         context.set_trailing_metadata(((REQUEST_ID, identifier),))
         with self._counted(context, record):
             try:
