@@ -1,6 +1,7 @@
 """Starting, draining, stopping, cancelling."""
 
 import asyncio
+import logging
 import os
 import re
 import signal
@@ -138,7 +139,9 @@ def test_a_signal_ends_the_loading(repository):
     assert announced == []
 
 
-def test_a_stopping_server_answers_what_it_has_accepted(application, client_of, pictures, valve):
+def test_a_stopping_server_answers_what_it_has_accepted(application, client_of, pictures, valve, caplog):
+    caplog.set_level(logging.INFO, "damoserve_server")
+
     async def scenario():
         server = application(valve.load, max_batch_size=1)
         async with server, client_of(server) as client:
@@ -158,6 +161,8 @@ def test_a_stopping_server_answers_what_it_has_accepted(application, client_of, 
     refused, answers = asyncio.run(scenario())
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     assert [len(answer.detections) for answer in answers] == [4, 4, 4]
+    assert "draining: 3 accepted requests to answer, in 10 s at most" in caplog.messages
+    assert "drained: every accepted request is answered" in caplog.messages
 
 
 def test_a_stopping_server_takes_requests_until_the_balancers_know(application, client_of, pictures):
