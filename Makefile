@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 CHECKPOINT := profiles/checkpoints/blood-cells.safetensors
 RECIPES := profiles/recipes/blood-cells
-PACKAGES := proto profiles server compress clients tests benchmarks deploy
+PACKAGES := proto profiles server compress clients examples tests benchmarks deploy
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo playground screenshots test lint format type proto check-proto train prune profiles benchmark \

@@ -10,7 +10,7 @@ import statistics
 import time
 
 from damoserve_server.scheduling.deadline import DeadlinePolicy
-from damoserve_server.scheduling.policy import Cost, State, Wish
+from damoserve_server.scheduling.policy import Cost, QueueState, Requirements
 from damoserve_server.scheduling.scheduler import Ticket
 
 PROFILES = tuple(f"profile {number}" for number in range(8))
@@ -33,13 +33,14 @@ def queue(waiting: int, choices: int, generator: random.Random) -> list[Ticket[s
     allowed = [PROFILES] + [
         tuple(sorted(generator.sample(PROFILES, generator.randint(1, len(PROFILES))))) for _ in range(choices - 1)
     ]
-    wishes = [
-        Wish(generator.choice(allowed), 1 + generator.random(), 1 + generator.random(), 0.5) for _ in range(waiting)
+    alternatives = [
+        Requirements(generator.choice(allowed), 1 + generator.random(), 1 + generator.random(), 0.5)
+        for _ in range(waiting)
     ]
-    return [Ticket(wish, 0.0, ready=True) for wish in wishes]
+    return [Ticket(requirements, 0.0, ready=True) for requirements in alternatives]
 
 
-def measure(state: State[str, Ticket[str, None]], runs: int) -> list[float]:
+def measure(state: QueueState[str, Ticket[str, None]], runs: int) -> list[float]:
     """Microseconds of each decision."""
     policy = DeadlinePolicy(0.005)
     taken = []
@@ -58,7 +59,7 @@ def main() -> None:
     for batches, exponent in {"batches win": 0.6, "they do not": 1.0}.items():
         for choices in (1, 16):
             tickets = queue(options.waiting, choices, random.Random(1))
-            state = State(0.9, tickets, ladder(exponent), busy=(0.02,), rate=50.0, budget=0.25, last_accuracy=0.6)
+            state = QueueState(0.9, tickets, ladder(exponent), busy=(0.02,), rate=50.0, budget=0.25, last_accuracy=0.6)
             taken = measure(state, options.runs)
             tail = statistics.quantiles(taken, n=100)[94]
             print(f"{batches}, choices {choices:2}: median {statistics.median(taken):4.0f} us, p95 {tail:4.0f} us")

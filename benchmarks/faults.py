@@ -30,7 +30,7 @@ from benchmarks.serving import MODEL, NO_PROXY, Server, copy_bundled, end_of, ma
 from damoserve.v1 import admin_pb2, admin_pb2_grpc
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
-from tests.authority import Authority, replace
+from tests.support.authority import Authority, replace
 
 CALLERS = 16
 PATIENCE = 60.0

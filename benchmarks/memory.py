@@ -15,7 +15,7 @@ import grpc
 from damoserve.v1 import admin_pb2 as pb
 from damoserve.v1 import admin_pb2_grpc as pb_grpc
 from damoserve_server.app import Application
-from damoserve_server.settings import Settings
+from damoserve_server.configuration.settings import Settings
 
 SETTLING_SECONDS = 1.0
 """What is dropped is given back to the system by a thread of its own."""

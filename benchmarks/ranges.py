@@ -14,18 +14,18 @@ from typing import Annotated, get_args
 import onnx
 import typer
 
-from damoserve_compress.bootstrap import compare
+from damoserve_compress.build.trained_network import TrainedNetwork, read_network
 from damoserve_compress.commands.options import DataFolder, read_data
 from damoserve_compress.datasets.cache import CachedDataset
 from damoserve_compress.datasets.subset import Subset, split_selection
-from damoserve_compress.evaluate import ground_truth, predict
 from damoserve_compress.export import export_onnx
+from damoserve_compress.measure.bootstrap import compare
+from damoserve_compress.measure.evaluate import ground_truth, predict
+from damoserve_compress.measure.runtime import onnx_detector
 from damoserve_compress.quantise import Images, quantise_onnx
 from damoserve_compress.quantise.graph import Graph
 from damoserve_compress.quantise.observe import observe
 from damoserve_compress.quantise.sensitivity import head_outputs, sqnr
-from damoserve_compress.session import onnx_detector
-from damoserve_compress.source import SourceNetwork, read_source
 from damoserve_profiles.imaging import resize
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.recipe import Export, Quantise, Ranges
@@ -34,7 +34,7 @@ from damoserve_profiles.recipe import Export, Quantise, Ranges
 def main(checkpoint: Annotated[Path, typer.Argument(exists=True, dir_okay=False)], data: DataFolder) -> None:
     """Quantise with every setting; print what each does."""
     train_set = CachedDataset(read_data(data)[0])
-    source = read_source(checkpoint, train_set)
+    source = read_network(checkpoint, train_set)
     calibration, held_out = split_selection(train_set)
     truth, images = ground_truth(held_out), _inputs(source, calibration)
     with TemporaryDirectory() as folder:
@@ -62,11 +62,11 @@ def _name(options: Quantise) -> str:
     return ", ".join([options.ranges, *steps])
 
 
-def _inputs(source: SourceNetwork, dataset: Subset) -> Images:
+def _inputs(source: TrainedNetwork, dataset: Subset) -> Images:
     return lambda: (resize(dataset[index].image, source.size, source.input.resize) for index in range(len(dataset)))
 
 
-def _detections(source: SourceNetwork, path: Path, dataset: Subset) -> list[Detections]:
+def _detections(source: TrainedNetwork, path: Path, dataset: Subset) -> list[Detections]:
     return predict(onnx_detector(path), dataset, source.input, source.network.structure.evaluation)
 
 

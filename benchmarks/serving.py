@@ -28,14 +28,14 @@ from grpc_status import rpc_status
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from damoserve_compress.benchmark import cpu_name
+from damoserve_compress.measure.timing import cpu_name
 from damoserve_profiles.manifest import MANIFEST_FILE
 from damoserve_profiles.repository import BUNDLED, Repository
 from damoserve_server.app import Application
+from damoserve_server.configuration.settings import Settings
 from damoserve_server.engines.choice import load_engine as usual_engine
 from damoserve_server.engines.engine import EngineLoader
 from damoserve_server.scheduling.policy import Policy
-from damoserve_server.settings import Settings
 
 MODEL = "blood-cells"
 PROFILES = ("fp32", "pruned", "int8", "int8+pruned")

@@ -14,7 +14,7 @@ from itertools import count
 from damoserve_server.errors import DamoserveError
 from damoserve_server.scheduling.baselines import FixedProfile, ModelSwitching, SlackFit, StaticTiers
 from damoserve_server.scheduling.deadline import DeadlinePolicy
-from damoserve_server.scheduling.policy import Cost, Policy, Wish
+from damoserve_server.scheduling.policy import Cost, Policy, Requirements
 from damoserve_server.scheduling.scheduler import Batch, Scheduler, Ticket
 
 LADDER = {
@@ -103,9 +103,11 @@ class Simulation:
                 heapq.heappush(events, (wake, next(order), None))
         return outcomes
 
-    def _wish(self, arrival: Arrival) -> Wish[str]:
+    def _wish(self, arrival: Arrival) -> Requirements[str]:
         due = arrival.budget if arrival.objective is None else min(arrival.budget, arrival.objective)
-        return Wish(arrival.allowed, arrival.at + arrival.budget, arrival.at + due, arrival.at, arrival.priority)
+        return Requirements(
+            arrival.allowed, arrival.at + arrival.budget, arrival.at + due, arrival.at, arrival.priority
+        )
 
 
 def bursts(rate: float, seconds: float, budget: float, allowed: tuple[str, ...], seed: int) -> list[Arrival]:

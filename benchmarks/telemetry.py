@@ -21,14 +21,15 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 from damoserve_profiles.manifest import Manifest
 from damoserve_server.detection.request import DetectionRequest, DetectionResult, Timings
+from damoserve_server.detection.trace import record_answer, record_batch, record_request
 from damoserve_server.detection.worker import Job, JobTicket
 from damoserve_server.models.catalogue import ActiveProfile
-from damoserve_server.scheduling.policy import Wish
+from damoserve_server.scheduling.policy import Requirements
 from damoserve_server.scheduling.scheduler import Batch, Closing, Ticket
 from damoserve_server.scheduling.selection import Reason, Tier
 from damoserve_server.telemetry.logs import JsonFormatter
 from damoserve_server.telemetry.opentelemetry import OpenTelemetryTracer
-from damoserve_server.telemetry.records import Telemetry, access_log, batch_computed
+from damoserve_server.telemetry.records import Telemetry, access_log
 from damoserve_server.telemetry.settings import TracingSettings
 from damoserve_server.telemetry.spans import Tracer
 
@@ -59,14 +60,16 @@ def tracing(ratio: float) -> Way:
     return Way(Telemetry(tracer, access_log=False), processor.force_flush)
 
 
-def answer(telemetry: Telemetry, request: DetectionRequest, result: DetectionResult, wish: Wish[ActiveProfile]) -> None:
+def answer(
+    telemetry: Telemetry, request: DetectionRequest, result: DetectionResult, requirements: Requirements[ActiveProfile]
+) -> None:
     """As the server does it."""
     record = telemetry.call(METHOD, "0" * 32, {})
-    record.wanted(request, Tier.BALANCED)
-    job = Job(cast(Any, None), cast(Any, None), cast("Future[Any]", None), record)
-    ticket: JobTicket = Ticket(wish, 0.0, job, ready=True)
-    batch_computed(Batch(result.profile, (ticket,), request.arrival, request.deadline, Closing.ALL_READY), [result])
-    record.answered(result, request.arrival)
+    record_request(record, request, Tier.BALANCED)
+    job = Job(request, cast(Any, None), cast(Any, None), cast("Future[Any]", None), record)
+    ticket: JobTicket = Ticket(requirements, 0.0, job, ready=True)
+    record_batch(Batch(result.profile, (ticket,), request.arrival, request.deadline, Closing.ALL_READY), [result])
+    record_answer(record, result, request.arrival)
     record.ended(grpc.StatusCode.OK)
 
 
@@ -78,10 +81,10 @@ def measure(way: Way) -> tuple[float, float]:
     request = DetectionRequest(image=b"", arrival=now, deadline=now + 1)
     reason, timings = Reason.MOST_ACCURATE_IN_TIME, Timings(*(0.001,) * 7)
     result = DetectionResult(cast(Any, None), cast(Any, None), profile, reason, 1, timings)
-    wish = Wish((profile,), request.deadline, request.deadline, now, 1)
+    requirements = Requirements((profile,), request.deadline, request.deadline, now, 1)
     everything, own = time.process_time(), time.thread_time()
     for _ in range(BURST):
-        answer(way.telemetry, request, result, wish)
+        answer(way.telemetry, request, result, requirements)
     own = time.thread_time() - own
     way.finish()
     return 1e6 * (time.process_time() - everything) / BURST, 1e6 * own / BURST

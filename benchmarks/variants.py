@@ -16,12 +16,12 @@ import numpy as np
 import torch
 import typer
 
-from damoserve_compress.benchmark import speed_up, summarise, time_models
-from damoserve_compress.complexity import complexity
 from damoserve_compress.export import export_onnx
+from damoserve_compress.measure.complexity import complexity
+from damoserve_compress.measure.timing import speed_up, summarise, time_models
 from damoserve_compress.network import Network, build_network
 from damoserve_compress.prune import cut, find_groups, uniform
-from damoserve_compress.prune.amount import LARGEST_RATIO, reach
+from damoserve_compress.prune.amount import LARGEST_RATIO, bisect_cut
 from damoserve_compress.quantise import quantise_onnx
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export, Quantise
@@ -72,7 +72,7 @@ def main(
 def _cut(network: Network, size: Size, wanted: float) -> Network:
     groups = find_groups(network, "l1")
     _, operations = complexity(network, size)
-    keep, _ = reach(
+    keep, _ = bisect_cut(
         wanted,
         lambda keep: complexity(cut(network, groups, keep), size)[1] / operations,
         lambda level: uniform(groups, level * LARGEST_RATIO, 16),

@@ -1,4 +1,4 @@
-"""Which profile suits a target and its limits, and where none does, which recipe would most likely make one.
+"""Advice: the profile that suits a target and its limits, and where none does, the recipe that most likely makes one.
 
 A profile that another is at least as good as in accuracy, time and bytes, and better than in one, is dominated; the
 others are the Pareto front. The recommended profile is always on it.
@@ -27,7 +27,7 @@ class Candidate:
     """Median of one image, in the preferred engine."""
     bytes: int
     steps: frozenset[Step] = frozenset()
-    """What its recipe does to the network."""
+    """The steps that the profile's recipe takes."""
 
     @property
     def costs(self) -> tuple[float, float, float]:
@@ -36,15 +36,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a profile must keep; None: any will do."""
+    """The limits that a profile must keep; None stands for no limit."""
 
     milliseconds: float | None = None
     bytes: int | None = None
     ap: float | None = None
     """Lowest average precision, 0..1."""
 
-    def broken_costs(self, candidate: Candidate) -> list[str]:
-        """What is too much, in words."""
+    def cost_violations(self, candidate: Candidate) -> list[str]:
+        """Says in words which costs exceed their limits."""
         faults = []
         if self.milliseconds is not None and candidate.milliseconds > self.milliseconds:
             faults.append(f"takes {candidate.milliseconds:g} ms, more than {self.milliseconds:g}")
@@ -52,9 +52,9 @@ class Limits:
             faults.append(f"has {candidate.bytes} bytes, more than {self.bytes}")
         return faults
 
-    def broken(self, candidate: Candidate) -> list[str]:
-        """All that is wrong with a profile, in words."""
-        faults = self.broken_costs(candidate)
+    def violations(self, candidate: Candidate) -> list[str]:
+        """Says in words which limits a profile breaks."""
+        faults = self.cost_violations(candidate)
         if self.lacks_accuracy(candidate):
             faults.append(f"has AP {candidate.ap:.4f}, less than {self.ap:g}")
         return faults
@@ -65,7 +65,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be said of one profile."""
+    """The judgement on one profile."""
 
     candidate: Candidate
     faults: tuple[str, ...]
@@ -91,20 +91,20 @@ class Suggestion:
 
 
 def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Whether `first` costs no more than `second` in anything, and less in something."""
+    """Says whether `first` costs no more than `second` in anything, and less in something."""
     pairs = list(zip(first, second, strict=True))
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
 def on_front(costs: Sequence[Sequence[float]]) -> list[bool]:
-    """Of points given by costs, the lower the better, those that no other dominates."""
+    """Says of each point, given by its costs, whether it is on the Pareto front: no other point dominates it."""
     return [not any(dominates(other, point) for other in costs) for point in costs]
 
 
 def decide(candidates: Sequence[Candidate], limits: Limits) -> Advice:
     """Recommends the most accurate profile that keeps the limits; of several such the quickest, then the smallest."""
     verdicts = tuple(
-        Verdict(candidate, tuple(limits.broken(candidate)), _dominating(candidate, candidates))
+        Verdict(candidate, tuple(limits.violations(candidate)), _dominating(candidate, candidates))
         for candidate in candidates
     )
     qualified = [verdict.candidate for verdict in verdicts if not verdict.faults]
@@ -121,7 +121,7 @@ def _dominating(candidate: Candidate, candidates: Sequence[Candidate]) -> str | 
 
 
 def suggest(candidates: Sequence[Candidate], limits: Limits, recipes: Sequence[Recipe]) -> list[Suggestion]:
-    """Which of `recipes`, none of them built yet, may keep the limits, the likeliest first.
+    """Suggests those of `recipes`, none of them built yet, that may keep the limits, the likeliest first.
 
     Judged by what they do: a recipe is likely if it does more than the profiles that are too slow or too large, and
     less than those that are not accurate enough; it is left out where it is the other way round. Where that does not
@@ -130,7 +130,7 @@ def suggest(candidates: Sequence[Candidate], limits: Limits, recipes: Sequence[R
     fewer = limits.ap is not None or (limits.milliseconds is None and limits.bytes is None)
     ranked = []
     for recipe in recipes:
-        steps = steps_of(recipe)
+        steps = recipe_steps(recipe)
         stronger, weaker, contradicted = _compare(steps, candidates, limits)
         if not contradicted:
             order = -len(stronger) - len(weaker), len(steps) if fewer else -len(steps), recipe.name
@@ -142,7 +142,7 @@ def _compare(
     steps: frozenset[Step], candidates: Sequence[Candidate], limits: Limits
 ) -> tuple[list[str], list[str], bool]:
     """Profiles that cost too much for fewer steps, those not accurate for more, and whether any says the opposite."""
-    costly = [candidate for candidate in candidates if limits.broken_costs(candidate)]
+    costly = [candidate for candidate in candidates if limits.cost_violations(candidate)]
     poor = [candidate for candidate in candidates if limits.lacks_accuracy(candidate)]
     stronger = [candidate.profile for candidate in costly if steps > candidate.steps]
     weaker = [candidate.profile for candidate in poor if steps < candidate.steps]
@@ -162,8 +162,8 @@ def _reason(steps: frozenset[Step], stronger: Sequence[str], weaker: Sequence[st
     return f"{does}: {'; '.join(reasons)}" if reasons else does
 
 
-def steps_of(recipe: Recipe) -> frozenset[Step]:
-    """What a recipe does to the network."""
+def recipe_steps(recipe: Recipe) -> frozenset[Step]:
+    """The steps that a recipe takes."""
     steps: dict[Step, bool] = {
         "prune": recipe.prune is not None,
         "quantise": recipe.quantise is not None,
@@ -172,14 +172,14 @@ def steps_of(recipe: Recipe) -> frozenset[Step]:
     return frozenset(step for step, done in steps.items() if done)
 
 
-def candidate_of(manifest: Manifest) -> Candidate:
+def as_candidate(manifest: Manifest) -> Candidate:
     """A profile as its manifest describes it."""
     return Candidate(
         manifest.profile,
         manifest.accuracy.ap,
         manifest.latency.median_ms,
         manifest.model_bytes,
-        steps_of(manifest.recipe),
+        recipe_steps(manifest.recipe),
     )
 
 

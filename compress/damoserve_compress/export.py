@@ -1,4 +1,4 @@
-"""From a trained network to the ONNX graph that is served.
+"""Export: the ONNX graph that is served, made from a trained network and compared with it.
 
 ExportError   the graph does not compute what the network computes
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from damoserve_compress.evaluate import Detector
+from damoserve_compress.measure.evaluate import Detector
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.head import decode_boxes
 from damoserve_compress.network.reparameterise import fold_scales, stem_over_pixels, stem_over_squares
@@ -27,11 +27,11 @@ from damoserve_profiles.recipe import Export
 
 
 class Tolerance(NamedTuple):
-    """By how much two answers may differ."""
+    """The difference that two answers may have."""
 
     score: float
     box: float
-    """In pixels."""
+    """The largest difference of a box's side, in pixels."""
 
 
 # float32 kernels sum in another order than torch's: differences of these sizes are rounding.

@@ -1,4 +1,4 @@
-"""What the usual settings give, beside which the profiles are to be seen.
+"""Naive compression, by the usual settings: the baselines that the profiles are compared with.
 
 * ONNX Runtime's `quantize_static` with its defaults: signed activations, one scale for each weight tensor.
 * A fifth of the channels of every group cut by L1 norm, and nothing done about it afterwards.
@@ -20,15 +20,15 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
-from damoserve_compress.benchmark import Ratio, speed_up, time_models
-from damoserve_compress.bootstrap import Difference, compare
+from damoserve_compress.build.trained_network import TrainedNetwork
 from damoserve_compress.datasets import Dataset
-from damoserve_compress.evaluate import Metrics, average_precision, ground_truth, predict
 from damoserve_compress.export import export_onnx
+from damoserve_compress.measure.bootstrap import Difference, compare
+from damoserve_compress.measure.evaluate import Metrics, average_precision, ground_truth, predict
+from damoserve_compress.measure.runtime import ONNX_RUNTIME, Runtime, installed_engines, open_detector
+from damoserve_compress.measure.timing import Ratio, speed_up, time_models
 from damoserve_compress.network import Network
 from damoserve_compress.prune import cut, find_groups, uniform
-from damoserve_compress.session import ONNX_RUNTIME, Runtime, installed_engines, open_detector
-from damoserve_compress.source import SourceNetwork
 from damoserve_profiles.imaging import resize
 from damoserve_profiles.manifest import InputSpec
 from damoserve_profiles.recipe import Export
@@ -41,32 +41,32 @@ ROUND_TO: Final = 8
 
 @dataclass(frozen=True)
 class NaiveRow:
-    """One setting in one engine. The first row of a comparison is the float graph itself."""
+    """The results of a setting in an engine. The first row of a comparison is the float graph itself."""
 
     name: str
     engine: EngineName
     metrics: Metrics
     difference: Difference | None
-    """Against the float graph; None for itself."""
+    """The difference from the float graph; None for itself."""
     milliseconds: float
     """Median of one image on one thread, from the image tensor to the candidate boxes."""
     speed: Ratio
-    """Against the float graph in ONNX Runtime."""
+    """The speed-up over the float graph in ONNX Runtime."""
     bytes: int
 
 
 @dataclass(frozen=True)
 class NaiveReport:
-    """All settings, and the checkpoint that they were tried on."""
+    """The results of all settings, and the checkpoint that they were tried on."""
 
     checkpoint: str
-    """Its file's name."""
+    """The name of the checkpoint's file."""
     sha256: str
     rows: tuple[NaiveRow, ...]
 
 
 def measure_naive(
-    source: SourceNetwork,
+    source: TrainedNetwork,
     data: tuple[Dataset, Dataset],
     work: Path,
     rounds: int = 100,

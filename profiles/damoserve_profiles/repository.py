@@ -110,7 +110,7 @@ def describe_file(path: Path) -> FileRecord:
 
 
 @dataclass(frozen=True)
-class Sight:
+class ModelSnapshot:
     """What of a model can be seen without reading its files: two equal ones, and nothing has changed."""
 
     version: int | None
@@ -164,20 +164,22 @@ class Repository:
             raise AliasesInvalid(f"{self.root / model / ALIASES_FILE} wants version {named} served, which is not there")
         return versions[-1] if named is None else named
 
-    def look(self, model: str) -> Sight | None:
+    def snapshot(self, model: str) -> ModelSnapshot | None:
         """What can be seen of a model; None when it has no version."""
         if not self.versions(model):
             return None
         try:
             version = self.serving(model)
         except AliasesInvalid:
-            return Sight(None, frozenset())
+            return ModelSnapshot(None, frozenset())
         files = {}
         for folder in self.profiles(model, version):
             for path in folder.path.iterdir():
                 with suppress(FileNotFoundError):  # just being replaced: it will look different the next time
                     files[path] = path.stat()
-        return Sight(version, frozenset((str(path), seen.st_size, seen.st_mtime_ns) for path, seen in files.items()))
+        return ModelSnapshot(
+            version, frozenset((str(path), seen.st_size, seen.st_mtime_ns) for path, seen in files.items())
+        )
 
 
 def _folders(path: Path) -> Iterator[Path]:

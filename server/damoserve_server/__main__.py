@@ -2,7 +2,10 @@
 
 import typer
 
-from damoserve_server.cli import serve
+from damoserve_profiles.extras import extra_needed
+
+with extra_needed("python -m damoserve_server", "server"):
+    from damoserve_server.cli import serve
 
 if __name__ == "__main__":
     typer.run(serve)

@@ -19,31 +19,32 @@ from damoserve.v1 import admin_pb2, admin_pb2_grpc
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import Repository
+from damoserve_server.configuration.settings import Settings, usable_cores
 from damoserve_server.detection.detector import Detector
-from damoserve_server.detection.outcomes import Requests
+from damoserve_server.detection.outcomes import RequestAccounting
 from damoserve_server.detection.startup import Startup
-from damoserve_server.detection.worker_pool import WorkerLimits, Workers
+from damoserve_server.detection.worker_pool import WorkerLimits, WorkerPool
 from damoserve_server.engines.choice import load_engine
 from damoserve_server.engines.engine import EngineLoader, EngineOptions, GpuOptions, close_engine
 from damoserve_server.errors import ShuttingDown
 from damoserve_server.inputs.images import ImageLimits, ImageReader
 from damoserve_server.kserve import methods as kserve
 from damoserve_server.kserve.administration import LifecycleAdministration
+from damoserve_server.kserve.descriptor import SERVICE as KSERVE
 from damoserve_server.kserve.service import InferenceService
 from damoserve_server.lifecycle.lifecycle import Lifecycle
-from damoserve_server.lifecycle.management import Management
-from damoserve_server.lifecycle.watch import look
+from damoserve_server.lifecycle.management import ModelManagement
+from damoserve_server.lifecycle.shutdown import Shutdown
+from damoserve_server.lifecycle.watch import take_snapshots
 from damoserve_server.metrics.exposition import Endpoint, Registry
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.models.catalogue import Catalogue
-from damoserve_server.models.core_split import Split, Trial, possible_splits
-from damoserve_server.models.loading import Loading, load_catalogue
-from damoserve_server.rpc.handlers import TYPES
+from damoserve_server.models.core_split import CoreSplit, SplitTrial, possible_splits
+from damoserve_server.models.loading import ProfileLoader, load_catalogue, require_models
 from damoserve_server.rpc.health import Health
 from damoserve_server.rpc.listeners import Listeners
 from damoserve_server.scheduling.deadline import DeadlinePolicy
 from damoserve_server.scheduling.policy import Policy
-from damoserve_server.settings import Settings, usable_cores
 from damoserve_server.telemetry.records import Telemetry
 from damoserve_server.telemetry.settings import TracingSettings
 from damoserve_server.telemetry.spans import Tracer
@@ -78,7 +79,8 @@ class Application:
         self._load_engine = load_engine
         self._registry = Registry()
         self._metrics = Metrics(self._registry, settings.tiers)
-        self._requests = Requests(settings, self._metrics)
+        self._requests = RequestAccounting(settings, self._metrics)
+        self._shutdown = Shutdown(self._metrics.requests.tiers)
         self.health = Health()
         self._detector: asyncio.Future[Detector] = asyncio.get_running_loop().create_future()
         self._stopping = threading.Event()
@@ -91,7 +93,7 @@ class Application:
         self._startup = Startup(self._detector, settings.default_deadline_seconds)
         self._server = self._build_server()
         self._endpoint: Endpoint | None = None
-        self._management: Management | None = None
+        self._management: ModelManagement | None = None
         self.port = 0
         self.metrics_port = 0
         self.admin_port = 0
@@ -129,25 +131,30 @@ class Application:
         repository = Repository(settings.repository)
         gpu = GpuOptions(settings.gpu_device, settings.engine_cache, settings.gpu_memory_bytes)
         options = EngineOptions(settings.max_batch_size, 1, settings.providers, settings.engine, gpu)
+        await asyncio.to_thread(require_models, repository)
         split = await asyncio.to_thread(self._split, options, repository)
-        loading = Loading(
+        loader = ProfileLoader(
             self._load_engine, replace(options, threads=split.threads), split.workers, stop=self._stopping
         )
         # Before the files are read: what changes from now on is seen as a change.
-        sights = await asyncio.to_thread(look, repository)
-        catalogue = await asyncio.to_thread(load_catalogue, repository, loading, settings.default_model)
+        snapshots = await asyncio.to_thread(take_snapshots, repository)
+        catalogue = await asyncio.to_thread(load_catalogue, repository, loader, settings.default_model)
         if self._stopping.is_set():
             raise ShuttingDown
         admin_server = self._bind_admin_server()  # before there are threads that would have to be ended
         detector = self._build_detector(catalogue, split)
-        self._lifecycle = lifecycle = Lifecycle(repository, loading, detector, self._metrics, sights or {})
+        self._lifecycle = lifecycle = Lifecycle(repository, loader, detector, self._metrics, snapshots or {})
         if admin_server is not None:
             admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(lifecycle), admin_server)
-        self._management = Management(lifecycle, admin_server, settings.watch_seconds)
+        self._management = ModelManagement(lifecycle, admin_server, settings.watch_seconds)
         self._detector.set_result(detector)
         await self._management.start()
         await asyncio.to_thread(detector.fidelity.wait_until_ready)
         await self.health.serving()
+
+    def tell_stop(self, signal: str) -> None:
+        """Logs that a signal stops the server, and which; once it has stopped, the log says how that went."""
+        self._shutdown.begin(signal)
 
     async def stop(self) -> None:
         """Takes no more work, waits for what was accepted, closes everything."""
@@ -168,6 +175,7 @@ class Application:
                 close_engine(engine)
         if self._endpoint is not None:
             await self._endpoint.close()
+        self._shutdown.end()
 
     async def _close_port(self) -> None:
         with self._startup.closing():
@@ -189,13 +197,14 @@ class Application:
         pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup, self._streams, self._requests), server)
         pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
-        self._listeners.describe(server, SERVICES)
+        described = list(SERVICES)
         if self._settings.kserve:
             administration = LifecycleAdministration(lambda: self._lifecycle) if self._settings.kserve_admin else None
             inference = InferenceService(startup, self._settings, self._requests, self._is_ready, administration)
             kserve.add_to_server(inference, server)
-            self._metrics.add_methods(kserve.SERVICE, kserve.UNARY)
-            self._metrics.add_methods(kserve.SERVICE, kserve.STREAMING, TYPES[True, True])
+            self._metrics.add_methods(KSERVE.full_name, kserve.NOT_OFFERED)
+            described.append(KSERVE)
+        self._listeners.describe(server, described)
         return server
 
     def _bind_admin_server(self) -> grpc.aio.Server | None:
@@ -221,15 +230,15 @@ class Application:
     def _is_ready(self) -> bool:
         return self._detector.done() and self._has_workers and not self._stopping.is_set()
 
-    def _split(self, options: EngineOptions, repository: Repository) -> Split:
+    def _split(self, options: EngineOptions, repository: Repository) -> CoreSplit:
         settings = self._settings
         # One worker keeps a GPU busy; to build engines for it only to measure could take minutes.
         cores = 1 if options.on_gpu else usable_cores()
-        trial = Trial(self._load_engine, options, settings.split_seconds, stop=self._stopping)
+        trial = SplitTrial(self._load_engine, options, settings.split_seconds, stop=self._stopping)
         splits = possible_splits(cores, settings.workers, settings.threads_per_worker)
         return trial.best(splits, repository, settings.default_model)
 
-    def _build_detector(self, catalogue: Catalogue, split: Split) -> Detector:
+    def _build_detector(self, catalogue: Catalogue, split: CoreSplit) -> Detector:
         settings = self._settings
         # Each image is decoded and resized by one thread; a second layer of threads would only compete with them.
         cv2.setNumThreads(1)
@@ -239,7 +248,7 @@ class Application:
         limits = WorkerLimits(
             split.workers, settings.max_batch_size, settings.max_queue, settings.worker_timeout_seconds
         )
-        workers = Workers(self._policy, limits, self._metrics, self._count_workers)
+        workers = WorkerPool(self._policy, limits, self._metrics, self._count_workers)
         detector = Detector(settings, catalogue, images, workers, self._metrics)
         device = self._metrics.device
         device.watch_pools({"free": detector.free_slots, "leased": detector.leased_slots}, detector.most_slots)
@@ -261,19 +270,21 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     Raises CatalogueError, or OSError if a port is taken.
     """
-    serving = asyncio.ensure_future(_serve(settings, announce))
+    application = Application(settings)
+    serving = asyncio.ensure_future(_serve(application, announce))
 
-    def stop() -> None:
+    def stop(by: signal.Signals) -> None:
         if not serving.cancelling():  # another signal must not cut the drain short
+            application.tell_stop(by.name)
             serving.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
     with suppress(asyncio.CancelledError):
         await serving
 
 
-async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    async with Application(settings) as application:
+async def _serve(application: Application, announce: Callable[[str], None]) -> None:
+    async with application:
         announce(application.describe())
         await asyncio.Event().wait()

@@ -1,8 +1,9 @@
 """The command `damoserve serve`, found through the entry point group `damoserve.commands`."""
 
 import logging
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import uvloop
@@ -10,25 +11,39 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from damoserve_server.app import serve as serve_until_stopped
+from damoserve_server.configuration.misconfiguration import explain, unknown_variables
+from damoserve_server.configuration.settings import Settings
 from damoserve_server.models.catalogue import CatalogueError
-from damoserve_server.settings import Settings
 from damoserve_server.telemetry.logs import configure
 from damoserve_server.telemetry.settings import LogFormat, LogLevel
 
 log = logging.getLogger(__name__)
 
 
+# Numbers and levels are taken as text: what is wrong with them is told as of any other setting, in one line.
 def serve(  # noqa: PLR0913, PLR0917 - one argument for each option
-    repository: Annotated[Path | None, typer.Option(help="Folder of models. Default: the bundled model.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the gRPC server. Default: 50051.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Port of the metrics. Default: 9464.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with any of the settings.")] = None,
-    log_level: Annotated[LogLevel | None, typer.Option(help="Least level that is logged. Default: info.")] = None,
+    repository: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of models. Default: the bundled model.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Address to listen on. Default: 127.0.0.1.")
+    ] = None,
+    port: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Port of the gRPC server; 0: any. Default: 50051.")
+    ] = None,
+    metrics_port: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Port of the metrics; 0: any. Default: 9464.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="|".join(LogLevel), help="Least level that is logged. Default: info.")
+    ] = None,
 ) -> None:
     """Serve the models of a repository over gRPC until SIGTERM or Ctrl-C.
 
-    Every setting can also be given as an environment variable, DAMOSERVE_PORT for example; options win.
+    There are more settings than these options; docs/settings.md has them
+    all. Each can be an environment variable, DAMOSERVE_MAX_QUEUE for example,
+    or stand in the file. Options win over variables, and these over the file.
     """
     options = {
         "repository": repository,
@@ -42,14 +57,16 @@ def serve(  # noqa: PLR0913, PLR0917 - one argument for each option
     try:
         settings = Settings(**given)
         configure(settings.log_level, settings.log_format)
+        for warning in unknown_variables(os.environ):
+            log.warning("%s", warning)
         announce = log.info if settings.log_format is LogFormat.JSON else typer.echo
         uvloop.run(serve_until_stopped(settings, announce))
-    except (CatalogueError, ValidationError, SettingsError, OSError) as error:
-        typer.echo(f"damoserve cannot start: {_in_one_line(error)}", err=True)
-        raise typer.Exit(1) from error
+    except (ValidationError, SettingsError) as error:
+        _fail(explain(error, given, os.environ), error)
+    except (CatalogueError, OSError) as error:
+        _fail(" ".join(str(error).split()), error)
 
 
-def _in_one_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors())
-    return " ".join(str(error).split())
+def _fail(reason: str, error: Exception) -> NoReturn:
+    typer.echo(f"damoserve cannot start: {reason}", err=True)
+    raise typer.Exit(1) from error

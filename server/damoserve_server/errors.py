@@ -309,9 +309,18 @@ def forget_origin(error: BaseException) -> None:
 
 def reasons() -> Iterator[str]:
     """The reasons of all errors: the contract's table."""
+    return (kind.reason for kind in _kinds())
+
+
+def codes() -> Iterator[grpc.StatusCode]:
+    """The codes of all errors."""
+    return (kind.code for kind in _kinds())
+
+
+def _kinds() -> Iterator[type[DamoserveError]]:
     waiting: list[type[DamoserveError]] = [DamoserveError]
     while waiting:
         kind = waiting.pop()
         waiting.extend(kind.__subclasses__())
         if hasattr(kind, "reason"):
-            yield kind.reason
+            yield kind

@@ -1,6 +1,9 @@
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -9,10 +12,11 @@ import typer
 from PIL import Image, ImageColor
 from typer.testing import CliRunner, Result
 
+from damoserve.v1 import detection_pb2 as pb
 from damoserve_client.cli import add_commands, app
 from damoserve_client.draw import colour_of
 from tests.support.authority import Authority, replace
-from tests.support.fake_server import FakeServer, refusal
+from tests.support.fake_server import FakeServer, Refusal, profile, refusal
 
 
 def run(*arguments: object) -> Result:
@@ -84,13 +88,117 @@ def test_save_overwrites_no_picture(server: FakeServer, smear_file: Path, tmp_pa
     assert server.service.requests == []
 
 
-def test_a_broken_image_does_not_stop_the_others(server: FakeServer, smear_file: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
-    result = run("detect", broken, smear_file, "--address", server.address, "--json")
-    assert result.exit_code == 1
-    assert json.loads(result.stdout)["image"] == str(smear_file)
-    assert result.stderr.startswith(f"error: {broken}: no [INVALID_ARGUMENT, IMAGE_UNDECODABLE]. Send a whole JPEG")
+class TestUnreadablePictures:
+    @pytest.fixture
+    def pictures(self, tmp_path: Path) -> Path:
+        jpeg, gif = io.BytesIO(), io.BytesIO()
+        noise = Image.effect_noise((300, 200), 80)
+        noise.save(jpeg, "JPEG")
+        noise.save(gif, "GIF")
+        png = io.BytesIO()
+        noise.save(png, "PNG")
+        contents = {"cut.jpg": jpeg.getvalue()[:-2000], "cut.png": png.getvalue()[:-2000], "notes.txt": b"no picture"}
+        for name, content in {**contents, "moving.gif": gif.getvalue(), "empty.png": b""}.items():
+            (tmp_path / name).write_bytes(content)
+        (tmp_path / "folder").mkdir()
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("missing.png", "there is no such file"),
+            ("folder", "this is a folder; give the pictures in it"),
+            ("notes.txt", "this is not a picture; send a JPEG, PNG, WebP or BMP file"),
+            ("moving.gif", "this is not a picture; send a JPEG, PNG, WebP or BMP file"),
+            ("empty.png", "the file is empty"),
+            ("cut.jpg", "the picture is damaged or cut short (image file is truncated"),
+            ("cut.png", "the picture is damaged or cut short (image file is truncated"),
+        ],
+    )
+    def test_are_told_in_a_line_before_anything_is_sent(
+        self, pictures: Path, unused_address: str, name: str, reason: str
+    ) -> None:
+        result = run("detect", pictures / name, "--address", unused_address, "--save", pictures / "out")
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"error: {pictures / name}: {reason}")
+        assert result.stderr.count("\n") == 1
+        assert not (pictures / "out").exists()
+
+    def test_do_not_stop_the_others(self, server: FakeServer, smear_file: Path, pictures: Path) -> None:
+        result = run("detect", pictures / "notes.txt", smear_file, "--address", server.address, "--json")
+        assert result.exit_code == 2
+        assert json.loads(result.stdout)["image"] == str(smear_file)
+        assert result.stderr.count("\n") == 1
+
+    def test_whole_pictures_of_every_format_are_sent(self, server: FakeServer, tmp_path: Path) -> None:
+        files = [tmp_path / f"noise.{kind}" for kind in ("jpg", "png", "webp", "bmp")]
+        for file in files:
+            Image.effect_noise((30, 4), 80).save(file)
+        assert run("detect", *files, "--address", server.address).exit_code == 0
+        assert [request.image.content for request in server.service.requests] == [file.read_bytes() for file in files]
+
+    def test_a_pipe_is_read_once(self, server: FakeServer, smear: bytes, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        with ThreadPoolExecutor(1) as pool:
+            written = pool.submit(pipe.write_bytes, smear)
+            assert run("detect", pipe, "--address", server.address).exit_code == 0
+            written.result()
+
+    def test_one_that_the_server_refuses_does_not_stop_the_others(self, server: FakeServer, smear_file: Path) -> None:
+        server.service.refusals.append(refusal(grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_TOO_LARGE"))
+        result = run("detect", smear_file, smear_file, "--address", server.address, "--json")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["image"] == str(smear_file)
+        assert result.stderr.startswith(f"error: {smear_file}: no [INVALID_ARGUMENT, IMAGE_TOO_LARGE]. Send a whole")
+
+
+def test_a_wrong_tier_is_answered_with_the_right_ones(smear_file: Path) -> None:
+    result = run("detect", smear_file, "--tier", "fast")
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert "'fast' is not one of 'realtime', 'balanced', 'accurate'" in said
+
+
+class TestNamesThatMoveTheCursor:
+    """Escape sequences, line breaks, turned text and rich's markup, wherever a server can put them."""
+
+    NAME = "\x1b[2J\x9b1mR\rB\nC\u202e[red]x[/]:smile:"
+    SHOWN = r"\x1b[2J\x9b1mR\rB\nC\u202e[red]x[/]:smile:"
+
+    @pytest.fixture(autouse=True)
+    def named(self, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("DAMOSERVE_ADDRESS", server.address)
+        failed = profile("int8", pb.Profile.STATE_FAILED, error=self.NAME)
+        server.service.profiles = (profile(self.NAME), failed)
+        server.service.detections = tuple(pb.Detection(label=self.NAME, score=0.5) for _ in range(2))
+
+    @staticmethod
+    def is_plain(output: str) -> bool:
+        return all(each.isprintable() for each in output.splitlines()) and "\r" not in output
+
+    def test_in_what_was_found(self, smear_file: Path, tmp_path: Path) -> None:
+        result = run("detect", smear_file, "--profile", self.NAME, "--save", tmp_path / "out.png")
+        assert result.exit_code == 0
+        assert self.is_plain(result.output)
+        assert result.output.count(self.SHOWN) == 4  # two rows, the count, and the profile
+
+    def test_in_the_profiles(self) -> None:
+        result = run("profiles")
+        assert self.is_plain(result.output)
+        assert result.output.count(self.SHOWN) == 2
+
+    def test_in_an_error(self, server: FakeServer) -> None:
+        server.service.refusals.append(Refusal(grpc.StatusCode.NOT_FOUND, self.NAME))
+        result = run("profiles")
+        assert result.exit_code == 1
+        assert self.is_plain(result.output)
+        assert result.stderr.startswith(f"error: {self.SHOWN} [NOT_FOUND]")
+
+    def test_in_the_name_of_a_file(self, tmp_path: Path) -> None:
+        result = run("detect", tmp_path / "\x1b[2J.png")
+        assert self.is_plain(result.output)
 
 
 def test_an_error_is_one_line_with_its_cause_and_advice(server: FakeServer, smear_file: Path) -> None:

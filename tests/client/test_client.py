@@ -1,18 +1,30 @@
 """Both clients against a real gRPC server with canned answers; every test runs for the sync and the async client."""
 
 import asyncio
+import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
+import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from damoserve.v1 import detection_pb2 as pb
-from damoserve_client import AsyncClient, Cancelled, Client, DeadlineExceeded, InvalidImage, Unavailable
+from damoserve_client import (
+    AsyncClient,
+    Cancelled,
+    Client,
+    DeadlineExceeded,
+    InvalidArray,
+    InvalidImage,
+    NoAnswer,
+    Unavailable,
+)
 from damoserve_client.types import Box, Detection, DetectionResult, Timings
-from tests.support.fake_server import DETECTIONS, FakeServer, Refusal
+from tests.support.fake_server import DETECTIONS, FakeServer, Refusal, refusal
 
 Call = Callable[..., Any]
 
@@ -103,11 +115,98 @@ def test_an_image_may_be_a_path(
 def test_wrong_keywords_never_reach_the_server(call: Call, server: FakeServer, smear: bytes) -> None:
     with pytest.raises(TypeError, match="profil"):
         call(server.address, "detect", smear, profil="int8")
-    with pytest.raises(ValueError, match="INSTANT"):
-        call(server.address, "detect", smear, tier="instant")
+    with pytest.raises(TypeError, match="it takes budget, max_detections, min_accuracy, model, priority, profile, "):
+        call(server.address, "detect", smear, profil="int8")
+    for tier in ("fast", "REALTIME", "", 3):
+        with pytest.raises(ValueError, match=f"tier is {tier!r}; it must be one of 'realtime', 'balanced', 'accurate'"):
+            call(server.address, "detect", smear, tier=tier)
     with pytest.raises(FileNotFoundError):
         call(server.address, "detect", "no/such/file.png")
     assert server.service.requests == []
+
+
+def sent_to(server: FakeServer) -> Image.Image:
+    """The picture in the last request."""
+    picture = Image.open(io.BytesIO(server.service.requests[-1].image.content))
+    picture.load()
+    return picture
+
+
+class TestPixels:
+    """Arrays and other pictures in memory, of 3 x 2 pixels."""
+
+    PIXELS = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+
+    class Foreign:
+        """An array of another library: no buffer, no `dtype`."""
+
+        __array_interface__: ClassVar = {"shape": (2, 3, 3), "typestr": "|u1", "version": 3}
+
+        def tobytes(self) -> bytes:
+            return TestPixels.PIXELS.tobytes()
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            PIXELS,
+            np.asfortranarray(PIXELS),
+            np.ascontiguousarray(PIXELS[..., ::-1])[..., ::-1],  # OpenCV's order, turned
+            np.zeros((4, 6, 3), np.uint8)[::2, ::2] + PIXELS,
+            memoryview(PIXELS),
+            Foreign(),
+            Image.fromarray(PIXELS),
+        ],
+        ids=["array", "by column", "turned", "slice", "memoryview", "foreign", "Pillow"],
+    )
+    def test_arrive_as_they_are(self, call: Call, server: FakeServer, source: Any) -> None:
+        assert call(server.address, "detect", source).image_size == (3, 2)
+        sent = sent_to(server)
+        assert sent.mode == "RGB"
+        assert np.array_equal(np.asarray(sent), self.PIXELS)
+
+    def test_of_many_megabytes_are_packed_and_lose_nothing(self, call: Call, server: FakeServer) -> None:
+        large = np.zeros((2000, 3000, 3), np.uint8)
+        large[::7, ::5] = 200
+        assert call(server.address, "detect", large).image_size == (3000, 2000)
+        sent = sent_to(server)
+        assert sent.format == "PNG"
+        assert np.array_equal(np.asarray(sent), large)
+
+    def test_of_a_pillow_image_are_sent_as_displayed(self, call: Call, server: FakeServer) -> None:
+        lying = Image.fromarray(self.PIXELS)
+        lying.getexif()[ExifTags.Base.Orientation] = 6
+        assert call(server.address, "detect", lying).image_size == (2, 3)
+        assert call(server.address, "detect", Image.new("RGBA", (5, 4))).image_size == (5, 4)
+
+    @pytest.mark.parametrize(
+        ("array", "what"),
+        [
+            (PIXELS.astype(np.float32), r"float32 \[2, 3, 3\]"),
+            (PIXELS.astype(np.int8), r"int8 \[2, 3, 3\]"),
+            (PIXELS[..., 0], r"uint8 \[2, 3\]"),
+            (np.zeros((3, 4, 5), np.uint8), r"uint8 \[3, 4, 5\]"),
+            (np.zeros((2, 3, 4), np.uint8), r"uint8 \[2, 3, 4\]"),
+            (np.zeros((1, 2, 3, 3), np.uint8), r"uint8 \[1, 2, 3, 3\]"),
+            (np.zeros((0, 3, 3), np.uint8), r"uint8 \[0, 3, 3\]"),
+            (np.frombuffer(b"a file", np.uint8), r"uint8 \[6\]; of an encoded file give the bytes"),
+            (memoryview(PIXELS.astype(np.int32)), r"format 'i' \[2, 3, 3\]"),
+        ],
+    )
+    def test_of_another_kind_are_refused(self, call: Call, server: FakeServer, array: Any, what: str) -> None:
+        expected = f"^an array must hold RGB pixels, uint8 \\[height, width, 3\\]; this one is {what}"
+        with pytest.raises(InvalidArray, match=expected) as raised:
+            call(server.address, "detect", array)
+        assert "BGR" in raised.value.advice
+        assert server.service.requests == []
+
+    def test_the_content_of_a_file_may_be_any_bytes(self, call: Call, server: FakeServer, smear: bytes) -> None:
+        for source in (bytearray(smear), memoryview(smear)):
+            call(server.address, "detect", source)
+            assert server.service.requests[-1].image.content == smear
+
+    def test_what_is_no_image_at_all_is_a_wrong_type(self, call: Call, server: FakeServer) -> None:
+        with pytest.raises(TypeError, match=r"^an image is the content or .* not list"):
+            call(server.address, "detect", [[0, 0, 0]])
 
 
 def test_profiles(call: Call, server: FakeServer) -> None:
@@ -176,6 +275,31 @@ def test_no_server(call: Call, unused_address: str) -> None:
         call(unused_address, "profiles")
     with pytest.raises(DeadlineExceeded):
         call(unused_address, "wait_until_ready", 0.05)
+
+
+class TestSilence:
+    """No answer within the timeout: of a server, or of nobody."""
+
+    def test_of_an_address_is_not_called_slow(self, call: Call, silent_address: str) -> None:
+        expected = rf"^nothing answered at {silent_address} within 0\.2 s \(is it a damoserve server\?\)"
+        with pytest.raises(NoAnswer, match=expected) as raised:
+            call(silent_address, "profiles", timeout=0.2)
+        assert "Allow more time" not in raised.value.advice
+        with pytest.raises(NoAnswer, match=expected):
+            call(silent_address, "profiles", client={"timeout": 0.2})
+
+    def test_of_a_server_is_no_answer_in_time(self, call: Call, server: FakeServer) -> None:
+        server.service.gate.clear()
+        with pytest.raises(DeadlineExceeded, match=f"^no answer came from {server.address} within 2 s") as raised:
+            call(server.address, "profiles", timeout=2.0)
+        assert type(raised.value) is DeadlineExceeded
+        assert "Allow more time" in raised.value.advice
+
+    def test_what_a_server_says_of_a_deadline_is_left_as_it_is(self, call: Call, server: FakeServer) -> None:
+        server.service.refusals.append(refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_UNREACHABLE"))
+        with pytest.raises(DeadlineExceeded, match=r"^no \[") as raised:
+            call(server.address, "profiles")
+        assert (type(raised.value), raised.value.reason) == (DeadlineExceeded, "DEADLINE_UNREACHABLE")
 
 
 def test_a_proxy_is_not_asked_for_this_machine(

@@ -1,4 +1,5 @@
 import io
+import itertools
 import struct
 
 import pytest
@@ -6,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageColor, ImageOps
 
-from damoserve_client.draw import Panel, annotate, colour_of, sheet, upright
+from damoserve_client.draw import Panel, annotate, colour_of, sheet
+from damoserve_client.images import upright
+from damoserve_client.labels import place
 from damoserve_client.types import Box, Detection
 
 PAPER = (244, 236, 236)
@@ -95,6 +98,72 @@ def test_any_box_inside_the_picture_can_be_drawn(x: int, y: int, width: int, hei
     box = Box(x, y, min(80, x + width), min(80, y + height))
     picture = annotate(encoded(Image.new("RGB", (80, 80), PAPER)), [cell(box)])
     assert picture.size == (80, 80)
+
+
+SIDE = 300
+LENGTHS = st.integers(0, SIDE)
+BOXES = st.builds(
+    lambda x, y: Box(min(x), min(y), max(x), max(y)), st.tuples(LENGTHS, LENGTHS), st.tuples(LENGTHS, LENGTHS)
+)
+SIZES = st.tuples(st.integers(5, 120), st.integers(8, 40))
+
+
+def apart(one: Box, other: Box) -> bool:
+    return one.x_max <= other.x_min or other.x_max <= one.x_min or one.y_max <= other.y_min or other.y_max <= one.y_min
+
+
+class TestPlacesOfLabels:
+    @given(st.lists(st.tuples(BOXES, SIZES), max_size=25))
+    def test_no_two_overlap_and_all_are_inside(self, wanted: list[tuple[Box, tuple[int, int]]]) -> None:
+        boxes, sizes = [box for box, _ in wanted], [size for _, size in wanted]
+        places = place(boxes, sizes, (SIDE, SIDE))
+        assert len(places) == len(wanted)
+        found = [where for where in places if where is not None]
+        assert all(apart(one, other) for one, other in itertools.combinations(found, 2))
+        for where in found:
+            assert where.x_min >= 0
+            assert where.x_max <= SIDE
+            assert where.y_min >= 0
+            assert where.y_max <= SIDE
+
+    @given(st.lists(st.tuples(BOXES, SIZES), min_size=1, max_size=25))
+    def test_each_touches_its_box_in_its_size(self, wanted: list[tuple[Box, tuple[int, int]]]) -> None:
+        boxes, sizes = [box for box, _ in wanted], [size for _, size in wanted]
+        for box, (width, height), where in zip(boxes, sizes, place(boxes, sizes, (SIDE, SIDE)), strict=True):
+            if where is None:
+                continue
+            assert (where.x_max - where.x_min, where.y_max - where.y_min) == (width, height)
+            assert where.x_min <= box.x_max
+            assert box.x_min <= where.x_max
+            assert where.y_min <= box.y_max
+            assert box.y_min <= where.y_max
+
+    @given(BOXES, SIZES)
+    def test_a_lone_label_has_room_above_or_inside(self, box: Box, size: tuple[int, int]) -> None:
+        assert place([box], [size], (SIDE, SIDE)) != [None]
+
+    def test_the_first_has_the_first_choice_and_the_last_may_find_none(self) -> None:
+        box = Box(100, 100, 140, 140)
+        first, *others = place([box] * 30, [(40, 20)] * 30, (SIDE, SIDE))
+        assert first == Box(100, 80, 140, 100)
+        assert 0 < others.count(None) < 29
+        assert place([box], [(40, 20)], (30, SIDE)) == [None]
+
+    def test_labels_that_would_have_piled_up_stay_apart_in_the_picture(self) -> None:
+        crowd = [cell(Box(60 + 6 * index, 80, 130 + 6 * index, 130), label_id=index % 8) for index in range(4)]
+        picture = annotate(encoded(Image.new("RGB", (320, 220), PAPER)), crowd)
+        alone = [annotate(encoded(Image.new("RGB", (320, 220), PAPER)), [each]) for each in crowd]
+        whites = [
+            sum(count for count, colour in image.getcolors(1 << 16) or [] if colour == (255, 255, 255))
+            for image in (picture, *alone)
+        ]
+        assert whites[0] == sum(whites[1:])  # no text lies under another label
+
+    def test_a_name_cannot_add_lines(self) -> None:
+        blank = encoded(Image.new("RGB", (320, 220), PAPER))
+        several = Detection(label="A\nB\x1b", label_id=0, score=0.9, box=Box(40, 100, 140, 160))
+        spelled = Detection(label=r"A\nB\x1b", label_id=0, score=0.9, box=Box(40, 100, 140, 160))
+        assert annotate(blank, [several]).tobytes() == annotate(blank, [spelled]).tobytes()
 
 
 @pytest.mark.parametrize(("count", "across", "down"), [(1, 1, 1), (2, 2, 1), (4, 2, 2), (5, 3, 2)])

@@ -5,7 +5,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 import damoserve_client
-from damoserve_client import Client, DamoserveError, Overloaded, errors
+from damoserve_client import Client, DamoserveError, Overloaded, errors, status
 from tests.support.fake_server import REQUEST_ID, FakeServer, Refusal, refusal
 
 Code = grpc.StatusCode
@@ -95,7 +95,7 @@ class TestBrokenDetails:
 
     @pytest.mark.parametrize("details", [b"\xff\xff", b"\x08\x03\x12\x04gone", b"\x08\x05\x12\x01x"])
     def test_the_code_still_decides(self, details: bytes) -> None:
-        error = errors.from_rpc_error(self.Call(details))
+        error = status.from_rpc_error(self.Call(details), status.Attempt("127.0.0.1:1", None, lambda: True))
         assert (type(error), error.message, error.reason) == (errors.NotFound, "gone", "")
 
 

@@ -1,6 +1,7 @@
 """Streams of both clients against a real gRPC server with canned answers."""
 
 import asyncio
+import io
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -8,10 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
+from PIL import Image
 
 from damoserve.v1 import detection_pb2 as pb
-from damoserve_client import AsyncClient, Client, Frame, FrameAnswer, InvalidImage, Overloaded, Unavailable
+from damoserve_client import (
+    AsyncClient,
+    Client,
+    Frame,
+    FrameAnswer,
+    InvalidArray,
+    InvalidImage,
+    NoAnswer,
+    Overloaded,
+    Unavailable,
+)
 from tests.support.fake_server import DETECTIONS, REQUEST_ID, FakeServer, refusal
 
 Answers = tuple[list[FrameAnswer], BaseException | None]
@@ -77,32 +90,41 @@ def test_the_options_come_first_and_budgets_with_their_frames(
     assert not second.frame.HasField("latency_budget")
 
 
+def test_frames_may_be_pixels(stream: Stream, server: FakeServer) -> None:
+    pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    answers, error = stream(server.address, [pixels, Frame(pixels, id=9), pixels[..., 0]])
+    assert [answer.frame_id for answer in answers if answer.result] == [0, 9]
+    assert isinstance(error, InvalidArray)
+    with Image.open(io.BytesIO(server.service.requests[1].frame.image.content)) as sent:
+        assert np.array_equal(np.asarray(sent), pixels)
+
+
+def test_a_silent_address_is_not_called_slow(stream: Stream, silent_address: str) -> None:
+    assert isinstance(stream(silent_address, [], timeout=0.2)[1], NoAnswer)
+
+
 def test_wrong_keywords_are_refused_before_anything_is_sent(server: FakeServer) -> None:
     with Client(server.address) as client:
         with pytest.raises(TypeError, match="image"):
             client.stream([], image=b"")  # type: ignore[call-arg]
-        with pytest.raises(ValueError, match="SKIP"):
+        with pytest.raises(ValueError, match="on_overload is 'skip'; it must be one of 'wait', 'drop_oldest'"):
             client.stream([], on_overload="skip")  # type: ignore[arg-type]
     assert server.service.requests == []
 
 
-def test_every_frame_says_how_many_answers_were_taken(server: FakeServer, smear: bytes) -> None:
+async def test_every_frame_says_how_many_answers_were_taken(server: FakeServer, smear: bytes) -> None:
     taken: list[FrameAnswer] = []
+    more = asyncio.Semaphore(1)
 
-    async def run() -> None:
-        more = asyncio.Semaphore(1)
+    async def frames() -> Any:
+        for _ in range(3):
+            await more.acquire()
+            yield smear
 
-        async def frames() -> Any:
-            for _ in range(3):
-                await more.acquire()
-                yield smear
-
-        async with AsyncClient(server.address) as client:
-            async for answer in client.stream(frames()):
-                taken.append(answer)
-                more.release()
-
-    asyncio.run(run())
+    async with AsyncClient(server.address) as client:
+        async for answer in client.stream(frames()):
+            taken.append(answer)
+            more.release()
     assert [request.frame.answers_taken for request in server.service.requests[1:]] == [0, 1, 2]
 
 

@@ -177,6 +177,16 @@ def test_what_a_server_does_not_tell_is_left_out(before: str, after: str, names:
     assert "tier" not in text
 
 
+def test_names_that_move_the_cursor_are_spelled_out(before: str, after: str) -> None:
+    name = "\x1b[2J[red]x[/]"
+    found = reading(
+        *(text.replace('"int8"', f'"{name}"').replace('"realtime"', f'"{name}"') for text in (before, after))
+    )
+    text = text_of(Picture("http://x", found), 200)
+    assert text.count(r"\x1b[2J[red]x[/]") == 2  # a tier and a profile
+    assert all(line.isprintable() for line in text.splitlines())
+
+
 def test_durations() -> None:
     assert list(map(duration, (7, 61, 3700, 93_700))) == ["7 s", "1 min 1 s", "1 h 1 min", "1 d 2 h"]
 

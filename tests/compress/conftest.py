@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.network import Network, build_network
 from damoserve_profiles.imaging import Size, resize
-from tests.compress.family import RES, fill
+from tests.support.compress.families import RES, fill
 
 SIZE = Size(96, 64)
 

@@ -15,7 +15,7 @@ from damoserve_compress.advise import (
     decide,
     dominates,
     on_front,
-    steps_of,
+    recipe_steps,
     suggest,
 )
 from damoserve_profiles.recipe import FineTune, Prune, Quantise, Recipe
@@ -104,7 +104,7 @@ def names(candidates: Sequence[Candidate], limits: Limits, recipes: Sequence[Rec
 
 
 def built(recipe: Recipe, ap: float, milliseconds: float) -> Candidate:
-    return Candidate(recipe.name, ap, milliseconds, 1000, steps_of(recipe))
+    return Candidate(recipe.name, ap, milliseconds, 1000, recipe_steps(recipe))
 
 
 def test_what_does_more_is_suggested_where_profiles_are_too_slow() -> None:
@@ -136,9 +136,9 @@ def test_without_profiles_the_limits_alone_tell_where_to_begin() -> None:
 @given(CANDIDATES, LIMITS)
 def test_nothing_is_suggested_that_a_profile_speaks_against(candidates: list[Candidate], limits: Limits) -> None:
     for suggestion in suggest(candidates, limits, [FLOAT, INT8, PRUNED, BOTH]):
-        steps = steps_of(suggestion.recipe)
+        steps = recipe_steps(suggestion.recipe)
         for candidate in candidates:
-            assert not (limits.broken_costs(candidate) and steps < candidate.steps)
+            assert not (limits.cost_violations(candidate) and steps < candidate.steps)
             assert not (limits.lacks_accuracy(candidate) and steps > candidate.steps)
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from damoserve_compress.evaluate import Detector
 from damoserve_compress.export import ExportError, ServedNetwork, check_batches, check_parity, export_onnx
+from damoserve_compress.measure.evaluate import Detector
+from damoserve_compress.measure.runtime import onnx_detector
 from damoserve_compress.network import Network
-from damoserve_compress.session import onnx_detector
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export
 

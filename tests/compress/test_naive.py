@@ -18,14 +18,14 @@ from damoserve_compress.cli import app
 from damoserve_compress.datasets.coco import write_coco
 from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.export import export_onnx
+from damoserve_compress.measure.runtime import installed_engines
 from damoserve_compress.naive import prune_without_recovery, quantise_by_default
 from damoserve_compress.network import Network
 from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
-from damoserve_compress.session import installed_engines
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export
 from damoserve_profiles.repository import describe_file
-from tests.compress.toys import Squares
+from tests.support.compress.toy_training import Squares
 
 CHECKPOINT = Path(__file__).parents[2] / "profiles" / "checkpoints" / "blood-cells.safetensors"
 SIDE = 224  # half of what the network was trained at, and a quarter of the time

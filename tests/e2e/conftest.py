@@ -1,52 +1,16 @@
 """A server in a process of its own, as an operator starts it."""
 
-import re
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from damoserve_client import Client
-from damoserve_profiles.repository import BUNDLED
-
-PATIENCE = 60.0
-READY = re.compile(r"serving .* on (?P<address>\S+:\d+), metrics on (?P<metrics>\S+)")
-
-
-@dataclass(frozen=True)
-class RunningServer:
-    process: subprocess.Popen[str]
-    address: str
-    metrics: str
-
-    def stop(self) -> int:
-        """Asks it to stop, as an orchestrator would; its exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE)
-
-
-@contextmanager
-def run_server(repository: Path = BUNDLED, port: int = 0) -> Iterator[RunningServer]:
-    command = [sys.executable, "-m", "damoserve_server", "--port", str(port), "--metrics-port", "0"]
-    with subprocess.Popen(
-        [*command, "--repository", str(repository)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            ready = READY.search(process.stdout.readline())
-            assert ready, "the server did not start"
-            yield RunningServer(process, ready["address"], ready["metrics"])
-        finally:
-            process.kill()
+from tests.support.process import RunningServer, StartServer, run_server
+from tests.support.timeouts import PROCESS_TIMEOUT
 
 
 @pytest.fixture(scope="session")
-def start_server() -> Callable[..., AbstractContextManager[RunningServer]]:
+def start_server() -> StartServer:
     return run_server
 
 
@@ -60,5 +24,5 @@ def server() -> Iterator[RunningServer]:
 @pytest.fixture(scope="session")
 def client(server: RunningServer) -> Iterator[Client]:
     # Tests wait for the machine, however busy it is.
-    with Client(server.address, timeout=PATIENCE) as connected:
+    with Client(server.address, timeout=PROCESS_TIMEOUT) as connected:
         yield connected

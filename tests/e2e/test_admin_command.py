@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from damoserve_client.cli import app
 from damoserve_profiles.repository import BUNDLED
 from damoserve_server.app import Application
-from damoserve_server.settings import Settings
+from damoserve_server.configuration.settings import Settings
 
 Admin = Callable[..., Result]
 

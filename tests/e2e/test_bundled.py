@@ -9,7 +9,6 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
 
 import grpc
 import numpy as np
@@ -22,25 +21,19 @@ from damoserve_client import Client, DetectionResult, ProfileUnavailable
 from damoserve_compress.datasets import Dataset, Sample
 from damoserve_compress.datasets.coco import CocoDataset
 from damoserve_compress.datasets.rendered import RenderedSmears
-from damoserve_compress.evaluate import COCO_THRESHOLDS, average_precision, ground_truth, predict
-from damoserve_compress.session import onnx_detector
+from damoserve_compress.measure.evaluate import COCO_THRESHOLDS, average_precision, ground_truth, predict
+from damoserve_compress.measure.runtime import onnx_detector
 from damoserve_profiles.imaging import decode
 from damoserve_profiles.manifest import MODEL_FILE
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.repository import BUNDLED, ProfileFolder, Repository
+from tests.support.process import RunningServer
 
 MODEL = "blood-cells"
 PROFILES = ("fp32", "int8", "int8+pruned", "pruned")
 PICTURE = Path(__file__).parents[2] / "docs" / "images" / "smear.jpg"
 
 DAMOSERVE = "import sys; from damoserve_client.cli import main; sys.argv[0] = 'damoserve'; main()"
-
-
-class Server(Protocol):
-    address: str
-    metrics: str
-
-    def stop(self) -> int: ...
 
 
 def folder(profile: str) -> ProfileFolder:
@@ -151,7 +144,7 @@ def test_a_patient_caller_gets_the_most_accurate_profile(client: Client) -> None
     assert result.profile == best.profile
 
 
-def test_health_and_metrics_tell_of_it(server: Server, client: Client) -> None:
+def test_health_and_metrics_tell_of_it(server: RunningServer, client: Client) -> None:
     client.detect(PICTURE, profile="int8")
     with grpc.insecure_channel(server.address) as channel:
         request = health_pb2.HealthCheckRequest(service="damoserve.v1.DetectionService")
@@ -162,7 +155,7 @@ def test_health_and_metrics_tell_of_it(server: Server, client: Client) -> None:
 
 
 def test_a_profile_with_one_changed_byte_is_refused_and_the_others_serve(
-    start_server: Callable[..., AbstractContextManager[Server]], tmp_path: Path
+    start_server: Callable[..., AbstractContextManager[RunningServer]], tmp_path: Path
 ) -> None:
     repository = Path(shutil.copytree(BUNDLED, tmp_path / "repository"))
     path = repository / MODEL / "1" / "int8" / MODEL_FILE
@@ -194,7 +187,7 @@ def test_the_demo_shows_every_profile_and_cleans_up(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["profiles.png"]
 
 
-def test_the_command_prints_json(server: Server) -> None:
+def test_the_command_prints_json(server: RunningServer) -> None:
     done = subprocess.run(
         [sys.executable, "-c", DAMOSERVE, "detect", str(PICTURE), "--json", "--address", server.address],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What is written in deploy/, the Dockerfile and docs/operations.md, against the server that it is about."""
+"""What is written in deploy/, the Dockerfile and two pages of docs/, against the server that it is about."""
 
 import json
 import re
@@ -12,11 +12,12 @@ from pydantic import BaseModel
 
 from damoserve_server.access.tokens import read_tokens
 from damoserve_server.app import LAST_ANSWERS_SECONDS
-from damoserve_server.settings import Settings
+from damoserve_server.configuration.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy/observability"
-OPERATIONS = (ROOT / "docs/operations.md").read_text()
+SETTINGS_PAGE = (ROOT / "docs/settings.md").read_text()
+SECURITY_PAGE = (ROOT / "docs/security.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 PROMETHEUS = DEPLOY / "prometheus/prometheus.yml"
@@ -122,10 +123,9 @@ def test_images_copy_what_exists() -> None:
         assert [source for source in line.split()[:-1] if not (ROOT / source).exists()] == []
 
 
-def table(heading: str) -> list[list[str]]:
-    """The cells of the first table under a heading of the operator's page."""
-    lines = OPERATIONS.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0].splitlines()
-    rows = [line for line in lines if line.startswith("| `")]
+def table(page: str) -> list[list[str]]:
+    """The cells of the rows that begin with code."""
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
@@ -151,7 +151,7 @@ def test_compose_sets_settings_that_exist() -> None:
 
 
 def test_page_has_every_setting_and_its_default() -> None:
-    written = {row[0].strip("`"): row[1] for row in table("Settings")}
+    written = {row[0].strip("`"): row[1] for row in table(SETTINGS_PAGE)}
     expected = dict(defaults(Settings))
     assert written.keys() == expected.keys()
     for name, value in expected.items():
@@ -164,7 +164,7 @@ def test_page_has_every_setting_and_its_default() -> None:
 
 
 def test_example_file_of_the_page_is_valid(tmp_path: Path) -> None:
-    example = re.search(r"A file that sets some of them:\n\n```yaml\n(.+?)```", OPERATIONS, re.DOTALL)
+    example = re.search(r"A file that sets some of them:\n\n```yaml\n(.+?)```", SETTINGS_PAGE, re.DOTALL)
     assert example is not None
     path = tmp_path / "damoserve.yaml"
     path.write_text(example[1])
@@ -174,7 +174,7 @@ def test_example_file_of_the_page_is_valid(tmp_path: Path) -> None:
 
 
 def test_example_tokens_of_the_page_are_valid(tmp_path: Path) -> None:
-    example = re.search(r"names a YAML file:\n\n```yaml\n(.+?)```", OPERATIONS, re.DOTALL)
+    example = re.search(r"names a YAML file:\n\n```yaml\n(.+?)```", SECURITY_PAGE, re.DOTALL)
     assert example is not None
     path = tmp_path / "tokens.yaml"
     path.write_text(example[1])

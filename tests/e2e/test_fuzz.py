@@ -1,22 +1,18 @@
 """A small run of the fuzzer, and the example of docs/streaming.md, against the bundled model."""
 
-import asyncio
 import importlib.util
 import re
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.support.process import RunningServer
+
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs/images/smear.jpg"
-
-
-class Server(Protocol):
-    address: str
-    metrics: str
 
 
 def fuzzer() -> Any:
@@ -29,26 +25,21 @@ def fuzzer() -> Any:
     return module
 
 
-def test_broken_requests_are_refused_and_the_server_serves_on(server: Server) -> None:
+async def test_broken_requests_are_refused_and_the_server_serves_on(server: RunningServer) -> None:
     fuzz = fuzzer()
     own = fuzz.Server(server.address, server.metrics)
     before = own.faults()
     picture = Image.open(PICTURE).convert("RGB")
     picture.thumbnail((160, 160))
-
-    async def scenario() -> Any:
-        tally = await fuzz.fuzz(server.address, 400, fuzz.Mutator(7, picture))
-        await fuzz.good_calls([own], PICTURE.read_bytes(), 1)
-        return tally
-
-    tally = asyncio.run(scenario())
+    tally = await fuzz.fuzz(server.address, 400, fuzz.Mutator(7, picture))
+    await fuzz.good_calls([own], PICTURE.read_bytes(), 1)
     assert tally.failures == 0
     assert own.faults() == before
     assert min(tally.calls["OK"], tally.calls["INVALID_ARGUMENT"], tally.frames["INVALID_ARGUMENT"]) > 0
 
 
 def test_the_example_of_the_page_on_streaming(
-    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
     example = re.search(r"```python\n(.+?)```", (ROOT / "docs/streaming.md").read_text(), re.DOTALL)

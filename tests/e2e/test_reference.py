@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -21,24 +20,21 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from damoserve_client import Client
-from damoserve_compress.build import BuildConfig, Builder
+from damoserve_compress.build.builder import BuildConfig, Builder
 from damoserve_compress.cli import app
 from damoserve_compress.datasets import Sample
-from damoserve_compress.labels import COCO_LABELS, read_labels
+from damoserve_compress.datasets.labels import COCO_LABELS, read_labels
 from damoserve_compress.network import build_network
 from damoserve_profiles.manifest import InputSpec, Thresholds
 from damoserve_profiles.recipe import Export, Recipe
-from tests.compress.family import golden_value
+from tests.support.compress.families import golden_value
+from tests.support.process import RunningServer
 
-KEYS = Path(__file__).parents[1] / "compress" / "golden" / "T.keys.json"
+KEYS = Path(__file__).parents[1] / "compress" / "network" / "golden" / "T.keys.json"
 SIZE = 160
 THRESHOLDS = Thresholds(score=0.75, nms_iou=0.7, max_detections=1000)
 ASPECTS = [(160, 160), (320, 240), (211, 283), (300, 100), (77, 310)]
 """Width and height of the images."""
-
-
-class Server(Protocol):
-    address: str
 
 
 class Pictures:
@@ -66,7 +62,7 @@ def weights() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def client(
     weights: dict[str, Tensor],
-    start_server: Callable[..., AbstractContextManager[Server]],
+    start_server: Callable[..., AbstractContextManager[RunningServer]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Client]:
     """Of a server with the one profile that was built from the file."""

@@ -14,24 +14,19 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
 from damoserve_client import Client
+from tests.support.process import RunningServer
+from tests.support.timeouts import PROCESS_TIMEOUT
 
 PICTURE = Path(__file__).parents[2] / "docs/images/smear.jpg"
 TOP = [sys.executable, "-c", "from damoserve_client.cli import main; main()", "top", "--interval", "0.2"]
-PATIENCE = 60.0
 
 
-class Server(Protocol):
-    metrics: str
-
-    def stop(self) -> int: ...
-
-
-def test_json_counts_every_request(server: Server, client: Client) -> None:
+def test_json_counts_every_request(server: RunningServer, client: Client) -> None:
     command = [*TOP, "--json", "--metrics", server.metrics]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -50,7 +45,7 @@ def test_json_counts_every_request(server: Server, client: Client) -> None:
             process.kill()
 
 
-def test_once_prints_one_sample(server: Server) -> None:
+def test_once_prints_one_sample(server: RunningServer) -> None:
     command = [*TOP, "--once", "--metrics", server.metrics]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "damoserve" in result.stdout
@@ -74,7 +69,7 @@ class Terminal:
 
     def until(self, wanted: str) -> None:
         """Reads until the command has written this; what came before it is forgotten."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + PROCESS_TIMEOUT
         while (found := re.search(wanted, self.written)) is None:
             assert select.select([self.descriptor], [], [], max(0, end - time.monotonic()))[0], self.written
             self.written += os.read(self.descriptor, 65536).decode(errors="replace")
@@ -112,7 +107,9 @@ def terminal(metrics: str) -> Iterator[Terminal]:
     ],
     ids=["q", "SIGINT", "SIGTERM"],
 )
-def test_what_ends_it_gives_the_terminal_back(server: Server, leave: Callable[[Terminal], Any], code: int) -> None:
+def test_what_ends_it_gives_the_terminal_back(
+    server: RunningServer, leave: Callable[[Terminal], Any], code: int
+) -> None:
     with terminal(server.metrics) as top:
         before = termios.tcgetattr(top.descriptor)
         top.until(r"int8\+pruned")
@@ -121,21 +118,21 @@ def test_what_ends_it_gives_the_terminal_back(server: Server, leave: Callable[[T
         top.until(r"int8\+pruned")
         leave(top)
         top.until(r"\x1b\[\?1049l")  # leaves the alternate screen
-        assert top.process.wait(PATIENCE) == code
+        assert top.process.wait(PROCESS_TIMEOUT) == code
         assert termios.tcgetattr(top.descriptor) == before
 
 
-def test_it_ends_with_its_terminal(server: Server) -> None:
+def test_it_ends_with_its_terminal(server: RunningServer) -> None:
     """Whoever is told of it by no signal would run for ever, and at full speed."""
     with terminal(server.metrics) as top:
         top.until(r"int8\+pruned")
         os.close(top.inner)
         os.close(top.descriptor)
-        top.process.wait(PATIENCE)
+        top.process.wait(PROCESS_TIMEOUT)
 
 
 def test_a_server_that_goes_stays_on_the_screen(
-    start_server: Callable[..., AbstractContextManager[Server]],
+    start_server: Callable[..., AbstractContextManager[RunningServer]],
 ) -> None:
     with start_server() as server, terminal(server.metrics) as top:
         top.until(r"int8\+pruned")
@@ -144,4 +141,4 @@ def test_a_server_that_goes_stays_on_the_screen(
         top.until(r"int8\+pruned")
         top.press("q")
         top.until(r"\x1b\[\?1049l")
-        assert top.process.wait(PATIENCE) == 0
+        assert top.process.wait(PROCESS_TIMEOUT) == 0

@@ -33,27 +33,27 @@ def test_invalid_aliases_are_told(repository, text):
     (repository.root / "cells" / ALIASES_FILE).write_text(text)
     with pytest.raises(AliasesInvalid, match=r"aliases\.json"):
         repository.serving("cells")
-    assert repository.look("cells").version is None
+    assert repository.snapshot("cells").version is None
 
 
 def test_a_look_shows_every_change_of_what_is_served(repository):
     model = repository.root / "cells" / "10" / "fp32" / "model.onnx"
-    looks = [repository.look("cells")]
-    assert repository.look("cells") == looks[0]
+    looks = [repository.snapshot("cells")]
+    assert repository.snapshot("cells") == looks[0]
     os.utime(model, ns=(1, 1))
-    looks.append(repository.look("cells"))
+    looks.append(repository.snapshot("cells"))
     model.write_bytes(b"longer")
-    looks.append(repository.look("cells"))
+    looks.append(repository.snapshot("cells"))
     (model.parent / "more").touch()
-    looks.append(repository.look("cells"))
+    looks.append(repository.snapshot("cells"))
     repository.set_alias("cells", SERVING, 2)
-    looks.append(repository.look("cells"))
+    looks.append(repository.snapshot("cells"))
     assert len(set(looks)) == len(looks)
 
 
 def test_a_look_ignores_what_is_not_served(repository):
-    before = repository.look("cells")
+    before = repository.snapshot("cells")
     (repository.root / "cells" / "2" / "fp32" / "model.onnx").write_bytes(b"longer")
     repository.set_alias("cells", "stable", 1)
-    assert repository.look("cells") == before
-    assert repository.look("birds") is None
+    assert repository.snapshot("cells") == before
+    assert repository.snapshot("birds") is None

@@ -117,7 +117,7 @@ def test_other_formats_are_refused() -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_damaged_bytes_are_refused_or_decoded_but_never_crash(noise: bytes, position: int) -> None:
     data = bytearray(encode(Image.fromarray(RED_LEFT[:8, :8])))
     data[position : position + len(noise)] = noise
@@ -145,14 +145,12 @@ def test_resize_writes_into_the_given_row(mode: ResizeMode) -> None:
 
 
 @given(sizes, sizes)
-@settings(deadline=None)
 def test_stretching_is_opencv_s_over_the_whole_input(image: Size, network: Size) -> None:
     pixels = noise(image)
     assert np.array_equal(resize(pixels, network), cv2.resize(pixels, (network.width, network.height)))
 
 
 @given(sizes, sizes)
-@settings(deadline=None)
 def test_a_fitted_image_lies_at_the_top_left_with_zeros_around_it(image: Size, network: Size) -> None:
     pixels = noise(image)
     row = np.full((network.height, network.width, 3), 7, np.uint8)

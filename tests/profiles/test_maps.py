@@ -32,7 +32,7 @@ def anchor(level: int, row: int, column: int, boxes: list[NDArray[np.float32]], 
     return [x - distances[0], y - distances[1], x + distances[2], y + distances[3]]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000), candidates=st.integers(1, 60))
 def test_the_best_anchors_are_decoded(seed: int, candidates: int) -> None:
     classes, boxes = random_maps(seed, 3), random_maps(seed + 1, 4 * BINS)

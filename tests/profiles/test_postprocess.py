@@ -32,7 +32,7 @@ def candidates(seed: int, count: int, classes: int) -> tuple[NDArray[np.float32]
 
 
 @given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_survivors_are_those_of_greedy_suppression(seed: int, count: int, classes: int) -> None:
     scores, boxes = candidates(seed, count, classes)
     wanted: list[tuple[float, int, int]] = []

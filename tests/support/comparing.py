@@ -9,8 +9,8 @@ from typing import Any
 
 from damoserve_server.engines.engine import EngineError
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
+from tests.support.timeouts import TIMEOUT
 
-PATIENCE = 20.0
 THREAD = "fidelity"
 ALL = {"fidelity": {"share": 1}}
 QUICK = {"model": "colours", "profile": "quick"}
@@ -81,7 +81,7 @@ class WatchedEngine:
         engines = self.engines
         engines.runs[self.profile] += 1
         engines.entered.set()
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while not (engines.opened.is_set() or self.interrupted.is_set()):
             assert time.monotonic() < until
             self.interrupted.wait(0.001)
@@ -104,7 +104,7 @@ class InterruptibleEngine(WatchedEngine):
 
 async def entered(engines: Engines) -> None:
     """Returns when the monitor is in a run."""
-    assert await asyncio.to_thread(engines.entered.wait, PATIENCE)
+    assert await asyncio.to_thread(engines.entered.wait, TIMEOUT)
 
 
 def monitor_of(client: Any) -> Any:

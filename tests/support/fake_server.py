@@ -95,6 +95,8 @@ def refusal(code: grpc.StatusCode, reason: str, *, domain: str = "damoserve", re
 class FakeService(services.DetectionServiceServicer, services.ProfileServiceServicer):
     """Answers every image with the same detections, after it has used up its refusals."""
 
+    detections: tuple[pb.Detection, ...] = DETECTIONS
+    profiles: tuple[pb.Profile, ...] = PROFILES
     refusals: list[Refusal] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
@@ -115,7 +117,7 @@ class FakeService(services.DetectionServiceServicer, services.ProfileServiceServ
         except OSError:
             refusal(grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_UNDECODABLE").abort(context)
         return pb.DetectResponse(
-            detections=DETECTIONS,
+            detections=self.detections,
             image_width_px=width,
             image_height_px=height,
             model="blood-cells",
@@ -149,9 +151,9 @@ class FakeService(services.DetectionServiceServicer, services.ProfileServiceServ
             if not frame.image.content:
                 drop = pb.DetectStreamResponse.DROP_REASON_CLIENT_BEHIND
                 yield pb.DetectStreamResponse(frame_id=frame.id, dropped=drop)
-            elif frame.image.content.startswith(b"\x89PNG"):
+            elif frame.image.content.startswith((b"\x89PNG", b"\xff\xd8", b"BM")):
                 yield pb.DetectStreamResponse(
-                    frame_id=frame.id, result=pb.DetectResponse(profile="int8", detections=DETECTIONS)
+                    frame_id=frame.id, result=pb.DetectResponse(profile="int8", detections=self.detections)
                 )
             else:
                 status = refusal(grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_UNDECODABLE").status()
@@ -162,11 +164,11 @@ class FakeService(services.DetectionServiceServicer, services.ProfileServiceServ
 
     def ListProfiles(self, request: pb.ListProfilesRequest, context: grpc.ServicerContext) -> pb.ListProfilesResponse:
         self._receive(request, context)
-        return pb.ListProfilesResponse(profiles=PROFILES)
+        return pb.ListProfilesResponse(profiles=self.profiles)
 
     def GetProfile(self, request: pb.GetProfileRequest, context: grpc.ServicerContext) -> pb.Profile:
         self._receive(request, context)
-        found = [each for each in PROFILES if each.profile == request.profile]
+        found = [each for each in self.profiles if each.profile == request.profile]
         if not found:
             refusal(grpc.StatusCode.NOT_FOUND, "PROFILE_NOT_FOUND").abort(context)
         return found[0]

@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from tests.support.expressions import OBSERVABILITY, PROMETHEUS
+from tests.support.timeouts import PROCESS_TIMEOUT
 
-PATIENCE = 30.0
 LISTENING = re.compile(r'msg="Listening on" .*?\baddress=(\S+)')
 READY = "Server is ready to receive web requests"
 ALERTMANAGER = OBSERVABILITY / "alertmanager/alertmanager.yml"
@@ -51,7 +51,7 @@ class Prometheus:
         """The data of an answer. Raises AssertionError for an expression that it refuses."""
         url = f"http://{self._address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            with urllib.request.urlopen(url, timeout=PROCESS_TIMEOUT) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {json.load(error)['error']}") from error
@@ -68,7 +68,7 @@ class Prometheus:
         return any(math.isfinite(float(value)) for series in result for _, value in series["values"])
 
 
-def until(condition: Callable[[], object], seconds: float = PATIENCE, every: float = 0.05) -> None:
+def until(condition: Callable[[], object], seconds: float = PROCESS_TIMEOUT, every: float = 0.05) -> None:
     """Raises AssertionError if the condition does not hold in time; `every` so many seconds it is asked for."""
     end = time.monotonic() + seconds
     while not condition():
@@ -118,7 +118,7 @@ def listening(command: list[str], log: Path, ready: str = "") -> Iterator[str]:
 
 def told(alertmanager: str) -> dict[str, set[str]]:
     """The alerts that fire, as the Alertmanager knows them, and the receivers of each."""
-    with urllib.request.urlopen(f"http://{alertmanager}/api/v2/alerts", timeout=PATIENCE) as answer:
+    with urllib.request.urlopen(f"http://{alertmanager}/api/v2/alerts", timeout=PROCESS_TIMEOUT) as answer:
         known = json.load(answer)
     return {alert["labels"]["alertname"]: {receiver["name"] for receiver in alert["receivers"]} for alert in known}
 

@@ -11,6 +11,7 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.detection.request import Timings
 from damoserve_server.telemetry.settings import TracingSettings
+from tests.support.timeouts import TIMEOUT
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="the extra tracing is not installed")
 
@@ -21,7 +22,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from damoserve_server.telemetry.opentelemetry import OpenTelemetryTracer
 
-PATIENCE = 20.0
 STAGES = [stage.name for stage in fields(Timings)]
 DETECT = "damoserve.v1.DetectionService/Detect"
 DETECT_STREAM = "damoserve.v1.DetectionService/DetectStream"
@@ -55,17 +55,17 @@ class Traces:
         inner = [span for span in spans if span.parent is not None and span.parent.span_id == outer.context.span_id]
         return sorted(inner, key=lambda span: (span.start_time, span.end_time))
 
-    async def detect(self, client, image, name="caller", **wishes):
+    async def detect(self, client, image, name="caller", **fields):
         """A call inside a span of the caller."""
         with self.callers.start_as_current_span(name):
             carrier = {}
             propagate.inject(carrier)
-            return await detect_with(client, image, *carrier.items(), **wishes)
+            return await detect_with(client, image, *carrier.items(), **fields)
 
 
-async def detect_with(client, image, *metadata, **wishes):
-    request = pb.DetectRequest(image=pb.Image(content=image), **wishes)
-    return await pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=PATIENCE, metadata=metadata)
+async def detect_with(client, image, *metadata, **fields):
+    request = pb.DetectRequest(image=pb.Image(content=image), **fields)
+    return await pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=TIMEOUT, metadata=metadata)
 
 
 def own(span):
@@ -89,6 +89,6 @@ async def exemplars(client):
     """Of all buckets of damoserve_request_seconds."""
     accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
     url = urllib.request.Request(f"http://127.0.0.1:{client.application.metrics_port}/metrics", headers=accept)
-    text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=PATIENCE).read().decode())
+    text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=TIMEOUT).read().decode())
     families = [each for each in text_string_to_metric_families(text) if each.name == "damoserve_request_seconds"]
     return [sample.exemplar.labels for family in families for sample in family.samples if sample.exemplar]

@@ -73,8 +73,8 @@ class Traffic:
             await kind()
             await asyncio.sleep(0.02)
 
-    async def _detect(self, content: bytes, timeout: float = TIMEOUT, **wishes: Any) -> None:
-        request = pb.DetectRequest(image=pb.Image(content=content), **wishes)
+    async def _detect(self, content: bytes, timeout: float = TIMEOUT, **fields: Any) -> None:
+        request = pb.DetectRequest(image=pb.Image(content=content), **fields)
         await self._ended(self._stub.Detect(request, timeout=timeout))
 
     async def _ended(self, call: Awaitable[object]) -> None:

@@ -5,10 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
+from tests.support.timeouts import TIMEOUT
+
 triton = pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 InferenceServerException = triton.InferenceServerException
-
-PATIENCE = 20.0
 
 
 async def call(server, work, *args, **options):
@@ -34,7 +34,7 @@ def pixels_input(array):
 
 
 def infer(client, inputs, model="colours", **options):
-    return client.infer(model, inputs if isinstance(inputs, list) else [inputs], client_timeout=PATIENCE, **options)
+    return client.infer(model, inputs if isinstance(inputs, list) else [inputs], client_timeout=TIMEOUT, **options)
 
 
 def refusal(client, *args, **options):

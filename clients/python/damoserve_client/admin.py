@@ -11,8 +11,9 @@ from rich.console import Console
 from damoserve.v1 import admin_pb2 as pb
 from damoserve.v1.admin_pb2_grpc import AdminServiceStub
 from damoserve_client import tables
-from damoserve_client.errors import from_rpc_error
+from damoserve_client.channel import is_connected
 from damoserve_client.security import Ca, Cert, Key, Security, Tls, TokenFile
+from damoserve_client.status import Attempt, from_rpc_error
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -48,7 +49,7 @@ def models(context: typer.Context, address: Address) -> None:
 @app.command()
 def load(context: typer.Context, model: Model, profile: Profile, address: Address, timeout: Timeout = PATIENCE) -> None:
     """Load a profile of the version that serves."""
-    with _admin(context, address) as (stub, metadata):
+    with _admin(context, address, timeout) as (stub, metadata):
         stub.LoadProfile(pb.LoadProfileRequest(model=model, profile=profile), timeout=timeout, metadata=metadata)
 
 
@@ -76,7 +77,7 @@ def reload(  # noqa: PLR0913, PLR0917 - one argument for each option
         request.version = version
     if alias is not None:
         request.alias = alias
-    with _admin(context, address) as (stub, metadata):
+    with _admin(context, address, timeout) as (stub, metadata):
         status = stub.ReloadModel(request, timeout=timeout, metadata=metadata)
     Console().print(tables.models([status]))
 
@@ -98,12 +99,15 @@ def alias(
 
 
 @contextmanager
-def _admin(context: typer.Context, address: str) -> Iterator[tuple[AdminServiceStub, tuple[tuple[str, str], ...]]]:
+def _admin(
+    context: typer.Context, address: str, timeout: float = PATIENCE
+) -> Iterator[tuple[AdminServiceStub, tuple[tuple[str, str], ...]]]:
     security: Security = context.obj
     channel, metadata = security.open_channel(address)
     with channel:
         try:
             yield AdminServiceStub(channel), metadata
         except grpc.RpcError as error:
-            typer.echo(f"error: {from_rpc_error(error)}", err=True)
+            attempt = Attempt(address, timeout, lambda: is_connected(channel))
+            typer.echo(f"error: {from_rpc_error(error, attempt)}", err=True)
             raise typer.Exit(1) from None

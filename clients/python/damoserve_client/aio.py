@@ -10,8 +10,9 @@ import grpc.aio
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1.detection_pb2_grpc import DetectionServiceStub, ProfileServiceStub
 from damoserve_client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT, call_metadata, channel_options
-from damoserve_client.convert import detect_request, read_image, to_profile, to_profiles, to_result
-from damoserve_client.errors import from_rpc_error
+from damoserve_client.convert import detect_request, to_profile, to_profiles, to_result
+from damoserve_client.images import file_content
+from damoserve_client.status import Attempt, from_rpc_error
 from damoserve_client.stream import AsyncFrames, Conversation, Frames
 from damoserve_client.tracing import with_trace
 from damoserve_client.types import (
@@ -27,11 +28,19 @@ Response = TypeVar("Response")
 
 
 class AsyncClient:
-    """One connection to a server; make it inside the event loop that uses it, where tasks may share it.
+    """A connection to a server for asyncio; make it inside the event loop that uses it, where tasks may share it.
 
-    `credentials` (`grpc.ssl_channel_credentials()`) turn TLS on. `token` is sent with every call; without TLS only to
-    this machine, else ValueError is raised. `timeout` is the deadline of every call in seconds; each call can set its
-    own. Every call raises a `DamoserveError` when it fails.
+    `address` is HOST:PORT. `credentials` (`grpc.ssl_channel_credentials()`) turn TLS on. `token` is sent with every
+    call; without TLS only to this machine, else ValueError is raised. `timeout` is the deadline of every call in
+    seconds; each call can set its own. Nothing is sent before the first call. Every call that fails raises a
+    `DamoserveError`; calls that met UNAVAILABLE are tried again before, up to four times in all.
+
+    >>> async def main():
+    ...     async with AsyncClient("127.0.0.1:50051") as client:
+    ...         results = await asyncio.gather(*(client.detect("smear.jpg", tier="realtime") for _ in range(8)))
+    ...     return len(results)
+    >>> asyncio.run(main())
+    8
     """
 
     def __init__(
@@ -42,6 +51,7 @@ class AsyncClient:
         token: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
+        self._address = address
         self._metadata = call_metadata(address, credentials, token)
         options = channel_options(address)
         self._channel = (
@@ -60,13 +70,30 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
+        """Ends the connection. Calls that are under way raise `Cancelled`.
+
+        >>> async def main():
+        ...     client = AsyncClient("127.0.0.1:50051")
+        ...     await client.close()
+        >>> asyncio.run(main())
+        """
         await self._channel.close()
 
     async def detect(
         self, image: ImageSource, *, timeout: float | None = None, **options: Unpack[DetectOptions]
     ) -> DetectionResult:
-        """Finds the objects in one image, given as the content or the path of a file."""
-        request = detect_request(await asyncio.to_thread(read_image, image), options)
+        """Finds the objects in one image; `Client.detect` says what an image is and what is raised.
+
+        A file is read, and pixels are packed, in another thread. `timeout` is in seconds. The other options are those
+        of `DetectOptions`; without them the server decides.
+
+        >>> async def main():
+        ...     async with AsyncClient("127.0.0.1:50051") as client:
+        ...         return await client.detect("smear.jpg", tier="realtime")
+        >>> asyncio.run(main()).profile
+        'int8'
+        """
+        request = detect_request(await asyncio.to_thread(file_content, image), options)
         return to_result(await self._call(self._detection.Detect, request, timeout))
 
     def stream(
@@ -74,9 +101,17 @@ class AsyncClient:
     ) -> AsyncGenerator[FrameAnswer, None]:
         """Finds the objects in the frames of a video; the answers come in the order of the frames.
 
-        `frames` is read ahead of the answers. What it raises is raised here, after the answers to the frames before. A
-        frame that fails is an answer; only a stream that fails raises a DamoserveError. Closing the iterator cancels
-        the stream. `timeout` is for the whole stream; None: it may last.
+        A frame is an image as for `detect`, or a `Frame`; `frames` may be asynchronous, and is read ahead of the
+        answers. What it raises is raised here, after the answers to the frames before. A frame that fails is an answer;
+        only a stream that fails raises a `DamoserveError`. Closing the iterator cancels the stream. `timeout` is in
+        seconds for the whole stream; None: it may last. The other options are those of `StreamOptions`, and raise at
+        once what `detect` raises for wrong ones.
+
+        >>> async def main():
+        ...     async with AsyncClient("127.0.0.1:50051") as client:
+        ...         return [answer.frame_id async for answer in client.stream(["smear.jpg"] * 3, budget=0.1)]
+        >>> asyncio.run(main())
+        [0, 1, 2]
         """
         return self._stream(frames, Conversation(options), timeout)
 
@@ -90,23 +125,51 @@ class AsyncClient:
             async for response in call:
                 yield conversation.answer(response)
         except grpc.RpcError as error:
-            raise conversation.failed(error) from error
+            raise conversation.failed(error, self._attempt(timeout)) from error
         finally:
             call.cancel()
         conversation.finish()
 
     async def profiles(self, model: str | None = None, *, timeout: float | None = None) -> tuple[ProfileInfo, ...]:
-        """The profiles of one model or of all, by model, then the most accurate first."""
+        """Lists the profiles of one model, or of all models: by model, then the most accurate first.
+
+        Those that are not active come last. Raises `ModelNotFound` for an unknown model. `timeout` is in seconds.
+
+        >>> async def main():
+        ...     async with AsyncClient("127.0.0.1:50051") as client:
+        ...         return [info.profile for info in await client.profiles() if info.active]
+        >>> asyncio.run(main())
+        ['fp32', 'int8']
+        """
         request = pb.ListProfilesRequest(model=model or "")
         return to_profiles(await self._call(self._profiles.ListProfiles, request, timeout))
 
     async def profile(self, name: str, *, model: str | None = None, timeout: float | None = None) -> ProfileInfo:
-        """One profile of the server's default model, or of another."""
+        """Tells of one profile of the server's default model, or of another model.
+
+        Raises `ModelNotFound` or `ProfileNotFound`. `timeout` is in seconds.
+
+        >>> async def main():
+        ...     async with AsyncClient("127.0.0.1:50051") as client:
+        ...         return await client.profile("int8", model="blood-cells")
+        >>> asyncio.run(main()).input_size
+        (416, 352)
+        """
         request = pb.GetProfileRequest(model=model or "", profile=name)
         return to_profile(await self._call(self._profiles.GetProfile, request, timeout))
 
     async def wait_until_ready(self, timeout: float) -> None:
-        """Waits until the server answers; raises DeadlineExceeded if it does not within `timeout` seconds."""
+        """Waits until the server answers, also for one that is only about to start.
+
+        Raises `DeadlineExceeded` if it does not within `timeout` seconds; if nobody does, that is a `NoAnswer`.
+
+        >>> async def main():
+        ...     async with AsyncClient("127.0.0.1:50051") as client:
+        ...         await client.wait_until_ready(timeout=30.0)
+        ...         return "ready"
+        >>> asyncio.run(main())
+        'ready'
+        """
         await self._call(self._profiles.ListProfiles, pb.ListProfilesRequest(), timeout, wait_for_ready=True)
 
     async def _call(
@@ -116,12 +179,16 @@ class AsyncClient:
         timeout: float | None,
         wait_for_ready: bool = False,
     ) -> Response:
+        timeout = self._timeout if timeout is None else timeout
         try:
             return await method(
                 request,
-                timeout=self._timeout if timeout is None else timeout,
+                timeout=timeout,
                 metadata=with_trace(self._metadata),
                 wait_for_ready=wait_for_ready,
             )
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise from_rpc_error(error, self._attempt(timeout)) from error
+
+    def _attempt(self, timeout: float | None) -> Attempt:
+        return Attempt(self._address, timeout, lambda: self._channel.get_state() is grpc.ChannelConnectivity.READY)

@@ -2,11 +2,14 @@
 
 import ipaddress
 import json
+import queue
 
 import grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 10.0
+# The present state comes at once; this bounds the wait should it not.
+_STATE_SECONDS = 2.0
 
 # Only UNAVAILABLE is certain to pass: a request refused for its deadline or a full queue would only add to the load.
 _SERVICE_CONFIG = {
@@ -48,6 +51,19 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> g
     if credentials is None:
         return grpc.insecure_channel(address, options)
     return grpc.secure_channel(address, credentials, options)
+
+
+def is_connected(channel: grpc.Channel) -> bool:
+    """Whether the other side has answered the handshake of HTTP/2, by what is known of the channel now."""
+    states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
+    tell = states.put
+    channel.subscribe(tell)  # a thread of gRPC's tells the present state at once, and each change
+    try:
+        return states.get(timeout=_STATE_SECONDS) is grpc.ChannelConnectivity.READY
+    except queue.Empty:
+        return False
+    finally:
+        channel.unsubscribe(tell)
 
 
 def call_metadata(

@@ -1,6 +1,6 @@
 """The `damoserve` command.
 
-Exit codes: 0 done, 1 a call failed, 2 wrong usage.
+Exit codes: 0 done, 1 a call failed, 2 wrong usage or a picture that cannot be read.
 """
 
 import dataclasses
@@ -21,7 +21,9 @@ from damoserve_client.channel import DEFAULT_ADDRESS
 from damoserve_client.client import Client
 from damoserve_client.draw import annotate
 from damoserve_client.errors import DamoserveError, InvalidImage
+from damoserve_client.images import UnreadableImage, read_picture
 from damoserve_client.security import Ca, Cert, Key, Security, Tls, TokenFile
+from damoserve_client.terminal import plain
 from damoserve_client.top.command import top
 from damoserve_client.types import DetectionResult, DetectOptions, Tier
 
@@ -40,7 +42,7 @@ app.add_typer(admin.app, name="admin")
 app.command()(top)
 
 Address = Annotated[str, typer.Option(envvar="DAMOSERVE_ADDRESS", help="HOST:PORT of the server.")]
-Images = Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="JPEG, PNG, WebP or BMP files.")]
+Images = Annotated[list[Path], typer.Argument(help="JPEG, PNG, WebP or BMP files.")]
 
 
 @app.command()
@@ -71,24 +73,27 @@ def detect(  # noqa: PLR0913, PLR0917 - typer reads one parameter per option
         score_threshold=score,
     )
     targets = _targets(images, save)
+    readable = _readable(images)
     refused = False
-    with _connect(address, Security(tls, ca, cert, key, token_file)) as client:
-        for image in images:
-            content = image.read_bytes()
-            try:
-                result = client.detect(content, **options)
-            except InvalidImage as error:  # the next image may still be a good one
-                _report(error, f"{image}: ")
-                refused = True
-                continue
-            if as_json:
-                typer.echo(json.dumps({"image": str(image), **dataclasses.asdict(result)}))
-            else:
-                _print_result(image, result)
-            if image in targets:
-                annotate(content, result.detections).save(targets[image])
-    if refused:
-        raise typer.Exit(1)
+    if readable:
+        with _connect(address, Security(tls, ca, cert, key, token_file)) as client:
+            for image, read in readable:
+                content = read or image.read_bytes()
+                try:
+                    result = client.detect(content, **options)
+                except InvalidImage as error:  # the next image may still be a good one
+                    _report(error, f"{image}: ")
+                    refused = True
+                    continue
+                if as_json:
+                    typer.echo(json.dumps({"image": str(image), **dataclasses.asdict(result)}))
+                else:
+                    _print_result(image, result)
+                if image in targets:
+                    targets[image].parent.mkdir(parents=True, exist_ok=True)
+                    annotate(content, result.detections).save(targets[image])
+    if refused or len(readable) < len(images):
+        raise typer.Exit(1 if refused else 2)
 
 
 @app.command()
@@ -111,26 +116,40 @@ def profiles(  # noqa: PLR0913, PLR0917 - as above
 
 @app.command()
 def demo(
-    image: Annotated[
-        Path | None, typer.Argument(exists=True, dir_okay=False, help=f"Default: {demonstration.DEFAULT_IMAGE}.")
-    ] = None,
+    image: Annotated[Path | None, typer.Argument(help=f"Default: {demonstration.DEFAULT_IMAGE}.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for profiles.png.")] = Path("demo"),
 ) -> None:
     """Start a server, send one picture to every profile and tier, and show how they compare."""
+    if image is None and not demonstration.DEFAULT_IMAGE.is_file():
+        missing = f"{demonstration.DEFAULT_IMAGE} is only found at the root of the source tree: give an image"
+        raise typer.BadParameter(missing)
     image = image or demonstration.DEFAULT_IMAGE
-    if not image.is_file():
-        raise typer.BadParameter(f"{image} is only found at the root of the source tree: give an image")
+    if not _readable([image]):
+        raise typer.Exit(2)
     try:
         demonstration.run(image, output)
     except DamoserveError as error:
         _fail(error)
     except demonstration.ServerDidNotStart as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo("\n".join(map(plain, f"error: {error}".splitlines())), err=True)
         raise typer.Exit(1) from None
 
 
+def _readable(images: list[Path]) -> list[tuple[Path, bytes | None]]:
+    """The images that can be sent, with the content of what is read only once; of the others a line says why not."""
+    readable: list[tuple[Path, bytes | None]] = []
+    for image in images:
+        try:
+            content = read_picture(image)
+        except UnreadableImage as error:
+            typer.echo(plain(f"error: {image}: {error}."), err=True)
+        else:
+            readable.append((image, None if image.is_file() else content))
+    return readable
+
+
 def _targets(images: list[Path], save: Path | None) -> dict[Path, Path]:
-    """Where the annotated picture of each image goes; the folder is made."""
+    """Where the annotated picture of each image goes."""
     if save is None:
         return {}
     if save.suffix.lower() in PICTURE_SUFFIXES and not save.is_dir():
@@ -141,15 +160,13 @@ def _targets(images: list[Path], save: Path | None) -> dict[Path, Path]:
         raise typer.BadParameter("several images need a folder, and different names", param_hint="--save")
     if {image.resolve() for image in images} & {target.resolve() for target in targets.values()}:
         raise typer.BadParameter("this would overwrite an image with its annotated picture", param_hint="--save")
-    for target in targets.values():
-        target.parent.mkdir(parents=True, exist_ok=True)
     return targets
 
 
 def _print_result(image: Path, result: DetectionResult) -> None:
     Console().print(tables.detections(result))
-    served = f"{result.model} {result.model_version}, {result.profile}, {tables.reason(result)}"
-    typer.echo(f"{image}: {tables.counts(result)} ({served}, {tables.milliseconds(result.timings.total)} ms)")
+    took = f"{tables.served(result)}, {tables.milliseconds(result.timings.total)} ms"
+    typer.echo(f"{plain(str(image))}: {tables.counts(result)} ({took})")
 
 
 @contextmanager
@@ -168,7 +185,7 @@ def _fail(error: DamoserveError) -> NoReturn:
 
 def _report(error: DamoserveError, subject: str = "") -> None:
     request = f" Request {error.request_id}." if error.request_id else ""
-    typer.echo(f"error: {subject}{error}. {error.advice}{request}", err=True)
+    typer.echo(plain(f"error: {subject}{error}. {error.advice}{request}"), err=True)
 
 
 def add_commands(target: typer.Typer, invoked: str | None) -> None:

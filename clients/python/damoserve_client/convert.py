@@ -1,7 +1,7 @@
 """Between protobuf messages and the client's own types; the sync and the async client share it."""
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -11,32 +11,47 @@ from damoserve_client.types import (
     Detection,
     DetectionResult,
     DetectOptions,
-    ImageSource,
+    Overload,
     ProfileInfo,
     StreamOptions,
+    Tier,
     Timings,
 )
 
-
-def read_image(source: ImageSource) -> bytes:
-    """The bytes of an encoded image. Raises OSError if it is a path that cannot be read."""
-    return source if isinstance(source, bytes) else Path(source).read_bytes()
+_TIERS: Mapping[str, "pb.LatencyTier.ValueType"] = {
+    tier: pb.LatencyTier.Value(f"LATENCY_TIER_{tier.upper()}") for tier in get_args(Tier)
+}
+_OVERLOADS: Mapping[str, "pb.StreamOptions.Overload.ValueType"] = {
+    policy: pb.StreamOptions.Overload.Value(f"OVERLOAD_{policy.upper()}") for policy in get_args(Overload)
+}
 
 
 def detect_request(content: bytes, options: DetectOptions) -> pb.DetectRequest:
     """Raises TypeError on an unknown option, ValueError on an unknown tier; values are judged by the server."""
-    if unknown := options.keys() - DetectOptions.__annotations__.keys():
-        raise TypeError(f"detect() got unexpected options: {', '.join(sorted(unknown))}")
+    _check_names("detect", options, DetectOptions)
     return pb.DetectRequest(image=pb.Image(content=content), **_wishes(options))
 
 
 def stream_options(options: StreamOptions) -> pb.StreamOptions:
     """Raises TypeError on an unknown option, ValueError on an unknown tier or policy."""
-    if unknown := options.keys() - StreamOptions.__annotations__.keys():
-        raise TypeError(f"stream() got unexpected options: {', '.join(sorted(unknown))}")
-    policy = options.get("on_overload") or "unspecified"
-    overload = pb.StreamOptions.Overload.Value(f"OVERLOAD_{policy.upper()}")
-    return pb.StreamOptions(on_overload=overload, **_wishes(options))
+    _check_names("stream", options, StreamOptions)
+    overload = options.get("on_overload")
+    unspecified = pb.StreamOptions.OVERLOAD_UNSPECIFIED
+    policy = unspecified if overload is None else _OVERLOADS[_one_of("on_overload", overload, _OVERLOADS)]
+    return pb.StreamOptions(on_overload=policy, **_wishes(options))
+
+
+def _check_names(method: str, options: Mapping[str, object], known: type[DetectOptions]) -> None:
+    if unknown := options.keys() - known.__annotations__.keys():
+        names = ", ".join(sorted(known.__annotations__))
+        raise TypeError(f"{method}() got unexpected options: {', '.join(sorted(unknown))}; it takes {names}")
+
+
+def _one_of(option: str, value: object, known: Mapping[str, object]) -> str:
+    """The value, if it is one of the few that there are."""
+    if isinstance(value, str) and value in known:
+        return value
+    raise ValueError(f"{option} is {value!r}; it must be one of {', '.join(map(repr, known))}")
 
 
 def _wishes(options: DetectOptions) -> dict[str, Any]:
@@ -122,8 +137,8 @@ def _state_name(state: "pb.Profile.State.ValueType") -> str:
 
 
 def _tier(options: DetectOptions) -> "pb.LatencyTier.ValueType":
-    tier = options.get("tier") or "unspecified"
-    return pb.LatencyTier.Value(f"LATENCY_TIER_{tier.upper()}")
+    tier = options.get("tier")
+    return pb.LATENCY_TIER_UNSPECIFIED if tier is None else _TIERS[_one_of("tier", tier, _TIERS)]
 
 
 def _budget(options: DetectOptions) -> Duration | None:

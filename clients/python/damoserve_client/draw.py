@@ -5,24 +5,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
-from damoserve_client.types import Detection
+from damoserve_client.images import to_rgb, upright
+from damoserve_client.labels import place
+from damoserve_client.terminal import plain
+from damoserve_client.types import Box, Detection
 
 # Dark and saturated, so that they stand out on light pictures and carry white text.
-_COLOURS = ("#c2185b", "#1a4fba", "#0b7a3b", "#8a4b08", "#6a1b9a", "#00707a", "#b3261e", "#37474f")
+CLASS_COLOURS = ("#c2185b", "#1a4fba", "#0b7a3b", "#6a1b9a", "#00707a", "#b3261e")
 _MARGIN = 12
+# Around the text of a label, in pixels.
+_PADDING = 2
 
-# How a picture is turned to its display, by its EXIF orientation (CIPA DC-008, 4.6.5.1); 1 is as stored.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -35,11 +31,14 @@ class Panel:
 
 def colour_of(label_id: int) -> str:
     """The colour of a class, always the same one."""
-    return _COLOURS[label_id % len(_COLOURS)]
+    return CLASS_COLOURS[label_id % len(CLASS_COLOURS)]
 
 
 def annotate(content: bytes, detections: Sequence[Detection]) -> Image.Image:
-    """The picture as a viewer displays it, RGB, with a box, the label and the score of every detection."""
+    """The picture as a viewer displays it, RGB, with the box of every detection, and its label where there is room.
+
+    `content` is that of an image file. The first detections have the first choice of room, so the best come first.
+    """
     with Image.open(io.BytesIO(content)) as source:
         picture = to_rgb(upright(source))
     draw = ImageDraw.Draw(picture)
@@ -48,10 +47,12 @@ def annotate(content: bytes, detections: Sequence[Detection]) -> Image.Image:
     for detection in detections:
         box = detection.box
         draw.rectangle((box.x_min, box.y_min, box.x_max, box.y_max), outline=colour_of(detection.label_id), width=width)
-    # Above all boxes, and the best on top.
-    for detection in reversed(detections):
-        corner = (detection.box.x_min, detection.box.y_min)
-        _tag(draw, corner, f"{detection.label} {detection.score:.2f}", colour_of(detection.label_id), font)
+    texts = [f"{plain(detection.label)} {detection.score:.2f}" for detection in detections]
+    sizes = [_size(draw, text, font) for text in texts]
+    places = place([_whole(detection.box) for detection in detections], sizes, picture.size)
+    for detection, text, where in zip(detections, texts, places, strict=True):
+        if where is not None:
+            _tag(draw, where, text, colour_of(detection.label_id), font)
     return picture
 
 
@@ -76,42 +77,24 @@ def sheet(panels: Sequence[Panel]) -> Image.Image:
     return canvas
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """The picture as a viewer displays it; the same object where it is stored so, or its EXIF cannot be read.
-
-    `ImageOps.exif_transpose` also writes the EXIF anew, which fails on values of an odd type.
-    """
-    image.load()  # a PNG may keep its EXIF behind the pixels
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # whatever damaged EXIF leads to: SyntaxError, struct.error, ValueError
-        return image
-    return image if turn is None else image.transpose(turn)
+def _whole(box: Box) -> Box:
+    """On whole pixels, so that labels side by side do not share a column."""
+    return Box(round(box.x_min), round(box.y_min), round(box.x_max), round(box.y_max))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, as the server sees the picture."""
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip everything above 255 to white
-        image = image.point(lambda value: value / 256)
-    return image.convert("RGB")
-
-
-def _tag(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[float, float],
-    text: str,
-    colour: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    """Writes above the corner, or below it where the picture ends."""
+def _size(draw: ImageDraw.ImageDraw, text: str, font: Font) -> tuple[int, int]:
+    """Of the label on its ground, in whole pixels."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left + 4, bottom - top + 4
-    x = max(0.0, min(corner[0], draw.im.size[0] - width))
-    y = corner[1] - height if corner[1] >= height else corner[1]
-    draw.rectangle((x, y, x + width, y + height), fill=colour)
-    draw.text((x + 2 - left, y + 2 - top), text, fill="white", font=font)
+    return math.ceil(right - left) + 2 * _PADDING, math.ceil(bottom - top) + 2 * _PADDING
 
 
-def _fitting_font(text: str, width: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _tag(draw: ImageDraw.ImageDraw, where: Box, text: str, colour: str, font: Font) -> None:
+    left, top, _, _ = draw.textbbox((0, 0), text, font=font)
+    # A rectangle of Pillow's includes its last row and column.
+    draw.rectangle((where.x_min, where.y_min, where.x_max - 1, where.y_max - 1), fill=colour)
+    draw.text((where.x_min + _PADDING - left, where.y_min + _PADDING - top), text, fill="white", font=font)
+
+
+def _fitting_font(text: str, width: int, size: int) -> Font:
     wanted = ImageFont.load_default(size=size)
     return ImageFont.load_default(size=min(size, size * width / max(1.0, wanted.getlength(text))))

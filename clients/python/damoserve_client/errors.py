@@ -3,6 +3,7 @@
 DamoserveError
 ├── InvalidRequest           INVALID_ARGUMENT: an option is out of range, or a profile and a tier are both set
 │   └── InvalidImage         empty, undecodable or too large
+│       └── InvalidArray     not RGB pixels, uint8 [height, width, 3]; found by the client, nothing was sent
 ├── NotFound                 NOT_FOUND
 │   ├── ModelNotFound
 │   └── ProfileNotFound
@@ -10,6 +11,7 @@ DamoserveError
 │   ├── ProfileUnavailable   the profile exists but could not be loaded
 │   └── AccuracyUnavailable  no loaded profile reaches `min_accuracy`
 ├── DeadlineExceeded         DEADLINE_EXCEEDED: refused at once, expired while waiting, or no answer came in time
+│   └── NoAnswer             nobody has spoken gRPC at the address within the timeout
 ├── Overloaded               RESOURCE_EXHAUSTED: too much work waits; `retry_after` says for how long
 │   └── LimitExceeded        the token has used up its rate, or has as many calls open as it may
 ├── Unauthenticated          UNAUTHENTICATED: the server wants a token, or does not know this one
@@ -19,22 +21,25 @@ DamoserveError
 └── ServerFault              INTERNAL and every other code
 """
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import grpc
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
-DOMAIN = "damoserve"
+from damoserve_client.terminal import plain
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Everything that a failed call told."""
+    """Everything that a failed call told: the gRPC code, a message, and what the server said for programs.
+
+    >>> try:
+    ...     client.profile("int9")
+    ... except DamoserveError as error:
+    ...     print(error.failure.code.name, error.failure.reason, error.failure.request_id)
+    NOT_FOUND PROFILE_NOT_FOUND request-7
+    """
 
     code: grpc.StatusCode
     message: str
@@ -48,7 +53,14 @@ class Failure:
 
 
 class DamoserveError(Exception):
-    """A call failed. `failure` keeps everything known about it, `advice` says what to do."""
+    """A call failed. `failure` has everything that is known about it, and `advice` says what to do.
+
+    >>> try:
+    ...     client.profile("int9")
+    ... except DamoserveError as error:
+    ...     print(error.reason, "-", error.advice)
+    PROFILE_NOT_FOUND - `damoserve profiles` lists what the server has.
+    """
 
     advice: ClassVar[str] = "See the server's log."
 
@@ -57,26 +69,32 @@ class DamoserveError(Exception):
         self.failure = failure
 
     def __str__(self) -> str:
-        return f"{self.failure.message} [{self.code.name}{self.reason and f', {self.reason}'}]"
+        # The text came from elsewhere, and this is what a terminal gets to see.
+        return plain(f"{self.failure.message} [{self.code.name}{self.reason and f', {self.reason}'}]")
 
     @property
     def code(self) -> grpc.StatusCode:
+        """The gRPC status of the call."""
         return self.failure.code
 
     @property
     def reason(self) -> str:
+        """The reason that the server named, from the table in `detection.proto`; empty if the call never got there."""
         return self.failure.reason
 
     @property
     def message(self) -> str:
+        """The server's sentence as it came; `str` of the error is fit for a terminal."""
         return self.failure.message
 
     @property
     def metadata(self) -> Mapping[str, str]:
+        """The variable parts of the message, for programs, such as `expected_ms`."""
         return self.failure.metadata
 
     @property
     def request_id(self) -> str:
+        """What finds the request in the server's log; empty if the server did not answer."""
         return self.failure.request_id
 
     @property
@@ -86,173 +104,224 @@ class DamoserveError(Exception):
 
 
 class InvalidRequest(DamoserveError):
-    """The server does not accept the request as it is."""
+    """The server does not accept the request as it is, for example because an option is out of range.
+
+    >>> try:
+    ...     client.detect("smear.jpg", score_threshold=2.0)
+    ... except InvalidRequest as error:
+    ...     print(error.reason)
+    ARGUMENT_OUT_OF_RANGE
+    """
 
     advice = "Change the options of the request."
 
 
 class InvalidImage(InvalidRequest):
-    """The image is empty, cannot be decoded, or is larger than the server accepts."""
+    """The image is empty, cannot be decoded, or is larger than the server accepts.
+
+    >>> try:
+    ...     client.detect(b"no picture")
+    ... except InvalidImage as error:
+    ...     print(error.reason)
+    IMAGE_UNDECODABLE
+    """
 
     advice = "Send a whole JPEG, PNG, WebP or BMP file within the server's size limits."
 
 
+class InvalidArray(InvalidImage):
+    """The array does not hold RGB pixels, uint8 `[height, width, 3]`; nothing was sent.
+
+    >>> try:
+    ...     client.detect(memoryview(bytes(6)).cast("B", (2, 3)))
+    ... except InvalidArray as error:
+    ...     print(error.message)
+    an array must hold RGB pixels, uint8 [height, width, 3]; this one is uint8 [2, 3]
+    """
+
+    advice = "Give uint8 [height, width, 3] in the order RGB; OpenCV's BGR becomes that with `image[..., ::-1]`."
+
+
 class NotFound(DamoserveError):
-    """The server has nothing of that name."""
+    """The server has nothing of that name.
+
+    >>> try:
+    ...     client.profile("int9")
+    ... except NotFound as error:
+    ...     print(type(error).__name__)
+    ProfileNotFound
+    """
 
     advice = "`damoserve profiles` lists what the server has."
 
 
 class ModelNotFound(NotFound):
-    """The model is not in the server's repository."""
+    """The model is not in the server's repository.
+
+    >>> try:
+    ...     client.profiles("cells")
+    ... except ModelNotFound as error:
+    ...     print(error.reason)
+    MODEL_NOT_FOUND
+    """
 
 
 class ProfileNotFound(NotFound):
-    """The model has no such profile."""
+    """The model has no such profile.
+
+    >>> try:
+    ...     client.profile("int9")
+    ... except ProfileNotFound as error:
+    ...     print(error.reason)
+    PROFILE_NOT_FOUND
+    """
 
 
 class FailedPrecondition(DamoserveError):
-    """The server cannot serve this request in its present state."""
+    """The server cannot serve this request in its present state.
+
+    >>> try:
+    ...     client.detect("smear.jpg", profile="pruned")
+    ... except FailedPrecondition as error:
+    ...     print(error.reason)
+    PROFILE_UNAVAILABLE
+    """
 
     advice = "`damoserve profiles` shows what is loaded, how accurate it is, and what failed."
 
 
 class ProfileUnavailable(FailedPrecondition):
-    """The profile exists but could not be loaded."""
+    """The profile exists but could not be loaded; `ProfileInfo.error` says why.
+
+    >>> try:
+    ...     client.detect("smear.jpg", profile="pruned")
+    ... except ProfileUnavailable as error:
+    ...     print(error.reason)
+    PROFILE_UNAVAILABLE
+    """
 
 
 class AccuracyUnavailable(FailedPrecondition):
-    """No loaded profile reaches the accuracy that was asked for."""
+    """No loaded profile reaches the accuracy that was asked for.
+
+    >>> try:
+    ...     client.detect("smear.jpg", min_accuracy=0.99)
+    ... except AccuracyUnavailable as error:
+    ...     print(error.reason)
+    ACCURACY_UNAVAILABLE
+    """
 
 
 class DeadlineExceeded(DamoserveError):
-    """No answer was possible, or came, within the budget or the timeout."""
+    """No answer was possible within the budget or the timeout, or none came.
+
+    >>> try:
+    ...     client.detect("smear.jpg", budget=0.001)
+    ... except DeadlineExceeded as error:
+    ...     print(error.reason)
+    DEADLINE_UNREACHABLE
+    """
 
     advice = "Allow more time, or a quicker profile or tier."
 
 
+class NoAnswer(DeadlineExceeded):
+    """Nobody has spoken gRPC at the address within the timeout, so that this says nothing about a server's speed.
+
+    >>> try:
+    ...     Client("127.0.0.1:50052").profiles(timeout=0.2)
+    ... except NoAnswer as error:
+    ...     print(error.advice)
+    Check the address, that the server runs, and whether both sides use TLS.
+    """
+
+    advice = "Check the address, that the server runs, and whether both sides use TLS."
+
+
 class Overloaded(DamoserveError):
-    """The server has too much work waiting and refused this request at once."""
+    """The server has too much work waiting and refused this request at once; `retry_after` is in seconds.
+
+    >>> try:
+    ...     client.detect("smear.jpg")
+    ... except Overloaded as error:
+    ...     print(error.reason, error.retry_after)
+    QUEUE_FULL 0.25
+    """
 
     advice = "Send it again later, or send fewer requests at a time."
 
 
 class LimitExceeded(Overloaded):
-    """The token has used up its rate of calls, or has as many open as it may. Other callers are not affected."""
+    """The token has used up its rate of calls, or has as many open as it may; other callers are not affected.
+
+    >>> try:
+    ...     client.detect("smear.jpg")
+    ... except LimitExceeded as error:
+    ...     print(error.reason, error.retry_after)
+    RATE_LIMITED 0.25
+    """
 
     advice = "Send fewer requests, or ask for higher limits of the token."
 
 
 class Unauthenticated(DamoserveError):
-    """The server wants a token, or does not know the one that was sent."""
+    """The server wants a token, or does not know the one that was sent.
+
+    >>> try:
+    ...     client.profiles()
+    ... except Unauthenticated as error:
+    ...     print(error.reason)
+    TOKEN_MISSING
+    """
 
     advice = "Give a token of this server: `token=`, --token-file or DAMOSERVE_TOKEN."
 
 
 class PermissionDenied(DamoserveError):
-    """The token does not have the right that the call needs."""
+    """The token does not have the right that the call needs.
+
+    >>> try:
+    ...     client.detect("smear.jpg")
+    ... except PermissionDenied as error:
+    ...     print(error.reason)
+    PERMISSION_DENIED
+    """
 
     advice = "Use a token with this right."
 
 
 class Unavailable(DamoserveError):
-    """The server cannot be reached or is shutting down; the client has retried already."""
+    """The server cannot be reached or is shutting down; the client has tried again already.
+
+    >>> try:
+    ...     client.detect("smear.jpg")
+    ... except Unavailable as error:
+    ...     print(error.reason)
+    SHUTTING_DOWN
+    """
 
     advice = "Check that the server runs, that the address is right, and whether both sides use TLS."
 
 
 class Cancelled(DamoserveError):
-    """The call was cancelled, for example because the client was closed."""
+    """The call was cancelled, for example because the client was closed meanwhile.
+
+    >>> try:
+    ...     client.detect("smear.jpg")
+    ... except Cancelled as error:
+    ...     print(error.code.name)
+    CANCELLED
+    """
 
     advice = "Send it again."
 
 
 class ServerFault(DamoserveError):
-    """The server failed, or answered in a way that it should not."""
+    """The server failed, or answered in a way that it should not; its log has more under `request_id`.
 
-
-_BY_REASON: Mapping[str, type[DamoserveError]] = {
-    "IMAGE_EMPTY": InvalidImage,
-    "IMAGE_UNDECODABLE": InvalidImage,
-    "IMAGE_TOO_LARGE": InvalidImage,
-    "MODEL_NOT_FOUND": ModelNotFound,
-    "PROFILE_NOT_FOUND": ProfileNotFound,
-    "PROFILE_UNAVAILABLE": ProfileUnavailable,
-    "ACCURACY_UNAVAILABLE": AccuracyUnavailable,
-    "RATE_LIMITED": LimitExceeded,
-    "CONCURRENCY_LIMITED": LimitExceeded,
-}
-
-_BY_CODE: Mapping[grpc.StatusCode, type[DamoserveError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
-    grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
-    grpc.StatusCode.UNAVAILABLE: Unavailable,
-    grpc.StatusCode.CANCELLED: Cancelled,
-}
-
-
-_CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-_TOO_LARGE = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
-
-# What grpc.aio makes of a status that comes during a write, whatever it was: https://github.com/grpc/grpc/issues/36066
-_LOST = "Internal error from Core"
-
-
-class _FailedCall(Protocol):
-    """What every `grpc.RpcError` that a call raises offers, sync and async; gRPC has no public type for it."""
-
-    def code(self) -> grpc.StatusCode: ...
-    def details(self) -> str | None: ...
-    def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
-
-
-def from_rpc_error(error: grpc.RpcError) -> DamoserveError:
-    """The typed error for what a call raised."""
-    call = cast(_FailedCall, error)
-    request_id = dict(call.trailing_metadata() or ()).get("x-request-id", "")
-    return _typed(_failure(call.code(), call.details() or call.code().value[1], _status(call), str(request_id)))
-
-
-def from_status(status: status_pb2.Status) -> DamoserveError:
-    """The typed error for a frame of a stream."""
-    return _typed(_failure(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status))
-
-
-def _typed(failure: Failure) -> DamoserveError:
-    # gRPC itself refuses a message above the server's limit, with the code of an overload and no reason: only its
-    # text tells the two apart, and trying again would not help.
-    if not failure.reason and (sizes := _TOO_LARGE.search(failure.message)):
-        message = f"the request has {sizes[1]} bytes; the server accepts at most {sizes[2]}"
-        return InvalidImage(replace(failure, message=message))
-    if failure.message == _LOST:
-        return Unavailable(replace(failure, message="the server ended the stream while a frame was being sent"))
-    kind = _BY_REASON.get(failure.reason) or _BY_CODE.get(failure.code, ServerFault)
-    return kind(failure)
-
-
-def _failure(code: grpc.StatusCode, message: str, status: status_pb2.Status, request_id: str = "") -> Failure:
-    info, retry, request = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), error_details_pb2.RequestInfo()
-    for detail in status.details:
-        for known in (info, retry, request):
-            detail.Unpack(known)  # does nothing where the type is another
-    ours = info.domain == DOMAIN
-    return Failure(
-        code=code,
-        message=message,
-        reason=info.reason if ours else "",
-        metadata=dict(info.metadata) if ours else {},
-        request_id=request_id or request.request_id,
-        retry_after=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
-    )
-
-
-def _status(call: _FailedCall) -> status_pb2.Status:
-    try:
-        return rpc_status.from_call(call) or status_pb2.Status()
-    except (ValueError, DecodeError):  # details that contradict the status or are no protobuf: a proxy's, not ours
-        return status_pb2.Status()
+    >>> try:
+    ...     client.detect("smear.jpg")
+    ... except ServerFault as error:
+    ...     print(error.reason, error.request_id)
+    INTERNAL request-7
+    """

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import grpc
 
 from damoserve.v1 import detection_pb2 as pb
-from damoserve_client.convert import read_image, stream_options, to_duration, to_result
-from damoserve_client.errors import from_rpc_error, from_status
+from damoserve_client.convert import stream_options, to_duration, to_result
+from damoserve_client.images import file_content
+from damoserve_client.status import Attempt, from_rpc_error, from_status
 from damoserve_client.types import Frame, FrameAnswer, ImageSource, StreamOptions
 
 Frames = Iterable[ImageSource | Frame]
@@ -67,14 +68,14 @@ class Conversation:
         if self._error is not None:
             raise self._error
 
-    def failed(self, error: grpc.RpcError) -> Exception:
-        return self._error or from_rpc_error(error)
+    def failed(self, error: grpc.RpcError, attempt: Attempt) -> Exception:
+        return self._error or from_rpc_error(error, attempt)
 
     def _request(self, given: ImageSource | Frame) -> pb.DetectStreamRequest:
         frame = given if isinstance(given, Frame) else Frame(given)
         message = pb.Frame(
             id=self._sent if frame.id is None else frame.id,
-            image=pb.Image(content=read_image(frame.image)),
+            image=pb.Image(content=file_content(frame.image)),
             latency_budget=None if frame.budget is None else to_duration(frame.budget),
             answers_taken=self._taken,
         )

@@ -1,12 +1,13 @@
-"""What the commands print, laid out for a terminal of 80 columns."""
+"""What the commands print, laid out for a terminal of 80 columns. Names from a server are made safe to print here."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from damoserve.v1.admin_pb2 import ModelStatus
+from damoserve_client.terminal import plain
 from damoserve_client.types import DetectionResult, ProfileInfo
 
 
@@ -15,7 +16,7 @@ def detections(result: DetectionResult) -> Table:
     table = _table(["label"], ["score", "x min", "y min", "x max", "y max"])
     for detection in result.detections:
         corners = dataclasses.astuple(detection.box)
-        table.add_row(escape(detection.label), f"{detection.score:.2f}", *(f"{value:.0f}" for value in corners))
+        table.add_row(_text(detection.label), f"{detection.score:.2f}", *(f"{value:.0f}" for value in corners))
     return table
 
 
@@ -24,8 +25,8 @@ def profiles(infos: Sequence[ProfileInfo]) -> Table:
     table = _table(["model", "profile", "state"], ["AP", "AP50", "MB", "params\n(M)", "MACs\n(G)", "expected\nms"])
     for info in infos:
         table.add_row(
-            escape(f"{info.model}/{info.model_version}"),
-            escape(info.profile),
+            _text(f"{info.model}/{info.model_version}"),
+            _text(info.profile),
             info.state,
             f"{info.average_precision:.3f}",
             f"{info.average_precision_50:.3f}",
@@ -39,7 +40,7 @@ def profiles(infos: Sequence[ProfileInfo]) -> Table:
 
 def failures(infos: Sequence[ProfileInfo]) -> list[str]:
     """One line per profile that failed, with the cause."""
-    return [f"{info.profile} failed: {info.error}" for info in infos if info.state == "failed"]
+    return [plain(f"{info.profile} failed: {info.error}") for info in infos if info.state == "failed"]
 
 
 def models(statuses: Sequence[ModelStatus]) -> Table:
@@ -48,7 +49,7 @@ def models(statuses: Sequence[ModelStatus]) -> Table:
     for status in statuses:
         versions = ", ".join(map(str, status.versions))
         aliases = ", ".join(f"{name}={version}" for name, version in sorted(status.aliases.items()))
-        table.add_row(escape(status.model), str(status.serving_version or "-"), versions, escape(aliases))
+        table.add_row(_text(status.model), str(status.serving_version or "-"), versions, _text(aliases))
     return table
 
 
@@ -62,7 +63,7 @@ def by_profile(rows: Sequence[tuple[ProfileInfo, DetectionResult]]) -> Table:
         took = result.timings
         times = map(milliseconds, (took.decode, took.queue, took.inference, took.postprocess, took.total))
         table.add_row(
-            escape(info.profile), escape(counts(result)), f"{info.average_precision:.3f}", megabytes(info), *times
+            _text(info.profile), _text(counts(result)), f"{info.average_precision:.3f}", megabytes(info), *times
         )
     return table
 
@@ -71,13 +72,18 @@ def by_tier(rows: Sequence[tuple[str, DetectionResult]]) -> Table:
     """Which profile each tier got for one image, and why."""
     table = _table(["tier", "profile chosen", "why"], ["total ms"])
     for tier, result in rows:
-        table.add_row(tier, escape(result.profile), reason(result), milliseconds(result.timings.total))
+        table.add_row(tier, _text(result.profile), reason(result), milliseconds(result.timings.total))
     return table
 
 
 def counts(result: DetectionResult) -> str:
     """For example `17 RBC, 1 WBC`."""
-    return ", ".join(f"{count} {label}" for label, count in result.count_by_label().items()) or "nothing"
+    return ", ".join(f"{count} {plain(label)}" for label, count in result.count_by_label().items()) or "nothing"
+
+
+def served(result: DetectionResult) -> str:
+    """For example `blood-cells 1, int8, most accurate in time`."""
+    return plain(f"{result.model} {result.model_version}, {result.profile}, {reason(result)}")
 
 
 def reason(result: DetectionResult) -> str:
@@ -90,6 +96,11 @@ def megabytes(info: ProfileInfo) -> str:
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.1f}"
+
+
+def _text(name: str) -> Text:
+    """A name from a server for a cell, in which rich looks for no markup."""
+    return Text(plain(name))
 
 
 def _table(left: Sequence[str], right: Sequence[str]) -> Table:

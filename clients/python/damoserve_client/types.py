@@ -1,20 +1,39 @@
 """What goes into a call and what comes out, free of protobuf."""
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from damoserve_client.errors import DamoserveError
+from damoserve_client.images import ImageSource
 
-ImageSource = bytes | str | os.PathLike[str]
-"""The content of a JPEG, PNG, WebP or BMP file, or the path of one."""
+__all__ = [
+    "Box",
+    "DetectOptions",
+    "Detection",
+    "DetectionResult",
+    "Frame",
+    "FrameAnswer",
+    "ImageSource",
+    "Overload",
+    "ProfileInfo",
+    "StreamOptions",
+    "Tier",
+    "Timings",
+]
 
 Tier = Literal["realtime", "balanced", "accurate"]
+Overload = Literal["wait", "drop_oldest"]
 
 
 class DetectOptions(TypedDict, total=False):
-    """The keyword arguments of `detect`. Left out or None: the server decides."""
+    """The keyword arguments of `detect`; what is left out or None, the server decides.
+
+    >>> options = DetectOptions(tier="realtime", budget=0.1, min_accuracy=0.5)
+    >>> with Client("127.0.0.1:50051") as client:
+    ...     print(client.detect("smear.jpg", **options).selection_reason)
+    most_accurate_in_time
+    """
 
     model: str | None
     # Never replaced by another; at most one of `profile` and `tier`.
@@ -34,16 +53,28 @@ class DetectOptions(TypedDict, total=False):
 
 
 class StreamOptions(DetectOptions, total=False):
-    """The keyword arguments of `stream`; `budget` is that of each frame."""
+    """The keyword arguments of `stream`: those of `detect`, of which `budget` is for each frame, and `on_overload`.
+
+    >>> options = StreamOptions(tier="realtime", budget=0.1, on_overload="drop_oldest")
+    >>> with Client("127.0.0.1:50051") as client:
+    ...     print([answer.frame_id for answer in client.stream(["smear.jpg"], **options)])
+    [0]
+    """
 
     # When frames come faster than they are computed, or than their answers are taken: `wait` slows the frames down,
     # for recordings; `drop_oldest` keeps the newest, for cameras. The server waits if nothing is said.
-    on_overload: Literal["wait", "drop_oldest"] | None
+    on_overload: Overload | None
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a stream, where an image alone does not say enough."""
+    """An image of a stream together with a number or a budget of its own.
+
+    >>> frames = [Frame("smear.jpg", id=700, budget=0.1), "smear.jpg"]
+    >>> with Client("127.0.0.1:50051") as client:
+    ...     print([answer.frame_id for answer in client.stream(frames)])
+    [700, 1]
+    """
 
     image: ImageSource
     # Repeated in the answer; None: the frames are numbered from 0.
@@ -54,7 +85,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class Box:
-    """A box in pixels of the displayed image; the origin is its top left corner."""
+    """A box in pixels of the image as displayed: the origin is the top left corner, and y grows downwards.
+
+    >>> box = Box(40.0, 30.0, 100.0, 90.0)
+    >>> box.x_max - box.x_min, box.y_max - box.y_min
+    (60.0, 60.0)
+    """
 
     x_min: float
     y_min: float
@@ -64,7 +100,13 @@ class Box:
 
 @dataclass(frozen=True)
 class Detection:
-    """One object; the score is a confidence from 0 to 1."""
+    """An object that was found: its class, by name and by number, its score from 0 to 1, and its box in pixels.
+
+    >>> with Client("127.0.0.1:50051") as client:
+    ...     best = client.detect("smear.jpg").detections[0]
+    >>> best.label, best.label_id, best.score, best.box.x_min
+    ('RBC', 0, 0.75, 40.0)
+    """
 
     label: str
     label_id: int
@@ -74,7 +116,13 @@ class Detection:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds that a request spent in each stage of the server; all but `total` add up to it."""
+    """The seconds that a request spent in each stage of the server; all but `total` add up to that.
+
+    >>> with Client("127.0.0.1:50051") as client:
+    ...     timings = client.detect("smear.jpg").timings
+    >>> f"{1e3 * timings.inference:.0f} of {1e3 * timings.total:.0f} ms"
+    '30 of 38 ms'
+    """
 
     decode: float
     queue: float
@@ -89,7 +137,13 @@ class Timings:
 
 @dataclass(frozen=True)
 class DetectionResult:
-    """What was found in one image, best score first, and how it was served."""
+    """What was found in one image, the best score first, and how the request was served.
+
+    >>> with Client("127.0.0.1:50051") as client:
+    ...     result = client.detect("smear.jpg", profile="int8")
+    >>> result.profile, result.selection_reason, len(result.detections), result.image_size
+    ('int8', 'requested', 3, (200, 150))
+    """
 
     detections: tuple[Detection, ...]
     # Width and height in pixels of the image as a viewer displays it, the frame of the boxes.
@@ -103,13 +157,25 @@ class DetectionResult:
     timings: Timings
 
     def count_by_label(self) -> dict[str, int]:
-        """The number of detections of each class that was found, the most frequent first."""
+        """Counts the detections of each class that was found, the most frequent first.
+
+        >>> with Client("127.0.0.1:50051") as client:
+        ...     client.detect("smear.jpg").count_by_label()
+        {'RBC': 2, 'WBC': 1}
+        """
         return dict(Counter(detection.label for detection in self.detections).most_common())
 
 
 @dataclass(frozen=True)
 class FrameAnswer:
-    """How one frame of a stream ended; one of the last three is set."""
+    """How one frame of a stream ended: with a result, with an error that is not raised, or dropped.
+
+    >>> with Client("127.0.0.1:50051") as client:
+    ...     for answer in client.stream(["smear.jpg", b"no picture"]):
+    ...         print(answer.frame_id, answer.result is not None, type(answer.error).__name__)
+    0 True NoneType
+    1 False InvalidImage
+    """
 
     frame_id: int
     result: DetectionResult | None = None
@@ -121,7 +187,13 @@ class FrameAnswer:
 
 @dataclass(frozen=True)
 class ProfileInfo:
-    """One compressed form of a model. Of a profile that is not active, the measurements may be 0."""
+    """A compressed form of a model, and what was measured of it; if it is not active, the measurements may be 0.
+
+    >>> with Client("127.0.0.1:50051") as client:
+    ...     info = client.profile("int8")
+    >>> info.model, info.labels, info.average_precision, info.active
+    ('blood-cells', ('RBC', 'WBC', 'Platelets'), 0.625, True)
+    """
 
     model: str
     model_version: int
@@ -146,4 +218,5 @@ class ProfileInfo:
 
     @property
     def active(self) -> bool:
+        """Whether the profile is loaded and serves."""
         return self.state == "active"

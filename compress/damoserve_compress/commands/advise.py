@@ -11,8 +11,8 @@ from damoserve_compress.advise import (
     Advice,
     Limits,
     Suggestion,
+    as_candidate,
     bundled_recipes,
-    candidate_of,
     decide,
     suggest,
 )
@@ -20,9 +20,9 @@ from damoserve_compress.commands.options import (
     SERVED,
     RepositoryFolder,
     Setting,
+    exit_on_build_error,
+    exit_on_error,
     read_data,
-    told,
-    told_build,
     tuning_config,
     validation_name,
 )
@@ -58,22 +58,22 @@ def advise(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Say which profiles keep the limits, and recommend one; name or build the missing one. Exit code 1: none does."""
     limits = Limits(max_latency_ms, max_bytes, min_ap)
-    with told(RepositoryError, RecipeError, ValueError):
-        shelf = _open(Repository(repository), model, target, openvino)
+    with exit_on_error(RepositoryError, RecipeError, ValueError):
+        current = _open(Repository(repository), model, target, openvino)
     if build is None:
-        _end(shelf, limits)
+        _end(current, limits)
     if data is None or work is None:
         raise typer.BadParameter("needs --data and --work", param_hint="--build")
-    make = _maker(_Build(build, data, work, train_recipe, setting or []), shelf)
-    with told(RepositoryError, RecipeError):
-        while not shelf.advice(limits).recommended and (likely := shelf.suggestions(limits)):
+    make = _recipe_builder(_Build(build, data, work, train_recipe, setting or []), current)
+    with exit_on_error(RepositoryError, RecipeError):
+        while not current.advice(limits).recommended and (likely := current.suggestions(limits)):
             typer.echo(f"nothing keeps the limits yet: building {likely[0].recipe.name}, which {likely[0].reason}")
             make(likely[0].recipe)
-    _end(shelf, limits)
+    _end(current, limits)
 
 
 @dataclass(frozen=True)
-class _Shelf:
+class _ModelVersion:
     """The profiles of one version, and what could be built beside them for one target."""
 
     repository: Repository
@@ -85,17 +85,17 @@ class _Shelf:
     """Recipes that gave no profile."""
 
     def manifests(self) -> list[Manifest]:
-        """Of every target. Raises RepositoryError."""
+        """Reads the manifests of all targets. Raises RepositoryError."""
         folders = self.repository.profiles(self.model, self.version)
         # One without a manifest is what a killed build left behind, which is to be built again.
         return [folder.read_manifest() for folder in folders if (folder.path / MANIFEST_FILE).exists()]
 
     def own(self) -> list[Manifest]:
-        """Those of the target."""
+        """Reads the manifests of the target."""
         return [manifest for manifest in self.manifests() if manifest.recipe.target == self.target]
 
     def advice(self, limits: Limits) -> Advice:
-        return decide([candidate_of(manifest) for manifest in self.own()], limits)
+        return decide([as_candidate(manifest) for manifest in self.own()], limits)
 
     def missing(self) -> list[Recipe]:
         """Recipes of which there is no profile. A folder holds one of each name, whatever its target."""
@@ -104,7 +104,7 @@ class _Shelf:
         return [recipe for recipe in recipes if recipe.name not in taken]
 
     def suggestions(self, limits: Limits) -> list[Suggestion]:
-        return suggest([candidate_of(manifest) for manifest in self.own()], limits, self.missing())
+        return suggest([as_candidate(manifest) for manifest in self.own()], limits, self.missing())
 
 
 @dataclass(frozen=True)
@@ -116,62 +116,64 @@ class _Build:
     settings: Sequence[str]
 
 
-def _open(repository: Repository, model: str | None, target: Target, openvino: bool) -> _Shelf:
+def _open(repository: Repository, model: str | None, target: Target, openvino: bool) -> _ModelVersion:
     """Raises ValueError where the repository does not tell which model is meant, or has nothing of it."""
     models = repository.models()
     if model is None and len(models) != 1:
         raise ValueError(f"{repository.root} holds {', '.join(models) or 'no model'}: say which with --model")
     name = model or models[0]
     versions = repository.versions(name)
-    return _Shelf(repository, name, versions[-1] if versions else 1, target, openvino)
+    return _ModelVersion(repository, name, versions[-1] if versions else 1, target, openvino)
 
 
-def _maker(options: _Build, shelf: _Shelf) -> Callable[[Recipe], object]:
-    """What builds one recipe; ends the command where that is not possible.
+def _recipe_builder(options: _Build, current: _ModelVersion) -> Callable[[Recipe], object]:
+    """Prepares a function that builds one recipe; ends the command where that is not possible.
 
     A recipe that gives no profile is noted as refused: another one may do.
     """
-    from damoserve_compress.build import BuildConfig, Builder, BuildError, RecipeFailed
-    from damoserve_compress.source import read_source
+    from damoserve_compress.build.builder import BuildConfig, Builder
+    from damoserve_compress.build.errors import BuildError, RecipeFailed
+    from damoserve_compress.build.trained_network import read_network
 
-    with told_build():
-        source, manifests = read_source(options.checkpoint), shelf.manifests()
-        if source.description.model != shelf.model:
-            raise BuildError(f"{options.checkpoint} is of the model {source.description.model}, not {shelf.model}")
+    with exit_on_build_error():
+        source, manifests = read_network(options.checkpoint), current.manifests()
+        if source.description.model != current.model:
+            raise BuildError(f"{options.checkpoint} is of the model {source.description.model}, not {current.model}")
         if any(manifest.source.sha256 != source.sha256 for manifest in manifests):
             raise BuildError(
-                f"version {shelf.version} of {shelf.model} was built from another checkpoint than {options.checkpoint}"
+                f"version {current.version} of {current.model} was built from another checkpoint than "
+                f"{options.checkpoint}"
             )
         training = tuning_config(options.train_recipe, options.settings)
         train_set, val_set = read_data(options.data)
         config = BuildConfig(
             checkpoint=options.checkpoint,
-            repository=shelf.repository.root,
+            repository=current.repository.root,
             work=options.work,
             data_name=validation_name(options.data),
             thresholds=manifests[0].thresholds if manifests else SERVED,
-            version=shelf.version,
+            version=current.version,
             training=training,
-            engines=("onnxruntime", "openvino") if shelf.openvino else ("onnxruntime",),
+            engines=("onnxruntime", "openvino") if current.openvino else ("onnxruntime",),
         )
         builder = Builder(config, train_set, val_set, typer.echo)
 
     def make(recipe: Recipe) -> None:
-        with told_build():
+        with exit_on_build_error():
             try:
                 builder.build([recipe])
             except RecipeFailed as error:
                 typer.echo(error)
-                shelf.refused.add(recipe.name)
+                current.refused.add(recipe.name)
 
     return make
 
 
-def _end(shelf: _Shelf, limits: Limits) -> NoReturn:
+def _end(current: _ModelVersion, limits: Limits) -> NoReturn:
     """Prints what there is to say, and exits with 1 where no profile qualifies."""
-    with told(RepositoryError, RecipeError):
-        advice, manifests, likely = shelf.advice(limits), shelf.own(), shelf.suggestions(limits)
-    typer.echo("\n".join(_lines(advice, manifests)) or f"{shelf.model} has no profile for {shelf.target}")
+    with exit_on_error(RepositoryError, RecipeError):
+        advice, manifests, likely = current.advice(limits), current.own(), current.suggestions(limits)
+    typer.echo("\n".join(_lines(advice, manifests)) or f"{current.model} has no profile for {current.target}")
     if advice.recommended is not None:
         typer.echo(f"recommended: {advice.recommended.profile}")
         raise typer.Exit(0)
@@ -182,14 +184,14 @@ def _end(shelf: _Shelf, limits: Limits) -> NoReturn:
         typer.echo("build it: the same command with --build CHECKPOINT --data DATA --work WORK", err=True)
     else:
         typer.echo(
-            f"no recipe for {shelf.target} is left that is likely to: loosen a limit, or write a recipe and build it",
+            f"no recipe for {current.target} is left that is likely to: loosen a limit, or write a recipe and build it",
             err=True,
         )
     raise typer.Exit(1)
 
 
 def _lines(advice: Advice, manifests: Sequence[Manifest]) -> list[str]:
-    """One for each profile, then where the times are from."""
+    """The lines of the answer: one for each profile, then where the times are from."""
     lines = []
     for verdict in advice.verdicts:
         candidate = verdict.candidate

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from damoserve_compress.commands.options import DataFolder, read_data, told, validation_name
+from damoserve_compress.commands.options import DataFolder, exit_on_error, read_data, validation_name
 from damoserve_profiles.repository import Repository
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ def agreement(
 
     A build does it, too; the networks are left as they are.
     """
-    from damoserve_compress.agreement import add_agreement, runtime_of
+    from damoserve_compress.build.agreement import add_agreement, serving_runtime
     from damoserve_compress.datasets.cache import CachedDataset
-    from damoserve_compress.evaluate import predict
+    from damoserve_compress.measure.evaluate import predict
     from damoserve_compress.targets import TARGETS
 
-    with told(ValueError):
+    with exit_on_error(ValueError):
         folders = _profiles(version.resolve())
         dataset = CachedDataset(read_data(data)[1])
 
@@ -37,7 +37,7 @@ def agreement(
             if manifest.labels != dataset.labels:
                 raise ValueError(f"{folder.path} has labels {manifest.labels}, the data {dataset.labels}")
             recipe = manifest.recipe
-            detector = TARGETS[recipe.target].detector(folder.model_path, recipe.export, runtime_of(manifest))
+            detector = TARGETS[recipe.target].detector(folder.model_path, recipe.export, serving_runtime(manifest))
             return predict(detector, dataset, manifest.input, thresholds)
 
         add_agreement(folders, validation_name(data), detect, typer.echo)

@@ -11,9 +11,9 @@ from damoserve_compress.commands.options import (
     Device,
     RepositoryFolder,
     Setting,
+    exit_on_build_error,
+    exit_on_error,
     read_data,
-    told,
-    told_build,
     tuning_config,
     validation_name,
 )
@@ -22,7 +22,7 @@ from damoserve_profiles.recipe import RECIPES, read_recipe
 from damoserve_profiles.repository import BUNDLED, Repository, RepositoryError
 
 if TYPE_CHECKING:
-    from damoserve_compress.session import Runtime
+    from damoserve_compress.measure.runtime import Runtime
 
 TrainRecipe = Annotated[str, typer.Option(help="Training recipe of the fine-tuning.")]
 Work = Annotated[Path, typer.Option(help="Folder for intermediate results; what it has is not made again.")]
@@ -47,9 +47,9 @@ def build(  # noqa: PLR0913, PLR0917
     ] = False,
 ) -> None:
     """Build profiles from a trained network: prune, export, quantise, validate, measure."""
-    from damoserve_compress.build import BuildConfig, Builder
+    from damoserve_compress.build.builder import BuildConfig, Builder
 
-    with told_build():
+    with exit_on_build_error():
         recipes = [read_recipe(path) for path in recipe or sorted(RECIPES.glob("*.yaml"))]
         training = tuning_config(train_recipe, setting, device)
         train_set, val_set = read_data(data)
@@ -85,18 +85,18 @@ def benchmark(
         raise typer.BadParameter(f"{repository} holds no model", param_hint="--repository")
     for model in source.models():
         folders = source.profiles(model, source.versions(model)[-1])
-        with told(RepositoryError):
+        with exit_on_error(RepositoryError):
             profiles = {folder.model_path: folder.verify() for folder in folders}
         ordered = dict(sorted(profiles.items(), key=lambda item: item[1].profile != reference))
         if reference not in [manifest.profile for manifest in profiles.values()]:
             raise typer.BadParameter(f"{model} has no profile {reference}", param_hint="--reference")
-        with told(ValueError):
+        with exit_on_error(ValueError):
             _compare(model, ordered, rounds, threads)
 
 
 def _compare(model: str, profiles: dict[Path, Manifest], rounds: int, threads: int) -> None:
     """Prints each profile in each engine against the first."""
-    from damoserve_compress.benchmark import speed_up, summarise, time_models
+    from damoserve_compress.measure.timing import speed_up, summarise, time_models
 
     columns = _columns(profiles)
     first = next(iter(profiles.values()))
@@ -115,8 +115,8 @@ def _compare(model: str, profiles: dict[Path, Manifest], rounds: int, threads: i
 
 
 def _columns(profiles: dict[Path, Manifest]) -> "list[tuple[Path, Manifest, Runtime]]":
-    """What is timed: every profile in every installed engine that can run it."""
-    from damoserve_compress.session import Runtime, installed_engines
+    """The profiles to time, each in every installed engine that can run it."""
+    from damoserve_compress.measure.runtime import Runtime, installed_engines
 
     return [
         (path, manifest, Runtime(engine, manifest.precision))
@@ -128,7 +128,7 @@ def _columns(profiles: dict[Path, Manifest]) -> "list[tuple[Path, Manifest, Runt
 
 def _accuracy(accuracy: Accuracy, first: Accuracy) -> str:
     """AP against the source network where the manifest has its interval, else against the first profile."""
-    from damoserve_compress.bootstrap import Interval
+    from damoserve_compress.measure.bootstrap import Interval
 
     change = accuracy.difference
     if change is None:

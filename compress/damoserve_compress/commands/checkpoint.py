@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from damoserve_compress.commands.options import told
+from damoserve_compress.commands.options import exit_on_error
 from damoserve_profiles.imaging import ResizeMode
 
 
@@ -42,12 +42,12 @@ def convert(  # noqa: PLR0913, PLR0917
     ] = None,
 ) -> None:
     """Turn a checkpoint of the reference implementation, of either generation, into one to build from."""
-    from damoserve_compress.labels import LabelsError, read_labels
+    from damoserve_compress.datasets.labels import LabelsError, read_labels
     from damoserve_compress.network import StructureError
     from damoserve_compress.network.checkpoint import CheckpointError, Description, save_checkpoint
     from damoserve_compress.network.reference import ReferenceOptions, load_reference
 
-    with told(CheckpointError, LabelsError, StructureError, ValidationError, OSError):
+    with exit_on_error(CheckpointError, LabelsError, StructureError, ValidationError, OSError):
         options = ReferenceOptions(variant, read_labels(labels) if labels is not None else None, resize)
         found = load_reference(checkpoint, options)
         side = size if size is not None else found.network.structure.input_size
@@ -76,7 +76,7 @@ def publish(
 
     from damoserve_compress.network.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
-    with told(CheckpointError, OSError):
+    with exit_on_error(CheckpointError, OSError):
         network, description = load_checkpoint(checkpoint)
         target.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(target, network, description, torch.float16)

@@ -11,19 +11,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from damoserve_compress.commands.options import DataFolder, read_data, told
+from damoserve_compress.commands.options import DataFolder, exit_on_error, read_data
 from damoserve_profiles.files import replace_text
 from damoserve_profiles.manifest import MODEL_FILE, InputSpec, Thresholds
 from damoserve_profiles.repository import ProfileFolder, RepositoryError
 
 if TYPE_CHECKING:
-    from damoserve_compress.bootstrap import Difference
     from damoserve_compress.datasets import Dataset
-    from damoserve_compress.evaluate import Detector, Metrics
+    from damoserve_compress.measure.bootstrap import Difference
+    from damoserve_compress.measure.evaluate import Detector, Metrics
     from damoserve_profiles.postprocess import Detections
 
 Results = dict[str, tuple["Metrics", "Difference | None"]]
-"""By model: what it scores, and how that differs from the first model, which has no difference."""
+"""The metrics of each model, and their difference from the first model's, which has none."""
 
 
 def evaluate(
@@ -41,7 +41,7 @@ def evaluate(
     from damoserve_compress.datasets.cache import CachedDataset
     from damoserve_compress.network.checkpoint import CheckpointError
 
-    with told(CheckpointError, RepositoryError, ValueError):
+    with exit_on_error(CheckpointError, RepositoryError, ValueError):
         dataset = CachedDataset(dict(zip(("train", "val"), read_data(data), strict=True))[split])
         results = _measure(dataset, {name: _detect(path, dataset) for name, path in _named(models).items()})
     Console().print(_table(results))
@@ -53,7 +53,7 @@ def evaluate(
 
 
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
-    """By path from the last folder that all have in common."""
+    """Names the paths by their ends, from the last folder that all have in common."""
     absolute = [path.resolve() for path in paths]
     root = os.path.commonpath([path.parent for path in absolute])
     return {path.relative_to(root).as_posix(): path for path in absolute}
@@ -61,7 +61,7 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
 
 def _detect(path: Path, dataset: "Dataset") -> "list[Detections]":
     """Raises CheckpointError, RepositoryError, and ValueError for a model of other labels."""
-    from damoserve_compress.evaluate import predict
+    from damoserve_compress.measure.evaluate import predict
 
     detector, spec, labels, thresholds = _open(path)
     if labels != dataset.labels:
@@ -72,13 +72,13 @@ def _detect(path: Path, dataset: "Dataset") -> "list[Detections]":
 
 def _open(path: Path) -> "tuple[Detector, InputSpec, tuple[str, ...], Thresholds]":
     if path.is_dir() or path.name == MODEL_FILE:
+        from damoserve_compress.measure.runtime import onnx_detector
         from damoserve_compress.report.measure import evaluation_thresholds
-        from damoserve_compress.session import onnx_detector
 
         folder = ProfileFolder(path if path.is_dir() else path.parent)
         manifest = folder.verify()
         return onnx_detector(folder.model_path), manifest.input, manifest.labels, evaluation_thresholds(manifest)
-    from damoserve_compress.evaluate import torch_detector
+    from damoserve_compress.measure.evaluate import torch_detector
     from damoserve_compress.network import fuse
     from damoserve_compress.network.checkpoint import load_checkpoint
 
@@ -87,8 +87,8 @@ def _open(path: Path) -> "tuple[Detector, InputSpec, tuple[str, ...], Thresholds
 
 
 def _measure(dataset: "Dataset", detections: "dict[str, list[Detections]]") -> Results:
-    from damoserve_compress.bootstrap import compare
-    from damoserve_compress.evaluate import average_precision, ground_truth
+    from damoserve_compress.measure.bootstrap import compare
+    from damoserve_compress.measure.evaluate import average_precision, ground_truth
 
     truth = ground_truth(dataset)
     first, *others = detections
@@ -110,7 +110,7 @@ def _table(results: Results) -> Table:
 
 
 def _rows(metrics: "Metrics") -> Sequence[tuple[str, float]]:
-    """The same for every model of one data set: what is left out depends on the boxes that there are."""
+    """The rows of a model's column; all models have the same, as rows are left out by the boxes of the data set."""
     overall = [("AP", metrics.ap), ("AP50", metrics.ap50), ("AP75", metrics.ap75)]
     return [*overall, *((f"AP {size}", ap) for size, ap in metrics.per_size.items()), *metrics.per_class.items()]
 

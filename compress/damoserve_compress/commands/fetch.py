@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from damoserve_compress.commands.options import told
+from damoserve_compress.commands.options import exit_on_error
 
 if TYPE_CHECKING:
-    from damoserve_compress.fetch import Report
+    from damoserve_compress.fetch import ReportProgress
 
 
 def fetch(
@@ -28,13 +28,13 @@ def fetch(
     from damoserve_compress.fetch import FetchError, sources
     from damoserve_compress.fetch.bccd import fetch_bccd
 
-    with told(FetchError, OSError), _progress(out.name) as report:
+    with exit_on_error(FetchError, OSError), _progress(out.name) as report:
         found = fetch_bccd(out, report) if source == "bccd" else sources.fetch(source, out, sha256, report)
     typer.echo(f"{out}: SHA-256 {found}")
 
 
 @contextmanager
-def _progress(name: str) -> "Iterator[Report]":
+def _progress(name: str) -> "Iterator[ReportProgress]":
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from damoserve_compress.commands.options import DataFolder, read_data, told
+from damoserve_compress.commands.options import DataFolder, exit_on_error, read_data
 from damoserve_profiles.files import replace_text
 
 if TYPE_CHECKING:
@@ -27,17 +27,18 @@ def naive(
     ] = None,
 ) -> None:
     """Measure default quantisation and pruning without recovery, to compare profiles with."""
+    from damoserve_compress.build.errors import BuildError
+    from damoserve_compress.build.trained_network import read_network
     from damoserve_compress.datasets.cache import CachedDataset
     from damoserve_compress.export import ExportError
     from damoserve_compress.naive import measure_naive
     from damoserve_compress.prune import PruneError
-    from damoserve_compress.source import BuildError, read_source
 
-    with told(BuildError, ExportError, PruneError, ValueError, OSError), TemporaryDirectory() as work:
+    with exit_on_error(BuildError, ExportError, PruneError, ValueError, OSError), TemporaryDirectory() as work:
         if output is not None:
             output.parent.mkdir(parents=True, exist_ok=True)
         train_set, val_set = (CachedDataset(part) for part in read_data(data))
-        source = read_source(checkpoint, train_set, val_set)
+        source = read_network(checkpoint, train_set, val_set)
         found = measure_naive(source, (train_set, val_set), Path(work), rounds, lambda text: typer.echo(text, err=True))
         if output is not None:
             replace_text(output, json.dumps(asdict(found), indent=2) + "\n")

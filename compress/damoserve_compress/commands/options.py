@@ -1,4 +1,4 @@
-"""What the commands share.
+"""Options, errors and data that the commands share.
 
 The modules of this package are read for every `--help`: torch comes only when there is something to do.
 """
@@ -37,11 +37,11 @@ Device = Annotated[str | None, typer.Option(help="Torch's name of it. Default: a
 
 
 SERVED: Final = Thresholds(score=0.5, nms_iou=0.7, max_detections=100)
-"""What profiles are served with by default, unless their builder says otherwise."""
+"""The thresholds that profiles are served with by default, unless their builder says otherwise."""
 
 
 @contextmanager
-def told(*kinds: type[Exception]) -> Iterator[None]:
+def exit_on_error(*kinds: type[Exception]) -> Iterator[None]:
     """Ends the command with one line for the errors that a user can cause."""
     try:
         yield
@@ -52,22 +52,22 @@ def told(*kinds: type[Exception]) -> Iterator[None]:
 
 
 @contextmanager
-def told_build() -> Iterator[None]:
-    """The same for whatever can stop a build."""
+def exit_on_build_error() -> Iterator[None]:
+    """Ends the command with one line for whatever can stop a build."""
+    from damoserve_compress.build.errors import BuildError
     from damoserve_compress.export import ExportError
     from damoserve_compress.prune import PruneError
     from damoserve_compress.quantise import QuantisationError
-    from damoserve_compress.source import BuildError
     from damoserve_compress.targets import TargetError
     from damoserve_compress.training.checkpoint import TrainingError
 
     steps = BuildError, PruneError, TrainingError, ExportError, TargetError, QuantisationError
-    with told(*steps, RepositoryError, ValueError, OSError):
+    with exit_on_error(*steps, RepositoryError, ValueError, OSError):
         yield
 
 
 def validation_name(folder: Path) -> str:
-    """What manifests call the validation images of a data set."""
+    """The name of a data set's validation images in manifests."""
     return f"{folder.resolve().name}/val"
 
 
@@ -88,7 +88,7 @@ def read_data(folder: Path) -> "tuple[PictureDataset, PictureDataset]":
 
 
 def check_data(folder: Path) -> "tuple[Scan, Scan, CheckReport]":
-    """What a folder of data holds and what is wrong with it. Raises LayoutError."""
+    """Reads a folder of data, and reports what is wrong with it. Raises LayoutError."""
     from damoserve_compress.datasets.check import check
     from damoserve_compress.datasets.folder import scan_folder
 
@@ -101,15 +101,15 @@ def check_data(folder: Path) -> "tuple[Scan, Scan, CheckReport]":
 
 
 def tuning_config(recipe: str, settings: Sequence[str] | None, device: str | None = None) -> "TrainConfig":
-    """How cut networks are trained, as far as a training recipe says. Raises TrainConfigError.
+    """The settings for training cut networks, as far as a training recipe has them. Raises TrainConfigError.
 
     What a recipe says in vain, for it is one of whole trainings, is left aside; whoever sets it wants it done.
     """
-    from damoserve_compress.prune.stage import REPLACED
+    from damoserve_compress.build.pruning import OVERRIDDEN
     from damoserve_compress.training.config import TrainConfigError
 
     for setting in settings or ():
-        if reason := REPLACED.get(setting.partition("=")[0].partition(".")[0]):
+        if reason := OVERRIDDEN.get(setting.partition("=")[0].partition(".")[0]):
             raise TrainConfigError(f"--set {setting} cannot be had for cut networks: {reason}")
     return training_config(recipe, {}, settings, device)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from damoserve_compress.commands.options import read_data, told
+from damoserve_compress.commands.options import exit_on_error, read_data
 from damoserve_profiles.repository import BUNDLED, RepositoryError
 
 
@@ -46,7 +46,7 @@ def report(  # noqa: PLR0913, PLR0917
     given = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
     command = ["damoserve-compress report", shlex.quote(str(repository)), *given]
     command += [f"--reference {shlex.quote(reference)}", f"--rounds {rounds}", f"--images {images}"]
-    with told(RepositoryError, ValueError, OSError):
+    with exit_on_error(RepositoryError, ValueError, OSError):
         dataset = CachedDataset(read_data(data)[1]) if data else None
         config = ReportConfig(
             repository=repository,

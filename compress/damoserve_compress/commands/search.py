@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from damoserve_compress.commands.options import told
+from damoserve_compress.commands.options import exit_on_error
 from damoserve_profiles.files import replace_text
 from damoserve_profiles.imaging import Size
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class NeckWidths(StrEnum):
-    """What becomes of the widths of the neck's outputs."""
+    """The rule for the widths of the neck's outputs."""
 
     FIXED = "fixed"
     SCALED = "scaled"
@@ -66,7 +66,7 @@ def search(  # noqa: PLR0913, PLR0917
         raise typer.BadParameter(f"{size} is no multiple of 32", param_hint="--size")
     if latency_ms is not None and not latency:
         raise typer.BadParameter("cannot be limited with --no-latency", param_hint="--latency-ms")
-    with told(ValueError, OSError):
+    with exit_on_error(ValueError, OSError):
         found = find_structure(reference)
         start = replace(found, input_size=size or found.input_size)
         space = Space(start, multiple=multiple, neck=neck.value)
@@ -149,7 +149,7 @@ def _rows(structures: "list[Structure]", costs: "CostModel") -> list[Row]:
 
 
 def _record(job: "Search", rows: list[Row]) -> dict[str, Any]:
-    """Where the structure comes from."""
+    """The record of the search that found a structure."""
     return {
         "found": asdict(rows[-1]),
         "reference": asdict(rows[0]),

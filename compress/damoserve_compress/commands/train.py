@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from damoserve_compress.commands.options import DataFolder, Device, Setting, read_data, told, training_config
+from damoserve_compress.commands.options import DataFolder, Device, Setting, exit_on_error, read_data, training_config
 from damoserve_profiles.repository import describe_file
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def train(  # noqa: PLR0913, PLR0917
     from damoserve_compress.training.start import new_network
     from damoserve_compress.training.trainer import Trainer
 
-    with told(TrainingError, ValueError, OSError):
+    with exit_on_error(TrainingError, ValueError, OSError):
         named = {"model": model, "variant": variant, "size": size, "epochs": epochs, "seed": seed}
         config = training_config(recipe, named, setting, device)
         if config.distil is not None:
@@ -52,7 +52,7 @@ def train(  # noqa: PLR0913, PLR0917
         sets = read_data(data)
         network = new_network(config, sets[0].labels, init)
         result = Trainer(network, config, sets, out).run(resume=resume)
-    _tell(result, out)
+    _print_result(result, out)
 
 
 def distil(  # noqa: PLR0913, PLR0917
@@ -75,7 +75,7 @@ def distil(  # noqa: PLR0913, PLR0917
     from damoserve_compress.training.start import load_teacher, new_network
     from damoserve_compress.training.trainer import Trainer
 
-    with told(TrainingError, ValueError, OSError):
+    with exit_on_error(TrainingError, ValueError, OSError):
         named = {"model": model, "variant": variant, "size": size, "epochs": epochs, "seed": seed}
         config = training_config(recipe, named, setting, device)
         method = replace(config.distil or DistilConfig(), teacher=describe_file(teacher).sha256)
@@ -86,9 +86,9 @@ def distil(  # noqa: PLR0913, PLR0917
             network, load_teacher(teacher, sets[0].labels, config.resize), method, config.loss
         )
         result = Trainer(network, config, sets, out, objective).run(resume=resume)
-    _tell(result, out)
+    _print_result(result, out)
 
 
-def _tell(result: "TrainResult", out: Path) -> None:
+def _print_result(result: "TrainResult", out: Path) -> None:
     metrics = result.metrics
     typer.echo(f"AP {metrics.ap:.4f}, AP50 {metrics.ap50:.4f} on {metrics.images} images: {out}")

@@ -1,8 +1,9 @@
-"""Decoded pictures, kept."""
+"""Data sets whose decoded pictures are kept, and whose fingerprint is."""
 
+from functools import cached_property
 from threading import Lock
 
-from damoserve_compress.datasets import Dataset, Sample
+from damoserve_compress.datasets.dataset import Dataset, Sample, hash_samples
 
 
 class CachedDataset:
@@ -28,8 +29,22 @@ class CachedDataset:
             self._keep(index, sample)
         return sample
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of the data set, computed when it is first asked for."""
+        # A cache of a cache, such as the trainer makes of what a build hands it, asks that one.
+        return self._dataset.fingerprint if isinstance(self._dataset, CachedDataset) else hash_samples(self)
+
     def _keep(self, index: int, sample: Sample) -> None:
         with self._lock:
             if index not in self._samples and sample.image.nbytes <= self._free:
                 self._free -= sample.image.nbytes
                 self._samples[index] = sample
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 over labels, pixels and boxes: equal for equal data only.
+
+    Every sample is read for it, those of a `CachedDataset` once however often it is asked for.
+    """
+    return dataset.fingerprint if isinstance(dataset, CachedDataset) else hash_samples(dataset)

@@ -41,7 +41,7 @@ class Outline:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One cell, cut at the frame. ``mask``, ``cover`` are H x W, ``dyes`` is 3 x H x W; (left, top) is their corner.
+    """A cell, cut at the frame. ``mask``, ``cover`` are H x W, ``dyes`` is 3 x H x W; (left, top) is their corner.
 
     ``cover`` is the part of the dye beneath that the cell hides; outside ``mask`` it and the dyes are zero.
     """
@@ -205,7 +205,7 @@ def _step(value: Plane) -> Plane:
 
 
 def _rise(depth: Plane) -> Plane:
-    """From 0 at 0 to 1 at 1, steepest at 0: a cell must be seen as far out as its box says."""
+    """A curve from 0 at 0 to 1 at 1, steepest at 0: a cell must be seen as far out as its box says."""
     clipped = np.clip(depth, 0, 1)
     rise: Plane = clipped * (2 - clipped)
     return rise

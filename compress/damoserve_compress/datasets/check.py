@@ -12,26 +12,26 @@ from multiprocessing.pool import ThreadPool
 import numpy as np
 from numpy.typing import NDArray
 
-from damoserve_compress.datasets import MissingPicture, PictureError, UnreadablePicture, WrongSize
-from damoserve_compress.datasets.findings import Finding, Kind, errors_in
-from damoserve_compress.datasets.pictures import Fit, Picture, Scan
+from damoserve_compress.datasets.errors import MissingPicture, PictureError, UnreadablePicture, WrongSize
+from damoserve_compress.datasets.findings import FaultKind, Finding, errors_in
+from damoserve_compress.datasets.pictures import Picture, Placement, Scan
 
 Progress = Callable[[int, int], object]
 """Called with the numbers of pictures done and to do."""
 
 _EXAMPLES = 10
 _TINY = 1 / 200  # of the picture's side: 2 pixels at a training size of 416
-_FITS = {Fit.CLIPPED: Kind.CLIPPED, Fit.OUTSIDE: Kind.OUTSIDE, Fit.EMPTY: Kind.EMPTY}
-_PICTURE_ERRORS: dict[type[PictureError], Kind] = {
-    MissingPicture: Kind.MISSING_PICTURE,
-    UnreadablePicture: Kind.UNREADABLE_PICTURE,
-    WrongSize: Kind.WRONG_SIZE,
+_FAULTS = {Placement.CLIPPED: FaultKind.CLIPPED, Placement.OUTSIDE: FaultKind.OUTSIDE, Placement.EMPTY: FaultKind.EMPTY}
+_PICTURE_ERRORS: dict[type[PictureError], FaultKind] = {
+    MissingPicture: FaultKind.MISSING_PICTURE,
+    UnreadablePicture: FaultKind.UNREADABLE_PICTURE,
+    WrongSize: FaultKind.WRONG_SIZE,
 }
 
 
 @dataclass(frozen=True)
 class SetSummary:
-    """One set: ``boxes`` counts those that a reader keeps, by label."""
+    """The summary of a set: ``boxes`` counts those that a reader keeps, by label."""
 
     source: str
     pictures: int
@@ -55,9 +55,9 @@ class CheckReport:
     def errors(self) -> tuple[Finding, ...]:
         return errors_in(self.findings)
 
-    def by_kind(self) -> dict[Kind, list[Finding]]:
+    def by_kind(self) -> dict[FaultKind, list[Finding]]:
         """The kinds that were found, errors first."""
-        groups = {kind: [finding for finding in self.findings if finding.kind is kind] for kind in Kind}
+        groups = {kind: [finding for finding in self.findings if finding.kind is kind] for kind in FaultKind}
         return {kind: group for kind, group in groups.items() if group}
 
     def as_dict(self) -> dict[str, object]:
@@ -93,30 +93,30 @@ def check(train: Scan, val: Scan, progress: Progress = lambda done, total: None)
 
 
 def _inspect(scan: Scan) -> tuple[SetSummary, list[Finding]]:
-    """What the annotations of one set hold, and what is wrong with them."""
+    """Summarises the annotations of a set, and finds what is wrong with them."""
     findings = list(scan.findings)
     counts: Counter[int] = Counter()
     unboxed = []
     for picture in scan.pictures:
-        boxes, fits = picture.fit()
-        kept = picture.labels[fits <= Fit.CLIPPED].tolist()
+        boxes, placements = picture.clipped_boxes()
+        kept = picture.labels[placements <= Placement.CLIPPED].tolist()
         counts.update(kept)
-        findings += _boxes(picture, boxes, fits)
+        findings += _boxes(picture, boxes, placements)
         if not kept:
-            unboxed.append(Finding(Kind.UNBOXED, str(picture.path)))
+            unboxed.append(Finding(FaultKind.UNBOXED, str(picture.path)))
     by_label = {label: counts[rank] for rank, label in enumerate(scan.labels)}
     summary = SetSummary(str(scan.source), len(scan.pictures), by_label, scan.crowds)
     return summary, findings + _gaps(scan, by_label, unboxed)
 
 
-def _boxes(picture: Picture, boxes: NDArray[np.float32], fits: NDArray[np.int64]) -> Iterator[Finding]:
+def _boxes(picture: Picture, boxes: NDArray[np.float32], placements: NDArray[np.int64]) -> Iterator[Finding]:
     sides = (boxes[:, 2:] - boxes[:, :2]) / (picture.size.width, picture.size.height)
-    tiny = (fits <= Fit.CLIPPED) & (sides < _TINY).any(1)
+    tiny = (placements <= Placement.CLIPPED) & (sides < _TINY).any(1)
     seen: set[tuple[float, ...]] = set()
     for index, (label, corners) in enumerate(zip(picture.labels.tolist(), picture.corners.tolist(), strict=True)):
-        kinds = [_FITS[fit]] if (fit := Fit(fits[index])) in _FITS else []
-        kinds += [Kind.TINY] if tiny[index] else []
-        kinds += [Kind.REPEATED_BOX] if (label, *corners) in seen else []
+        kinds = [_FAULTS[placement]] if (placement := Placement(placements[index])) in _FAULTS else []
+        kinds += [FaultKind.TINY] if tiny[index] else []
+        kinds += [FaultKind.REPEATED_BOX] if (label, *corners) in seen else []
         seen.add((label, *corners))
         for kind in kinds:
             place = ", ".join(f"{corner:g}" for corner in corners)
@@ -125,14 +125,14 @@ def _boxes(picture: Picture, boxes: NDArray[np.float32], fits: NDArray[np.int64]
 
 
 def _gaps(scan: Scan, boxes: dict[str, int], unboxed: list[Finding]) -> list[Finding]:
-    """What one set lacks; nothing where its annotations could not be read at all."""
+    """Finds what a set lacks; nothing where its annotations could not be read at all."""
     source = str(scan.source)
     if not scan.pictures:
-        unread = any(finding.kind is Kind.ANNOTATIONS for finding in scan.findings)
-        return [] if unread else [Finding(Kind.NO_PICTURES, source)]
+        unread = any(finding.kind is FaultKind.ANNOTATIONS for finding in scan.findings)
+        return [] if unread else [Finding(FaultKind.NO_PICTURES, source)]
     if not any(boxes.values()):
-        return [Finding(Kind.NO_BOXES, source)]
-    unused = [Finding(Kind.UNUSED_LABEL, source, label) for label, count in boxes.items() if not count]
+        return [Finding(FaultKind.NO_BOXES, source)]
+    unused = [Finding(FaultKind.UNUSED_LABEL, source, label) for label, count in boxes.items() if not count]
     return unboxed + unused
 
 
@@ -144,7 +144,7 @@ def _differing_labels(train: Scan, val: Scan) -> Iterator[Finding]:
     else:
         only = [", ".join(sorted(set(a.labels) - set(b.labels))) or "none" for a, b in ((train, val), (val, train))]
         message = f"only in {train.source}: {only[0]}; only here: {only[1]}"
-    yield Finding(Kind.LABELS_DIFFER, str(val.source), message)
+    yield Finding(FaultKind.LABELS_DIFFER, str(val.source), message)
 
 
 def _pictures(train: Scan, val: Scan, progress: Progress) -> Iterator[Finding]:
@@ -159,15 +159,15 @@ def _pictures(train: Scan, val: Scan, progress: Progress) -> Iterator[Finding]:
                 continue
             first_scan, first = seen.setdefault(result, (scan, picture))
             if first_scan is not scan:
-                yield Finding(Kind.LEAK, str(picture.path), f"the same pixels as {first.path}")
+                yield Finding(FaultKind.LEAK, str(picture.path), f"the same pixels as {first.path}")
             elif first.path != picture.path:
-                yield Finding(Kind.REPEATED_PICTURE, str(picture.path), f"the same pixels as {first.path}")
+                yield Finding(FaultKind.REPEATED_PICTURE, str(picture.path), f"the same pixels as {first.path}")
 
 
 def _digest(picture: Picture) -> str | PictureError:
     """SHA-256 of the pixels, or why there are none."""
     try:
-        image = picture.decode()
+        image = picture.read_image()
     except PictureError as error:
         return error
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()

@@ -14,29 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
 
-from damoserve_compress.datasets import Dataset, PictureError, Sample
-from damoserve_compress.datasets.findings import Finding, Kind, malformed
-from damoserve_compress.datasets.pictures import Mark, Picture, PictureDataset, Scan
+from damoserve_compress.datasets.dataset import Dataset, Sample
+from damoserve_compress.datasets.errors import PictureError
+from damoserve_compress.datasets.findings import FaultKind, Finding, malformed
+from damoserve_compress.datasets.pictures import BoxAnnotation, Picture, PictureDataset, Scan
 from damoserve_profiles.imaging import Size
 
 
-class _Record(BaseModel):
+class _CocoRecord(BaseModel):
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
 
-class _Category(_Record):
+class _Category(_CocoRecord):
     id: int
     name: str
 
 
-class _Image(_Record):
+class _Image(_CocoRecord):
     id: int
     file_name: str
     width: PositiveInt
     height: PositiveInt
 
 
-class _Annotation(_Record):
+class _Annotation(_CocoRecord):
     id: int | str | None = None
     image_id: int
     category_id: int
@@ -44,7 +45,7 @@ class _Annotation(_Record):
     iscrowd: bool = False
 
 
-_RecordT = TypeVar("_RecordT", bound=_Record)
+_RecordT = TypeVar("_RecordT", bound=_CocoRecord)
 
 
 class CocoDataset(PictureDataset):
@@ -63,7 +64,7 @@ def scan_coco(annotations: Path, images: Path) -> Scan:
     try:
         document = _load(annotations)
     except (OSError, ValueError) as error:
-        return Scan(annotations, findings=(Finding(Kind.ANNOTATIONS, str(annotations), str(error)),))
+        return Scan(annotations, findings=(Finding(FaultKind.ANNOTATIONS, str(annotations), str(error)),))
     return _Scanner(annotations, images, document).scan()
 
 
@@ -83,7 +84,7 @@ def _load(annotations: Path) -> dict[str, Any]:
 
 
 class _Scanner:
-    """One pass over a document: records that cannot be used become findings and are left out."""
+    """A pass over a document: records that cannot be used become findings and are left out."""
 
     def __init__(self, annotations: Path, images: Path, document: dict[str, Any]) -> None:
         self._source = annotations
@@ -98,15 +99,17 @@ class _Scanner:
         ordered = sorted(categories, key=lambda category: category.id)
         self._report_order(categories, ordered)
         ranks = {category.id: rank for rank, category in enumerate(ordered)}
-        marks, crowds = self._marks({image.id: image.file_name for image in images}, ranks)
+        boxes, crowds = self._boxes({image.id: image.file_name for image in images}, ranks)
         labels = tuple(category.name for category in ordered)
         pictures = tuple(
-            Picture.of(image.id, self._folder / image.file_name, Size(image.width, image.height), marks[image.id])
+            Picture.from_annotations(
+                image.id, self._folder / image.file_name, Size(image.width, image.height), boxes[image.id]
+            )
             for image in images
         )
         return Scan(self._source, labels, pictures, crowds, tuple(self._findings))
 
-    def _report(self, kind: Kind, message: str, annotation: int | str | None = None) -> None:
+    def _report(self, kind: FaultKind, message: str, annotation: int | str | None = None) -> None:
         self._findings.append(Finding(kind, str(self._source), message, annotation))
 
     def _records(self, key: str, model: type[_RecordT]) -> Iterator[_RecordT]:
@@ -118,10 +121,10 @@ class _Scanner:
 
     def _report_repeats(self, categories: list[_Category], images: list[_Image]) -> None:
         for kind, field, values in (
-            (Kind.DUPLICATE_CATEGORY, "id", [category.id for category in categories]),
-            (Kind.DUPLICATE_CATEGORY, "name", [category.name for category in categories]),
-            (Kind.DUPLICATE_PICTURE, "id", [image.id for image in images]),
-            (Kind.DUPLICATE_PICTURE, "file name", [image.file_name for image in images]),
+            (FaultKind.DUPLICATE_CATEGORY, "id", [category.id for category in categories]),
+            (FaultKind.DUPLICATE_CATEGORY, "name", [category.name for category in categories]),
+            (FaultKind.DUPLICATE_PICTURE, "id", [image.id for image in images]),
+            (FaultKind.DUPLICATE_PICTURE, "file name", [image.file_name for image in images]),
         ):
             for value, count in Counter[int | str](values).items():
                 if count > 1:
@@ -132,25 +135,25 @@ class _Scanner:
         contiguous = [category.id for category in ordered] == list(range(first, first + len(ordered)))
         if listed != ordered or not contiguous:
             names = ", ".join(f"{rank} {category.name} (id {category.id})" for rank, category in enumerate(ordered))
-            self._report(Kind.CATEGORY_ORDER, f"labels are numbered in the order of the ids: {names}")
+            self._report(FaultKind.CATEGORY_ORDER, f"labels are numbered in the order of the ids: {names}")
 
-    def _marks(self, files: dict[int, str], ranks: dict[int, int]) -> tuple[dict[int, list[Mark]], int]:
+    def _boxes(self, files: dict[int, str], ranks: dict[int, int]) -> tuple[dict[int, list[BoxAnnotation]], int]:
         """The boxes of each image by its id, and the number of crowd regions left out."""
-        marks: dict[int, list[Mark]] = defaultdict(list)
+        boxes: dict[int, list[BoxAnnotation]] = defaultdict(list)
         crowds = 0
         for annotation in self._records("annotations", _Annotation):
             if annotation.image_id not in files:
-                self._report(Kind.UNKNOWN_PICTURE, f"unknown image id {annotation.image_id}", annotation.id)
+                self._report(FaultKind.UNKNOWN_PICTURE, f"unknown image id {annotation.image_id}", annotation.id)
             elif annotation.category_id not in ranks:
                 message = f"unknown category id {annotation.category_id} in {files[annotation.image_id]}"
-                self._report(Kind.UNKNOWN_CATEGORY, message, annotation.id)
+                self._report(FaultKind.UNKNOWN_CATEGORY, message, annotation.id)
             elif annotation.iscrowd:
                 crowds += 1
             else:
                 left, top, width, height = annotation.bbox
                 corners = (left, top, left + width, top + height)
-                marks[annotation.image_id].append(Mark(corners, ranks[annotation.category_id], annotation.id))
-        return marks, crowds
+                boxes[annotation.image_id].append(BoxAnnotation(corners, ranks[annotation.category_id], annotation.id))
+        return boxes, crowds
 
 
 def write_coco(dataset: Dataset, folder: Path, quality: int = 95) -> Path:

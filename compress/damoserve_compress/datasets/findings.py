@@ -1,4 +1,4 @@
-"""What can be wrong with a data set."""
+"""Findings: the faults that a check of a data set reports."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Severity(StrEnum):
     WARNING = "warning"
 
 
-class Kind(Enum):
+class FaultKind(Enum):
     """Every fault that is looked for, in the order of reports. A member is its severity and its title."""
 
     ANNOTATIONS = Severity.ERROR, "annotation file that cannot be read"
@@ -50,9 +50,9 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault. ``file`` is the picture or the annotation file; ``annotation`` is the id or position of a box."""
+    """A fault. ``file`` is the picture or the annotation file; ``annotation`` is the id or position of a box."""
 
-    kind: Kind
+    kind: FaultKind
     file: str
     message: str = ""
     annotation: int | str | None = None
@@ -63,12 +63,12 @@ class Finding:
 
 
 def errors_in(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Those that stop a training."""
+    """The findings that stop a training."""
     return tuple(finding for finding in findings if finding.kind.severity is Severity.ERROR)
 
 
 def malformed(file: str, record: str, error: ValidationError) -> Finding:
-    """What pydantic found wrong with one record: not finite, if that is all, or else malformed."""
+    """The finding for a record that pydantic refused: not finite, if that is all, or else malformed."""
     infinite = all(fault["type"] == "finite_number" for fault in error.errors())
-    kind = Kind.NOT_FINITE if infinite else Kind.MALFORMED
+    kind = FaultKind.NOT_FINITE if infinite else FaultKind.MALFORMED
     return Finding(kind, file, f"{record}: {describe_faults(error)}")

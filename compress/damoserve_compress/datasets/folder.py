@@ -1,4 +1,4 @@
-"""How a folder of training data may be laid out.
+"""The layouts in which a folder of training data is recognised.
 
 train.json, val.json, images/                                    COCO, one folder of pictures
 annotations/instances_train*.json, instances_val*.json,          COCO's own: train2017/ for instances_train2017.json
@@ -12,8 +12,8 @@ Annotations/, JPEGImages/
 from collections.abc import Callable
 from pathlib import Path
 
-from damoserve_compress.datasets import LayoutError
 from damoserve_compress.datasets.coco import scan_coco
+from damoserve_compress.datasets.errors import LayoutError
 from damoserve_compress.datasets.pictures import Scan
 from damoserve_compress.datasets.voc import scan_voc
 
@@ -21,7 +21,7 @@ Pair = tuple[Scan, Scan]
 
 
 def scan_folder(folder: Path) -> Pair:
-    """What the annotations in a folder say: the training and the validation set, faults included.
+    """Reads the annotations in a folder: the training and the validation set, faults included.
 
     Raises LayoutError where none of the layouts is found, or COCO's own with more than one file for a set.
     """

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from damoserve_compress.datasets import AnnotationsError, MissingPicture, Sample, UnreadablePicture, WrongSize
+from damoserve_compress.datasets.dataset import Sample
+from damoserve_compress.datasets.errors import AnnotationsError, MissingPicture, UnreadablePicture, WrongSize
 from damoserve_compress.datasets.findings import Finding, errors_in
 from damoserve_profiles.imaging import Size, decode
 
 
-class Fit(IntEnum):
-    """How a box lies in its picture. The first two are kept."""
+class Placement(IntEnum):
+    """The place of a box in its picture. Boxes of the first two kinds are kept."""
 
     INSIDE = 0
     CLIPPED = 1
@@ -27,8 +28,8 @@ class Fit(IntEnum):
     EMPTY = 3
 
 
-class Mark(NamedTuple):
-    """One box as given: (left, top, right, bottom) in pixels, finite, and the id that a user finds it by, if any."""
+class BoxAnnotation(NamedTuple):
+    """A box as given: (left, top, right, bottom) in pixels, finite, and the id that a user finds it by, if any."""
 
     corners: tuple[float, float, float, float]
     label: int
@@ -37,9 +38,10 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture as annotated: M boxes, before any is cut or dropped.
+    """A picture as annotated: M boxes, before any is cut or dropped.
 
-    ``identifier`` is unique within the scan; ``corners`` is M x 4 as in `Mark`, ``labels`` M, ``annotations`` M.
+    ``identifier`` is unique within the scan; ``corners`` is M x 4 as in `BoxAnnotation`, ``labels`` and ``annotations``
+    are M.
     """
 
     identifier: int
@@ -50,22 +52,24 @@ class Picture:
     annotations: tuple[int | str | None, ...]
 
     @classmethod
-    def of(cls, identifier: int, path: Path, size: Size, marks: Sequence[Mark]) -> "Picture":
-        corners = np.array([mark.corners for mark in marks], np.float64).reshape(-1, 4)
-        labels = np.array([mark.label for mark in marks], np.int64)
-        return cls(identifier, path, size, corners, labels, tuple(mark.annotation for mark in marks))
+    def from_annotations(
+        cls, identifier: int, path: Path, size: Size, annotations: Sequence[BoxAnnotation]
+    ) -> "Picture":
+        corners = np.array([box.corners for box in annotations], np.float64).reshape(-1, 4)
+        labels = np.array([box.label for box in annotations], np.int64)
+        return cls(identifier, path, size, corners, labels, tuple(box.annotation for box in annotations))
 
-    def fit(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The boxes cut at the frame, M x 4, and the `Fit` of each, M."""
+    def clipped_boxes(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The boxes cut at the frame, M x 4, and the `Placement` of each, M."""
         with np.errstate(over="ignore"):  # beyond float32 is infinity, which is cut as well
             corners = self.corners.astype(np.float32)
         boxes = np.clip(corners, 0, np.array([self.size.width, self.size.height] * 2, np.float32))
-        fits = np.where((boxes == corners).all(1), Fit.INSIDE, Fit.CLIPPED)
-        fits[~_has_area(boxes)] = Fit.OUTSIDE
-        fits[~_has_area(corners)] = Fit.EMPTY
-        return boxes, fits
+        placements = np.where((boxes == corners).all(1), Placement.INSIDE, Placement.CLIPPED)
+        placements[~_has_area(boxes)] = Placement.OUTSIDE
+        placements[~_has_area(corners)] = Placement.EMPTY
+        return boxes, placements
 
-    def decode(self) -> NDArray[np.uint8]:
+    def read_image(self) -> NDArray[np.uint8]:
         """H x W x 3 RGB, writable. Raises PictureError."""
         try:
             image = np.array(decode(self.path.read_bytes()))  # a copy: decoders may return a read-only view
@@ -85,7 +89,7 @@ def _has_area(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Scan:
-    """One set as its annotations give it. ``source`` is the annotation file or the list of its pictures."""
+    """A set as its annotations give it. ``source`` is the annotation file or the list of its pictures."""
 
     source: Path
     labels: tuple[str, ...] = ()
@@ -120,6 +124,6 @@ class PictureDataset:
     def __getitem__(self, index: int) -> Sample:
         """Raises PictureError where the picture is missing, broken or not of the annotated size."""
         picture = self._pictures[index]
-        boxes, fits = picture.fit()
-        kept = fits <= Fit.CLIPPED
-        return Sample(picture.decode(), boxes[kept], picture.labels[kept], picture.identifier)
+        boxes, placements = picture.clipped_boxes()
+        kept = placements <= Placement.CLIPPED
+        return Sample(picture.read_image(), boxes[kept], picture.labels[kept], picture.identifier)

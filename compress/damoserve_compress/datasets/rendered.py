@@ -15,7 +15,6 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from damoserve_compress.datasets import Sample
 from damoserve_compress.datasets.cells import (
     LABELS,
     Cell,
@@ -27,6 +26,7 @@ from damoserve_compress.datasets.cells import (
     white_cell,
 )
 from damoserve_compress.datasets.coco import write_jpeg
+from damoserve_compress.datasets.dataset import Sample
 
 # Optical densities (red, green, blue) of one unit of each dye, after medians over BCCD's training pictures.
 # Nuclei there are bluer than the glass: below zero in blue.
@@ -39,7 +39,7 @@ _VISIBLE = 0.35
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """How dye becomes a picture: ``light`` is the empty field (3 x H x W), ``dyes`` the 3 x 3 optical densities.
+    """A camera on the dyes: ``light`` is the empty field (3 x H x W), ``dyes`` the 3 x 3 optical densities.
 
     ``blur`` and ``noise`` are standard deviations in pixels and grey levels, ``fringe`` the rows by which red is
     shifted down and blue up, ``quality`` that of the JPEG the picture goes through.
@@ -86,8 +86,8 @@ class RenderedSmears:
 
 
 @dataclass(eq=False)
-class _Glass:
-    """Where cells lie so far. Red cells overlap each other, white cells push everything aside.
+class _Slide:
+    """A slide with the cells placed so far. Red cells overlap each other, white cells push everything aside.
 
     A centre may lie outside the frame by ``overhang`` radii; below zero, a cell keeps enough inside to have a box.
     """
@@ -126,25 +126,25 @@ class _Glass:
 def place(rng: Generator, size: tuple[int, int]) -> list[Cell]:
     """The cells of a scene, lowest first, without those that others hide nearly whole."""
     unit = math.sqrt(size[0] * size[1] / (640 * 480))
-    glass = _Glass(size)
+    slide = _Slide(size)
     for _ in range(rng.choice(3, p=[0.08, 0.74, 0.18])):
-        if shape := glass.site(rng, unit * float(np.clip(rng.normal(94, 17), 55, 125)), 1.0):
-            glass.firm.append(shape)
-    reds = _reds(rng, glass, unit)
-    glass.soft += reds
+        if shape := slide.site(rng, unit * float(np.clip(rng.normal(94, 17), 55, 125)), 1.0):
+            slide.firm.append(shape)
+    reds = _red_cells(rng, slide, unit)
+    slide.soft += reds
     grains: list[Outline] = []
     for _ in range(rng.choice(5, p=[0.3, 0.3, 0.2, 0.12, 0.08])):
-        if shape := glass.site(rng, unit * rng.uniform(14, 22), 0.6 if rng.random() < 0.15 else 1.05):
+        if shape := slide.site(rng, unit * rng.uniform(14, 22), 0.6 if rng.random() < 0.15 else 1.05):
             grains.append(shape)
     cells = [red_cell(rng, shape, size) for shape in reds]
     cells += [platelet(rng, shape, size) for shape in grains]
-    cells += [white_cell(rng, shape, size) for shape in glass.firm]
+    cells += [white_cell(rng, shape, size) for shape in slide.firm]
     return _uncover([cell for cell in cells if cell], size)
 
 
-def _reds(rng: Generator, glass: _Glass, unit: float) -> list[Outline]:
+def _red_cells(rng: Generator, slide: _Slide, unit: float) -> list[Outline]:
     closeness, mean = rng.uniform(0.45, 0.85), unit * rng.uniform(48, 56)
-    crowd = _Glass(glass.size, overhang=0.5, firm=glass.firm)
+    crowd = _Slide(slide.size, overhang=0.5, firm=slide.firm)
     for _ in range(int(np.clip(rng.normal(17, 5), 3, 28))):
         radius = mean * float(np.clip(rng.normal(1, 0.1), 0.75, 1.3))
         if shape := crowd.site(rng, radius, closeness):
@@ -165,7 +165,7 @@ def _uncover(cells: list[Cell], size: tuple[int, int]) -> list[Cell]:
 
 
 def visible_pixels(cells: Sequence[Cell], size: tuple[int, int]) -> NDArray[np.int64]:
-    """Of every cell, the number of pixels in the frame that no later cell lies on."""
+    """Counts the pixels of every cell that are in the frame and that no later cell lies on."""
     top = np.zeros((size[1], size[0]), np.uint8)
     for number, cell in enumerate(cells, start=1):
         np.copyto(top[cell.window], number, where=cell.mask)
@@ -179,7 +179,7 @@ def boxed_cells(cells: Sequence[Cell], size: tuple[int, int]) -> list[Cell]:
 
 
 def lay(cells: Sequence[Cell], size: tuple[int, int]) -> Plane:
-    """The dye on the glass, 3 x H x W: what lies beneath a cell is dimmed by its cover, then its own dye is added."""
+    """The dye on the slide, 3 x H x W: what lies beneath a cell is dimmed by its cover, then its own dye is added."""
     dye = np.zeros((3, size[1], size[0]), np.float32)
     for cell in cells:
         area = dye[:, *cell.window]

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from damoserve_compress.datasets import Dataset, Sample
+from damoserve_compress.datasets.dataset import Dataset, Sample
 
 SELECTION_SHARE = 0.25
-"""Of the training images, that choices are made on."""
+"""The share of the training images that choices are made on."""
 
 
 class Subset:

@@ -18,8 +18,8 @@ from xml.etree.ElementTree import Element
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
-from damoserve_compress.datasets.findings import Finding, Kind, malformed
-from damoserve_compress.datasets.pictures import Mark, Picture, PictureDataset, Scan
+from damoserve_compress.datasets.findings import FaultKind, Finding, malformed
+from damoserve_compress.datasets.pictures import BoxAnnotation, Picture, PictureDataset, Scan
 from damoserve_profiles.imaging import Size
 
 _MAX_BYTES = 16 << 20
@@ -29,7 +29,7 @@ class VocDataset(PictureDataset):
     """The pictures of one split of a VOC folder.
 
     Boxes become (left, top, right, bottom) with right and bottom exclusive: VOC counts pixels from 1, ends included.
-    Objects marked ``difficult`` are kept: they are objects, and COCO's average precision knows no such mark.
+    Objects marked ``difficult`` are kept: they are objects, and COCO's average precision knows no such box.
     """
 
     def __init__(self, folder: Path, split: str, labels: Sequence[str] | None = None) -> None:
@@ -40,30 +40,30 @@ class VocDataset(PictureDataset):
         super().__init__(scan_voc(folder, (split,), labels)[0])
 
 
-class _Record(BaseModel):
+class _VocRecord(BaseModel):
     model_config = ConfigDict(str_strip_whitespace=True)
 
 
-class _Size(_Record):
+class _Size(_VocRecord):
     width: PositiveInt
     height: PositiveInt
 
 
-class _Corners(_Record):
+class _Corners(_VocRecord):
     xmin: FiniteFloat
     ymin: FiniteFloat
     xmax: FiniteFloat
     ymax: FiniteFloat
 
 
-class _Object(_Record):
+class _Object(_VocRecord):
     name: Annotated[str, Field(min_length=1)]
     bndbox: _Corners
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One annotation file: its size and its objects by their position in it, from 1."""
+    """An annotation file: its picture's size and its objects by their position in it, from 1."""
 
     name: str
     file: Path
@@ -72,7 +72,7 @@ class _Entry:
 
 
 def scan_voc(folder: Path, splits: Sequence[str], labels: Sequence[str] | None = None) -> list[Scan]:
-    """One scan for each split, all with the same labels: those given, or all names in these splits, sorted.
+    """Scans each split; all get the same labels: those given, or all names in these splits, sorted.
 
     Faults are findings; nothing is raised.
     """
@@ -100,7 +100,7 @@ class _SplitReader:
         pictures = []
         for number, entry in enumerate(self.entries, 1):
             path = files.get(entry.name, folder / f"{entry.name}.jpg")
-            pictures.append(Picture.of(number, path, entry.size, list(self._marks(entry, ranks))))
+            pictures.append(Picture.from_annotations(number, path, entry.size, list(self._boxes(entry, ranks))))
         return Scan(self._source, labels, tuple(pictures), findings=tuple(self._findings))
 
     def _read(self) -> Iterator[_Entry]:
@@ -111,11 +111,11 @@ class _SplitReader:
                 size = _Size.model_validate(_fields(root.find("size")))
                 yield _Entry(name, path, Size(size.width, size.height), dict(self._objects(path, root)))
             except FileNotFoundError:
-                self._report(Kind.ANNOTATIONS, path, "no such annotation file")
+                self._report(FaultKind.ANNOTATIONS, path, "no such annotation file")
             except ValidationError as error:
                 self._findings.append(malformed(str(path), "size", error))
             except (LookupError, OSError, ValueError, ElementTree.ParseError) as error:
-                self._report(Kind.ANNOTATIONS, path, f"cannot be read: {error}")
+                self._report(FaultKind.ANNOTATIONS, path, f"cannot be read: {error}")
 
     def _objects(self, path: Path, root: Element) -> Iterator[tuple[int, _Object]]:
         for position, element in enumerate(root.iterfind("object"), 1):
@@ -129,26 +129,26 @@ class _SplitReader:
         try:
             lines = self._source.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
-            self._report(Kind.ANNOTATIONS, self._source, "no such list of pictures")
+            self._report(FaultKind.ANNOTATIONS, self._source, "no such list of pictures")
             return []
         except (OSError, ValueError) as error:
-            self._report(Kind.ANNOTATIONS, self._source, f"cannot be read: {error}")
+            self._report(FaultKind.ANNOTATIONS, self._source, f"cannot be read: {error}")
             return []
         counts = Counter(name for line in lines if (name := line.strip()))
         for name, count in counts.items():
             if count > 1:
-                self._report(Kind.DUPLICATE_PICTURE, self._source, f"{name} is given {count} times")
+                self._report(FaultKind.DUPLICATE_PICTURE, self._source, f"{name} is given {count} times")
         return list(counts)
 
-    def _marks(self, entry: _Entry, ranks: dict[str, int]) -> Iterator[Mark]:
+    def _boxes(self, entry: _Entry, ranks: dict[str, int]) -> Iterator[BoxAnnotation]:
         for position, item in entry.objects.items():
             if item.name in ranks:
                 box = item.bndbox
-                yield Mark((box.xmin - 1, box.ymin - 1, box.xmax, box.ymax), ranks[item.name], position)
+                yield BoxAnnotation((box.xmin - 1, box.ymin - 1, box.xmax, box.ymax), ranks[item.name], position)
             else:
-                self._report(Kind.UNKNOWN_CATEGORY, entry.file, f"unknown class {item.name}", position)
+                self._report(FaultKind.UNKNOWN_CATEGORY, entry.file, f"unknown class {item.name}", position)
 
-    def _report(self, kind: Kind, file: Path, message: str, annotation: int | None = None) -> None:
+    def _report(self, kind: FaultKind, file: Path, message: str, annotation: int | None = None) -> None:
         self._findings.append(Finding(kind, str(file), message, annotation))
 
 
@@ -159,5 +159,5 @@ def _parse(path: Path) -> Element:
 
 
 def _fields(element: Element | None) -> dict[str, object]:
-    """What stands in the children of an element, by their tags."""
+    """Reads the texts of an element's children, by their tags."""
     return {} if element is None else {child.tag: child.text for child in element}

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from damoserve_compress.datasets.pictures import Picture, Scan
 from damoserve_compress.datasets.voc import scan_voc
-from damoserve_compress.fetch import Report, TargetUnusable, WrongContent, writing
+from damoserve_compress.fetch.errors import TargetUnusable, WrongContent, target_errors
 from damoserve_compress.fetch.sources import fetch
-from damoserve_compress.fetch.web import PATIENT, Attempts
+from damoserve_compress.fetch.web import DEFAULT_RETRIES, ReportProgress, RetryPolicy
 from damoserve_profiles.repository import describe_file
 
 LABELS: Final = ("RBC", "WBC", "Platelets")
@@ -44,7 +44,9 @@ BCCD: Final = Archive(
 )
 
 
-def fetch_bccd(out: Path, report: Report, archive: Archive = BCCD, attempts: Attempts = PATIENT) -> str:
+def fetch_bccd(
+    out: Path, report: ReportProgress, archive: Archive = BCCD, attempts: RetryPolicy = DEFAULT_RETRIES
+) -> str:
     """Fills the folder `out`, in one step, with train.json, val.json, images/ and LICENSE; returns the digest.
 
     A folder that has the data set already is taken as it is. Raises FetchError, also where `out` holds something else.
@@ -57,7 +59,7 @@ def fetch_bccd(out: Path, report: Report, archive: Archive = BCCD, attempts: Att
         raise TargetUnusable(f"{out} is no new folder: name one")
     zipped = out.with_name(f"{out.name}.zip")
     fetch(archive.url, zipped, report=report, attempts=attempts)
-    with writing(out), TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
+    with target_errors(out), TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         made = Path(work) / "made"
         try:
             _convert(_unpack(zipped, Path(work)), made)

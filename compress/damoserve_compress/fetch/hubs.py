@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from damoserve_compress.fetch import ClientMissing, SourceGone, SourceInvalid, TransferFailed
+from damoserve_compress.fetch.errors import ClientMissing, SourceGone, SourceInvalid, TransferFailed
 
 NOT_GIVEN: Final = frozenset({401, 403, 404, 410})
 """Status codes that say that there is no such file, or not for this caller."""
@@ -13,7 +13,7 @@ NOT_GIVEN: Final = frozenset({401, 403, 404, 410})
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a repository; `revision` None is the hub's default."""
+    """A file in a repository of a hub; `revision` None is the hub's default."""
 
     source: str
     repository: str
@@ -32,7 +32,7 @@ def parse(source: str) -> HubFile:
 
 
 def from_hugging_face(file: HubFile) -> Path:
-    """Where the file lies in the client's cache. Raises ClientMissing, SourceGone or TransferFailed."""
+    """Downloads a file; gives its path in the client's cache. Raises ClientMissing, SourceGone or TransferFailed."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
@@ -41,7 +41,7 @@ def from_hugging_face(file: HubFile) -> Path:
 
 
 def from_modelscope(file: HubFile) -> Path:
-    """Where the file lies in the client's cache. Raises ClientMissing, SourceGone or TransferFailed."""
+    """Downloads a file; gives its path in the client's cache. Raises ClientMissing, SourceGone or TransferFailed."""
     try:
         from modelscope.hub.file_download import model_file_download
     except ImportError as error:

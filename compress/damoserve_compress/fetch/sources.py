@@ -1,13 +1,13 @@
-"""One way to get a file, wherever it is."""
+"""Fetching a file, wherever it is: one function for paths, addresses and hubs."""
 
 import re
 import shutil
 from functools import partial
 from pathlib import Path
 
-from damoserve_compress.fetch import Report, SourceGone, SourceInvalid, TargetUnusable, WrongContent, writing
+from damoserve_compress.fetch.errors import SourceGone, SourceInvalid, TargetUnusable, WrongContent, target_errors
 from damoserve_compress.fetch.hubs import from_hugging_face, from_modelscope, parse
-from damoserve_compress.fetch.web import PATIENT, Attempts, Part, download
+from damoserve_compress.fetch.web import DEFAULT_RETRIES, PartialDownload, ReportProgress, RetryPolicy, download
 from damoserve_profiles.files import replace_file
 from damoserve_profiles.repository import describe_file
 
@@ -16,8 +16,8 @@ def fetch(
     source: str,
     out: Path,
     sha256: str | None = None,
-    report: Report = lambda done, total: None,
-    attempts: Attempts = PATIENT,
+    report: ReportProgress = lambda done, total: None,
+    attempts: RetryPolicy = DEFAULT_RETRIES,
 ) -> str:
     """Puts the file that `source` names at `out` in one step; returns its SHA-256.
 
@@ -30,23 +30,23 @@ def fetch(
     wanted = _read_hash(sha256) if sha256 is not None else None
     if wanted is not None and out.is_file() and describe_file(out).sha256 == wanted:
         return wanted
-    with writing(out):
+    with target_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     if source.startswith(("http://", "https://")):
-        part = Part(out.with_name(f"{out.name}.part"), verified=wanted is not None)
+        part = PartialDownload(out.with_name(f"{out.name}.part"), verified=wanted is not None)
         download(source, part, report, attempts)
         try:
             found = _check(source, part.data, wanted)
         except WrongContent:
             part.discard()
             raise
-        with writing(out):
+        with target_errors(out):
             part.data.replace(out)
         part.discard()
         return found
     path = _locate(source)
     found = _check(source, path, wanted)
-    with writing(out):
+    with target_errors(out):
         replace_file(out, partial(shutil.copyfile, path))
     return found
 
@@ -58,7 +58,7 @@ def _read_hash(text: str) -> str:
 
 
 def _locate(source: str) -> Path:
-    """Where the file is on this machine, once a hub's client has got it."""
+    """Finds the file on this machine, once a hub's client has got it."""
     if source.startswith("hf:"):
         return from_hugging_face(parse(source))
     if source.startswith("modelscope:"):

@@ -7,6 +7,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from damoserve_compress.fetch import Report, SourceGone, SourceInvalid, TransferFailed, writing
+from damoserve_compress.fetch.errors import SourceGone, SourceInvalid, TransferFailed, target_errors
+
+ReportProgress = Callable[[int, int | None], object]
+"""Takes the bytes that are there and, where it is known, how many they will be."""
 
 TIMEOUT_SECONDS: Final = 30.0
 CHUNK_BYTES: Final = 2**18
@@ -23,8 +27,8 @@ TRANSIENT: Final = frozenset({408, 416, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True)
-class Attempts:
-    """How often a transfer is tried, and how many seconds pass before the second time; twice as many before each next.
+class RetryPolicy:
+    """The number of tries of a transfer, and the seconds before the second; twice as many pass before each next.
 
     One that came further than any before is not counted.
     """
@@ -33,16 +37,16 @@ class Attempts:
     wait: float
 
 
-PATIENT: Final = Attempts(count=5, wait=1.0)
+DEFAULT_RETRIES: Final = RetryPolicy(count=5, wait=1.0)
 
 
 @dataclass(frozen=True)
-class Part:
-    """What has arrived of a file, and beside it of which version of which address: two must not be mixed."""
+class PartialDownload:
+    """The part of a file that has arrived, and beside it its address and version: two must not be mixed."""
 
     data: Path
     verified: bool
-    """Whether a hash will tell if they were."""
+    """True where a hash will tell if two versions were mixed."""
 
     @property
     def origin(self) -> Path:
@@ -53,12 +57,12 @@ class Part:
         return self.data.stat().st_size if self.data.is_file() else 0
 
     def begin(self, url: str, version: str | None) -> None:
-        with writing(self.data):
+        with target_errors(self.data):
             self.data.write_bytes(b"")
             self.origin.write_text(json.dumps({"url": url, "version": version}), encoding="utf-8")
 
     def append(self, chunk: bytes) -> None:
-        with writing(self.data), self.data.open("ab") as file:
+        with target_errors(self.data), self.data.open("ab") as file:
             file.write(chunk)
 
     def discard(self) -> None:
@@ -80,7 +84,7 @@ class Part:
         return {"Range": f"bytes={self.size}-"} | same
 
 
-def download(url: str, part: Part, report: Report, attempts: Attempts) -> None:
+def download(url: str, part: PartialDownload, report: ReportProgress, attempts: RetryPolicy) -> None:
     """Completes `part`. Raises SourceInvalid, SourceGone, TransferFailed or TargetUnusable."""
     if not _is_address(url):
         raise SourceInvalid(f"{url} is no address: it needs a host, and %XX for spaces and all beyond ASCII")
@@ -116,7 +120,7 @@ def _is_address(url: str) -> bool:
     return named and re.fullmatch("[!-~]+", url) is not None
 
 
-def _transfer(url: str, part: Part, report: Report) -> None:
+def _transfer(url: str, part: PartialDownload, report: ReportProgress) -> None:
     """Raises OSError or HTTPException when it is cut off."""
     headers = {"User-Agent": "damoserve", **part.conditions(url)}
     request = urllib.request.Request(url, headers=headers)
@@ -137,7 +141,7 @@ def _transfer(url: str, part: Part, report: Report) -> None:
 
 
 def _version(headers: Message) -> str | None:
-    """What tells one version of a file from the next: not a weak tag, nor a date beside one (RFC 9110, 13.1.5)."""
+    """Reads what tells one version of a file from the next: no weak tag, nor a date beside one (RFC 9110, 13.1.5)."""
     tag: str | None = headers["ETag"]
     if tag is None:
         return headers["Last-Modified"]

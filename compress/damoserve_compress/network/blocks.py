@@ -52,7 +52,7 @@ def same_conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1)
 
 
 def depthwise_conv(channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """The same with one filter for each channel."""
+    """A convolution as `same_conv` with one filter for each channel."""
     return nn.Conv2d(channels, channels, kernel, stride, padding=kernel // 2, groups=channels, bias=False)
 
 

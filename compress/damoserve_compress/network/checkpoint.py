@@ -36,7 +36,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Description:
-    """What a checkpoint is of, and how images are brought to its `width` and `height`."""
+    """The contents of a checkpoint, in words, and how images are brought to its `width` and `height`."""
 
     model: FileName
     variant: str

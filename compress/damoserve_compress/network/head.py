@@ -19,7 +19,7 @@ _PRIOR_BIAS: Final = -math.log(1 / 0.01 - 1)  # untrained scores start at 0.01, 
 
 
 class RawPredictions(NamedTuple):
-    """What losses need. A anchors: levels 8, 16, 32 one after the other, each row-major.
+    """The head's raw outputs, which losses need. A anchors: levels 8, 16, 32 one after the other, each row-major.
 
     class_logits [N, A, C]; box_logits [N, A, 4, reg_max + 1], sides left, top, right, bottom;
     points [A, 2] x and y in pixels, the grid corners; strides [A] in pixels.
@@ -80,7 +80,7 @@ class Integral(nn.Module):
 
 
 class Scale(nn.Module):
-    """One learned factor per level."""
+    """A learned factor, one for each level."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from damoserve_compress.labels import COCO_LABELS, read_labels
+from damoserve_compress.datasets.labels import COCO_LABELS, read_labels
 from damoserve_compress.network.checkpoint import CheckpointError
 from damoserve_compress.network.network import Network, build_network
 from damoserve_compress.network.structures import VARIANTS, Structure, find_structure
@@ -35,14 +35,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ReferenceOptions:
-    """What is known beforehand; the rest is read off the tensors."""
+    """The facts that are known beforehand; the rest is read off the tensors."""
 
     variant: str | None = None
-    """As `find_structure` takes it."""
+    """The variant or structure file, as `find_structure` takes it."""
     labels: tuple[str, ...] | None = None
-    """None: those of COCO."""
+    """The labels; None stands for those of COCO."""
     resize: ResizeMode | None = None
-    """None: that of the generation."""
+    """The way to resize; None stands for that of the generation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _class_channels(tensors: Mapping[str, Tensor]) -> int:
-    """As the first class predictor has them; where there is none, the comparison of keys will tell."""
+    """The channels of the first class predictor; where there is none, the comparison of keys will tell."""
     predictors = (tensor for key, tensor in tensors.items() if key.startswith(CLASS_HEAD) and tensor.ndim)
     return next((len(tensor) for tensor in predictors), 1)
 
@@ -145,7 +145,7 @@ def _likeness(shapes: Shapes, expected: Shapes) -> float:
 
 
 def _differences(shapes: Shapes, expected: Shapes) -> str:
-    """What is wrong: how many tensors of each kind, and the first few."""
+    """Says what is wrong: how many tensors of each kind, and the first few."""
     kinds = {
         "missing": [key for key in expected if key not in shapes],
         "unexpected": [key for key in shapes if key not in expected],

@@ -1,4 +1,4 @@
-"""From the training form to the deploy form: the same function with fewer, biased convolutions.
+"""Reparameterisation, from the training form to the deploy form: the same function with fewer, biased convolutions.
 
 All folding happens in float64 and is rounded once, so that the outputs move by rounding only.
 """

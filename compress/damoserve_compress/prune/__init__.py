@@ -7,6 +7,6 @@ with branches and norms, which can be trained on.
 PruneError   the network cannot be cut as wanted
 """
 
-from damoserve_compress.prune.cut import Group, PruneError, cut, find_groups, kept_channels, uniform
+from damoserve_compress.prune.cut import ChannelGroup, PruneError, cut, find_groups, kept_channels, uniform
 
-__all__ = ["Group", "PruneError", "cut", "find_groups", "kept_channels", "uniform"]
+__all__ = ["ChannelGroup", "PruneError", "cut", "find_groups", "kept_channels", "uniform"]

@@ -1,4 +1,4 @@
-"""How much to cut: channel counts that bring a network down to a share of its operations, parameters or latency."""
+"""Amounts to cut: channel counts that bring a network down to a share of its operations, parameters or latency."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from damoserve_compress.benchmark import speed_up, time_models
-from damoserve_compress.complexity import complexity
 from damoserve_compress.export import export_onnx
+from damoserve_compress.measure.complexity import complexity
+from damoserve_compress.measure.timing import speed_up, time_models
 from damoserve_compress.network import Network
-from damoserve_compress.prune.cut import Group, Keep, PruneError, kept_channels
+from damoserve_compress.prune.cut import ChannelGroup, Keep, PruneError, kept_channels
 from damoserve_compress.prune.sensitivity import StageSensitivity, ratios_at
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export, Prune
@@ -21,7 +21,7 @@ _ROUNDS = 20
 _FREE = 1e-8  # of the loss
 
 
-def share_of(options: Prune, whole: Network, size: Size) -> tuple[float, Callable[[Network], float]]:
+def remaining_share(options: Prune, whole: Network, size: Size) -> tuple[float, Callable[[Network], float]]:
     """The wanted share, and what tells the share that a smaller network has of the whole one."""
     if options.latency is not None:
         return options.latency, partial(_latency_share, _graph(whole, size), size)
@@ -47,15 +47,17 @@ def _graph(network: Network, size: Size) -> bytes:
         return path.read_bytes()
 
 
-def by_sensitivity(groups: Sequence[Group], rows: Sequence[StageSensitivity], level: float, round_to: int) -> Keep:
-    """Of every stage what costs it a share `level`, 0..1, of the greatest measured rise of the loss."""
+def by_sensitivity(
+    groups: Sequence[ChannelGroup], rows: Sequence[StageSensitivity], level: float, round_to: int
+) -> Keep:
+    """Cuts of every stage what costs it a share `level`, 0..1, of the greatest measured rise of the loss."""
     # Where no cut costs anything, the greatest is still to be reached.
     greatest = max(_FREE, *(max(row.rises) for row in rows))
     ratios = ratios_at(rows, level * greatest)
     return {group.root: kept_channels(group.channels, ratios[group.stage], round_to) for group in groups}
 
 
-def reach(wanted: float, share: Callable[[Keep], float], cuts: Callable[[float], Keep]) -> tuple[Keep, float]:
+def bisect_cut(wanted: float, share: Callable[[Keep], float], cuts: Callable[[float], Keep]) -> tuple[Keep, float]:
     """The least of the cuts `cuts(0..1)` that leaves no more than `wanted`, and the share that it leaves.
 
     Raises PruneError where even the greatest leaves more.

@@ -1,4 +1,33 @@
-"""Which channels belong together, how much each is worth, and the cut itself."""
+"""Groups of channels that belong together, the importance of each channel, and the cut.
+
+A channel is cut in more than one layer. The convolution that gives it loses a filter, its norm a factor, and whatever
+reads it a slice of its weights. A sum ties the channels of both its terms, for they must stay as many and in the same
+places; a concatenation only moves them. torch-pruning follows all this through the graph that autograd records, and
+finds every layer that has to change with a given one. Such a set of layers is a group, named by one of its
+convolutions, its root.
+
+An example from the neck of variant P: the last fusion, `neck.merge_6`, whose three blocks each add to what they got.
+
+    x0 = conv2(input)
+    x1 = x0 + convs.0(x0)
+    x2 = x1 + convs.1(x1)
+    x3 = x2 + convs.2(x2)
+    output = conv3(concatenation of conv1(input), x1, x2 and x3, 64 channels each)
+
+The sums tie x0 to x3: one group, with the root `neck.merge_6.convs.2.conv1.conv`, of 64 channels. To cut channel 5 of
+it is to cut, at once,
+
+    filter 5                    of conv2, and of convs.0.conv1, convs.1.conv1 and convs.2.conv1, each with its norm
+    input 5                     of both branches of the RepConv that begins each block
+    inputs 69, 133 and 197      of conv3, where x1, x2 and x3 lie behind conv1's 64 channels
+
+and the group's importance of channel 5 is taken over all these weights. The channels between the two convolutions of
+each block, where the branches of the RepConv are summed, are three further groups. What the head predicts is in no
+group: labels and bins are not for cutting.
+
+Groups are told by their roots and not kept as objects, as a group's indices hold for the very copy that was traced.
+`cut` traces a copy of its own, in which every cut moves the indices of the later ones along.
+"""
 
 import copy
 import warnings
@@ -32,7 +61,7 @@ class PruneError(RuntimeError):
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class ChannelGroup:
     """Layers whose channels can only be cut together."""
 
     root: str
@@ -51,8 +80,8 @@ class Group:
         return ".".join(parts[: 3 if parts[0] == "backbone" else 2])
 
 
-def find_groups(network: Network, importance: Importance) -> list[Group]:
-    """All groups of a network in training form, but for what its head predicts; the network stays as it is.
+def find_groups(network: Network, importance: Importance) -> list[ChannelGroup]:
+    """Finds all groups of a network in training form, but for what its head predicts; the network stays as it is.
 
     `l1` is the norm of all weights of a channel (Li et al. 2017, arXiv 1608.08710), `bn_scale` the factor of its norm
     (Liu et al. 2017, arXiv 1708.06519), `taylor` the first-order change of the loss without it (Molchanov et al. 2019,
@@ -68,11 +97,11 @@ def find_groups(network: Network, importance: Importance) -> list[Group]:
         scores = score(group)
         if scores is None:
             raise PruneError(f"the channels of {root} cannot be ranked by {importance}")
-        found.append(Group(root, scores.detach().cpu()))
+        found.append(ChannelGroup(root, scores.detach().cpu()))
     return found
 
 
-def cut(network: Network, groups: list[Group], keep: Keep) -> Network:
+def cut(network: Network, groups: list[ChannelGroup], keep: Keep) -> Network:
     """A smaller copy in training form, in train mode: of each group named in `keep` by its root, so many channels stay.
 
     Those with the least scores go. `groups` are those of this network.
@@ -91,13 +120,13 @@ def cut(network: Network, groups: list[Group], keep: Keep) -> Network:
     return smaller.train()
 
 
-def uniform(groups: Sequence[Group], ratio: float, round_to: int) -> Keep:
-    """The same ratio of every group."""
+def uniform(groups: Sequence[ChannelGroup], ratio: float, round_to: int) -> Keep:
+    """Cuts the same ratio of every group."""
     return {group.root: kept_channels(group.channels, ratio, round_to) for group in groups}
 
 
 def kept_channels(channels: int, ratio: float, round_to: int) -> int:
-    """How many of `channels` stay when the share `ratio` goes: the nearest multiple of `round_to`, at least one."""
+    """Counts the channels that stay when the share `ratio` goes: the nearest multiple of `round_to`, at least one."""
     return min(channels, max(round_to, round(channels * (1 - ratio) / round_to) * round_to))
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from damoserve_compress.complexity import complexity
 from damoserve_compress.datasets import Dataset
+from damoserve_compress.measure.complexity import complexity
 from damoserve_compress.network import Network
 from damoserve_compress.network.checkpoint import Description, load_checkpoint, save_checkpoint
-from damoserve_compress.prune.amount import LARGEST_RATIO, by_sensitivity, reach, share_of
-from damoserve_compress.prune.cut import Group, Keep, cut, find_groups, uniform
+from damoserve_compress.prune.amount import LARGEST_RATIO, bisect_cut, by_sensitivity, remaining_share
+from damoserve_compress.prune.cut import ChannelGroup, Keep, cut, find_groups, uniform
 from damoserve_compress.prune.sensitivity import StageSensitivity, stage_sensitivity
 from damoserve_compress.prune.statistics import accumulate_gradients, plain_batches, reestimate_norms
 from damoserve_compress.training.config import TrainConfig
@@ -36,7 +36,7 @@ _JUDGED_IMAGES = 48
 
 @dataclass(frozen=True)
 class Cut:
-    """One cut, and what was left after it."""
+    """The record of a cut: the amounts that were wanted and left, and the channels of every group."""
 
     wanted: float | None
     """Share that was to be left, of the amount that the recipe names; None for a plain ratio."""
@@ -44,7 +44,7 @@ class Cut:
     parameters: int
     macs: int
     channels: dict[str, tuple[int, int]]
-    """Of each group, by its root: before and after."""
+    """The channels of each group before and after, by its root."""
     sensitivity: tuple[StageSensitivity, ...]
 
 
@@ -75,7 +75,7 @@ class Pruning:
         PruneError.
         """
         if (folder / NETWORK).exists() and (folder / REPORT).exists():  # only the end of an earlier call was missing
-            _tidy(folder)
+            _remove_step_folders(folder)
             return load_checkpoint(folder / NETWORK)[0]
         folder.mkdir(parents=True, exist_ok=True)
         network = self._whole
@@ -84,17 +84,17 @@ class Pruning:
             work = folder / f"step-{step}"
             work.mkdir(exist_ok=True)
             report(f"cut {step} of {steps}")
-            smaller = self._cut(network, step, work, report)
+            smaller = self._cut_or_load(network, step, work, report)
             network = self._train(smaller, step, work)
         cuts = [json.loads((folder / f"step-{step}" / REPORT).read_text()) for step in range(1, steps + 1)]
         replace_text(folder / REPORT, json.dumps(cuts, indent=1) + "\n")
         for step in range(1, steps + 1):
             shutil.copyfile(folder / f"step-{step}" / "training" / LOG, folder / f"training-{step}.csv")
         save_checkpoint(folder / NETWORK, network, self._description)
-        _tidy(folder)
+        _remove_step_folders(folder)
         return network.to("cpu")
 
-    def _cut(self, network: Network, step: int, work: Path, report: Callable[[str], None]) -> Network:
+    def _cut_or_load(self, network: Network, step: int, work: Path, report: Callable[[str], None]) -> Network:
         path = work / "cut.safetensors"
         if not path.exists():
             statistics = plain_batches(self._train_set, self._tuning, _STATISTICS_IMAGES)
@@ -106,7 +106,7 @@ class Pruning:
         smaller, _ = load_checkpoint(path)
         return smaller.train().requires_grad_(True)
 
-    def _groups(self, network: Network, batches: list[Batch]) -> list[Group]:
+    def _groups(self, network: Network, batches: list[Batch]) -> list[ChannelGroup]:
         importance = self._options.importance
         ranked = copy.deepcopy(network)
         if importance == "taylor":
@@ -114,7 +114,12 @@ class Pruning:
         return find_groups(ranked, importance)
 
     def _choose(
-        self, network: Network, groups: list[Group], step: int, statistics: list[Batch], report: Callable[[str], None]
+        self,
+        network: Network,
+        groups: list[ChannelGroup],
+        step: int,
+        statistics: list[Batch],
+        report: Callable[[str], None],
     ) -> tuple[Network, Cut]:
         options, size = self._options, self._description.input.size
         rows: tuple[StageSensitivity, ...] = ()
@@ -133,9 +138,9 @@ class Pruning:
                     return by_sensitivity(groups, rows, level, options.round_to)
                 return uniform(groups, level * LARGEST_RATIO, options.round_to)
 
-            final, share = share_of(options, self._whole, size)
+            final, share = remaining_share(options, self._whole, size)
             wanted = final ** (step / options.steps)
-            keep, left = reach(wanted, lambda keep: share(cut(network, groups, keep)), cuts)
+            keep, left = bisect_cut(wanted, lambda keep: share(cut(network, groups, keep)), cuts)
         smaller = cut(network, groups, keep)
         parameters, macs = complexity(smaller, size)
         channels = {group.root: (group.channels, keep[group.root]) for group in groups}
@@ -156,6 +161,6 @@ class Pruning:
         return Trainer(network, tuning, (self._train_set, self._val_set), work / "training", objective).run().network
 
 
-def _tidy(folder: Path) -> None:
+def _remove_step_folders(folder: Path) -> None:
     for work in folder.glob("step-*"):
         shutil.rmtree(work)

@@ -1,4 +1,4 @@
-"""How much each stage of a network suffers from a cut, and ratios that let all stages suffer alike."""
+"""Sensitivity of the stages of a network to cuts, and ratios that let all stages suffer alike."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from damoserve_compress.network import Network
-from damoserve_compress.prune.cut import Group, cut, uniform
+from damoserve_compress.prune.cut import ChannelGroup, cut, uniform
 from damoserve_compress.prune.statistics import mean_loss, reestimate_norms
 from damoserve_compress.training.config import TrainConfig
 from damoserve_compress.training.loader import Batch
@@ -16,14 +16,14 @@ RATIOS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class StageSensitivity:
-    """What the training loss rises by when one stage alone is cut, before any training."""
+    """The rise of the training loss when one stage alone is cut, before any training."""
 
     stage: str
     channels: int
-    """Of its groups together."""
+    """The channels of the stage's groups together."""
     ratios: tuple[float, ...]
     rises: tuple[float, ...]
-    """One for each ratio."""
+    """The rise of the loss for each ratio."""
 
     def ratio(self, rise: float) -> float:
         """The share of channels whose loss costs `rise`, by straight lines between the measured points.
@@ -39,12 +39,12 @@ class StageSensitivity:
 
 def stage_sensitivity(
     network: Network,
-    groups: list[Group],
+    groups: list[ChannelGroup],
     batches: tuple[Sequence[Batch], Sequence[Batch]],
     config: TrainConfig,
     round_to: int,
 ) -> Iterable[StageSensitivity]:
-    """One row for each stage, as they are measured. `batches` give the batch norms their statistics, and the loss.
+    """Measures the stages one by one. `batches` give the batch norms their statistics, and the loss.
 
     What is compared with is the whole network after the same treatment.
     """

@@ -1,4 +1,4 @@
-"""What a network computes on plain training images: its loss, its gradients, and the statistics of its batch norms."""
+"""Statistics of a network on plain training images: its loss, its gradients, and the means of its batch norms."""
 
 from collections.abc import Sequence
 from dataclasses import replace

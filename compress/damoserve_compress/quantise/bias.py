@@ -19,7 +19,7 @@ Array = NDArray[np.float32]
 
 
 def output_shifts(graph: Graph, quantised: ModelProto, images: Iterable[NDArray[np.uint8]]) -> dict[str, Array]:
-    """By the names of the convolutions in 8 bits `[channels]`: mean of the float output less that of the 8-bit output.
+    """Measures by how much 8 bits shift each convolution's output `[channels]`: its float mean less its 8-bit mean.
 
     A convolution is linear, so the mean of its output is its output for the mean input: kept are, for each input, one
     mean map of its values and one of them quantised. Either convolution is given the float graph's activations, so that
@@ -28,7 +28,7 @@ def output_shifts(graph: Graph, quantised: ModelProto, images: Iterable[NDArray[
     eight_bit = {node.name: node for node in quantised.graph.node if node.op_type == "Conv"}
     scales = _Scales(quantised)
     steps = {
-        node.input[0]: scales.of(eight_bit[node.name].input[0])
+        node.input[0]: scales.scale_and_zero(eight_bit[node.name].input[0])
         for node in graph.convolutions
         if scales.holds(eight_bit[node.name].input[1])
     }
@@ -43,7 +43,7 @@ def output_shifts(graph: Graph, quantised: ModelProto, images: Iterable[NDArray[
 def _mean_maps(
     model: ModelProto, steps: Mapping[str, tuple[Array, NDArray[np.generic]]], images: Iterable[NDArray[np.uint8]]
 ) -> dict[str, tuple[Array, Array]]:
-    """By tensor, the mean of its values and of them quantised, `[1, C, H, W]` each."""
+    """Averages each tensor's values, and its quantised values, over the images: `[1, C, H, W]` each."""
     sums: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
     count = 0
     for seen in observe(model, sorted(steps), images):
@@ -95,13 +95,13 @@ class _Scales:
     def holds(self, name: str) -> bool:
         return name in self._nodes
 
-    def of(self, name: str) -> tuple[Array, NDArray[np.generic]]:
+    def scale_and_zero(self, name: str) -> tuple[Array, NDArray[np.generic]]:
         """Scale and zero point of a dequantised tensor."""
         scale, zero = (numpy_helper.to_array(self._constants[item]) for item in self._nodes[name].input[1:3])
         return scale, zero.astype(np.float32)
 
     def values(self, name: str) -> Array:
         """Dequantised weights; their scales are per output channel."""
-        scale, zero = (part.reshape(-1, 1, 1, 1) for part in self.of(name))
+        scale, zero = (part.reshape(-1, 1, 1, 1) for part in self.scale_and_zero(name))
         stored = numpy_helper.to_array(self._constants[self._nodes[name].input[0]])
         return np.asarray((stored - zero) * scale, np.float32)

@@ -1,4 +1,4 @@
-"""What can go wrong in quantisation.
+"""The errors of quantisation.
 
 QuantisationError   the graph is not one of ours, the images do not serve, a convolution would run in float that should
                     not, or the budget cannot be kept

@@ -18,7 +18,7 @@ MOVERS = ("MaxPool", "Reshape", "Resize", "Split", "Transpose")
 
 
 @dataclass(frozen=True)
-class Group:
+class ConvolutionGroup:
     """Convolutions that share their weights, with the activations right behind them: in 8 bits all or none."""
 
     name: str
@@ -26,7 +26,7 @@ class Group:
     convolutions: tuple[str, ...]
     """Names of the nodes."""
     nodes: tuple[str, ...]
-    """With the activations."""
+    """The names of the convolutions and of their activations."""
 
 
 class Graph:
@@ -93,13 +93,13 @@ class Graph:
         return found
 
     @cached_property
-    def groups(self) -> tuple[Group, ...]:
-        """In the graph's order."""
+    def groups(self) -> tuple[ConvolutionGroup, ...]:
+        """The groups of convolutions, in the graph's order."""
         members: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.convolutions:
             members[node.input[1]].append(node)
         return tuple(
-            Group(
+            ConvolutionGroup(
                 name=weight.removesuffix(".weight"),
                 convolutions=tuple(node.name for node in nodes),
                 nodes=tuple(name for node in nodes for name in (node.name, *self._activation(node))),
@@ -118,7 +118,7 @@ class Graph:
 
     @cached_property
     def sources(self) -> dict[str, str]:
-        """For every activation that may be quantised, the one whose range it has: often itself.
+        """The source of every activation that may be quantised: the tensor whose range it has, often itself.
 
         What only a ReLU reads has the ReLU's range; moved values have that of the tensor they came from.
         """

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 4096
-"""On either side of zero."""
+"""The number of bins on either side of zero."""
 _SMALLEST = 2.0**-100
 """Width of the first bins of a tensor that holds nothing but zeros; its reciprocal is a float32 too."""
 
@@ -29,7 +29,7 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many values were seen, zeros among them."""
+        """The number of values seen, zeros among them."""
         return self.zeros + int(self.counts.sum())
 
     @property

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from damoserve_compress.quantise.graph import Group
+from damoserve_compress.quantise.graph import ConvolutionGroup
 
 
 @dataclass(frozen=True)
@@ -12,33 +12,33 @@ class Decision:
 
     group: str
     ap_before: float
-    """On the selection images, 0..1."""
+    """The average precision on the selection images, 0..1."""
     ap_after: float
     kept: bool
-    """Whether it stays in float: only if that helped."""
+    """True where the group stays in float: only if that helped."""
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """What was decided, and where it led."""
+class MixedPrecision:
+    """The outcome of mixed precision: the groups that stay in float, and the decisions that led there."""
 
-    floating: tuple[Group, ...]
+    floating: tuple[ConvolutionGroup, ...]
     ap: float
     decisions: tuple[Decision, ...]
 
 
 def keep_accuracy(
-    ranking: Callable[[], Iterable[Group]],
-    measure: Callable[[tuple[Group, ...]], float],
+    ranking: Callable[[], Iterable[ConvolutionGroup]],
+    measure: Callable[[tuple[ConvolutionGroup, ...]], float],
     lowest: float,
     limit: int,
-) -> Mixed:
+) -> MixedPrecision:
     """Starts with nothing in float and stops as soon as the average precision is at least `lowest`.
 
     `measure` gives it for a choice of groups in float. Each group is tried once, in the order of `ranking`, which is
     not asked for if nothing has to be tried; one that does not help goes back to 8 bits. No more than `limit` are kept.
     """
-    floating: tuple[Group, ...] = ()
+    floating: tuple[ConvolutionGroup, ...] = ()
     ap = measure(floating)
     decisions = []
     for group in ranking() if ap < lowest and limit else ():
@@ -49,4 +49,4 @@ def keep_accuracy(
             floating, ap = (*floating, group), after
         if ap >= lowest or len(floating) == limit:
             break
-    return Mixed(floating, ap, tuple(decisions))
+    return MixedPrecision(floating, ap, tuple(decisions))

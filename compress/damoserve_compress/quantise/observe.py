@@ -1,4 +1,4 @@
-"""What the tensors of a graph hold while images pass through it, one image at a time."""
+"""Observation of a graph: the values of its tensors while images pass through it, one image at a time."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,10 +12,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from damoserve_compress.measure.runtime import open_session
 from damoserve_compress.quantise.errors import QuantisationError
 from damoserve_compress.quantise.graph import Graph
 from damoserve_compress.quantise.histogram import Histogram
-from damoserve_compress.session import open_session
 
 Images = Callable[[], Iterable[NDArray[np.uint8]]]
 """Calibration images as the network gets them, uint8 `[H, W, 3]`, the same ones at every call."""
@@ -23,7 +23,7 @@ Images = Callable[[], Iterable[NDArray[np.uint8]]]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which images the ranges were taken from."""
+    """The images that the ranges were taken from."""
 
     images: int
     sha256: str

@@ -14,19 +14,19 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from damoserve_compress.benchmark import instruction_set, time_models
+from damoserve_compress.measure.runtime import Runtime
+from damoserve_compress.measure.timing import instruction_set, time_models
 from damoserve_compress.quantise.bias import output_shifts
 from damoserve_compress.quantise.equalise import equalise
 from damoserve_compress.quantise.errors import QuantisationError
-from damoserve_compress.quantise.graph import Graph, Group
+from damoserve_compress.quantise.graph import ConvolutionGroup, Graph
 from damoserve_compress.quantise.histogram import Histogram
-from damoserve_compress.quantise.mixed import Mixed, keep_accuracy
+from damoserve_compress.quantise.mixed import MixedPrecision, keep_accuracy
 from damoserve_compress.quantise.observe import Images, collect
 from damoserve_compress.quantise.ranges import Range, choose_range
 from damoserve_compress.quantise.report import OperatorTime, QuantisationReport, TensorRange
 from damoserve_compress.quantise.sensitivity import Sensitivity, sensitivities, write_alone
-from damoserve_compress.quantise.write import OperatorSet, Plan, write_quantised
-from damoserve_compress.session import Runtime
+from damoserve_compress.quantise.write import OperatorSet, QuantisationPlan, write_quantised
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Quantise
 
@@ -76,7 +76,7 @@ class _Quantiser:
         histograms, calibration = collect(self.graph, self.images, self.options.calibration_images)
         ranges = self._ranges(histograms)
         bounds = {name: (found.low, found.high) for name, found in ranges.items()}
-        self.plan = Plan(bounds, self._reduce_range(), engine=self.options.engine)
+        self.plan = QuantisationPlan(bounds, self._reduce_range(), engine=self.options.engine)
         times = self._choose_operators()
         write_quantised(self.graph, self.plan, self.result)
         if self.options.bias_correction:
@@ -138,10 +138,10 @@ class _Quantiser:
         _, height, width, _ = (dimension.dim_value for dimension in images.type.tensor_type.shape.dim)
         return Size(width, height)
 
-    def _within_budget(self) -> tuple[float | None, Mixed]:
+    def _within_budget(self) -> tuple[float | None, MixedPrecision]:
         """The float graph's average precision, and what had to stay in float; the result is written accordingly."""
         if self.evaluate is None or self.options.budget is None:
-            return None, Mixed((), math.nan, ())
+            return None, MixedPrecision((), math.nan, ())
         float_ap = self.evaluate(self.source)
         lowest = float_ap - self.options.budget - ROUNDING
         mixed = keep_accuracy(self._ranking, self._measure, lowest, self.options.max_float_groups)
@@ -154,7 +154,7 @@ class _Quantiser:
         write_quantised(self.graph, self.plan, self.result, mixed.floating)
         return float_ap, mixed
 
-    def _measure(self, floating: tuple[Group, ...]) -> float:
+    def _measure(self, floating: tuple[ConvolutionGroup, ...]) -> float:
         path = self.folder / "candidate.onnx"
         write_quantised(self.graph, self.plan, path, floating)
         return self._evaluate(path)
@@ -163,11 +163,11 @@ class _Quantiser:
         assert self.evaluate is not None
         return self.evaluate(path)
 
-    def _ranking(self) -> list[Group]:
+    def _ranking(self) -> list[ConvolutionGroup]:
         return [self._groups[row.group] for row in self.rows]
 
     @cached_property
-    def _groups(self) -> dict[str, Group]:
+    def _groups(self) -> dict[str, ConvolutionGroup]:
         return {group.name: group for group in self.graph.groups}
 
     @cached_property

@@ -1,4 +1,4 @@
-"""From the distribution of an activation to the range that its 8 bits cover.
+"""Ranges: from the distribution of an activation to the interval that its 8 bits cover.
 
 Every range holds zero, which then is one of the 256 steps: padding and ReLU put zeros everywhere.
 """
@@ -16,12 +16,12 @@ Method = Literal["minmax", "percentile", "mse", "entropy"]
 
 STEPS: Final = 255
 GRID: Final = 64
-"""How many shares of the whole range are tried at either end."""
+"""The number of shares of the whole range that are tried at either end."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """What 8 bits cover; `low <= 0 <= high`."""
+    """The interval that 8 bits cover; `low <= 0 <= high`."""
 
     low: float
     high: float
@@ -76,12 +76,12 @@ def _squared_distances(sums: NDArray[np.float64], bound: NDArray[np.float64]) ->
 
 
 def minmax_range(histogram: Histogram) -> tuple[float, float]:
-    """All values."""
+    """The range of all values."""
     return min(histogram.low, 0.0), max(histogram.high, 0.0)
 
 
 def percentile_range(histogram: Histogram, percentile: float) -> tuple[float, float]:
-    """All but `100 - percentile` per cent of the values, half of them at either end; never less, to a bin's width."""
+    """The range of all but `100 - percentile` per cent of the values, half of them at either end, to a bin's width."""
     counts = histogram.counts.copy()
     counts[BINS] += histogram.zeros
     seen = np.cumsum(counts)

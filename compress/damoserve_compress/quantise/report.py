@@ -11,7 +11,7 @@ from damoserve_compress.quantise.write import OperatorSet
 
 @dataclass(frozen=True)
 class TensorRange:
-    """What the 8 bits of one activation cover."""
+    """The range that the 8 bits of one activation cover."""
 
     tensor: str
     low: float
@@ -23,7 +23,7 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """One op set, timed beside the others."""
+    """An op set, timed beside the others."""
 
     operators: OperatorSet
     milliseconds: float
@@ -32,25 +32,25 @@ class OperatorTime:
 
 @dataclass(frozen=True)
 class QuantisationReport:
-    """How an 8-bit graph came to be."""
+    """The record of how an 8-bit graph was made."""
 
     calibration: Calibration
     instruction_set: str
-    """Of the processor it was made on."""
+    """The instruction set of the processor that it was made on."""
     reduce_range: bool
-    """Whether weights have 7 bits."""
+    """True where weights have 7 bits."""
     operators: OperatorSet
     operator_times: tuple[OperatorTime, ...]
     """Empty where the recipe names the op set."""
     tensors: tuple[TensorRange, ...]
     bias_shifts: dict[str, float]
-    """By group, the root mean square over its channels of what was added to the bias."""
+    """The root mean square of what was added to the biases of each group's channels."""
     sensitivity: tuple[Sensitivity, ...]
     """The most harmful first; empty where it was not measured."""
     float_ap: float | None
-    """Of the float graph on the selection images, where there is a budget."""
+    """The average precision of the float graph on the selection images, where there is a budget."""
     ap: float | None
-    """Of the result on them."""
+    """The average precision of the result on the selection images."""
     decisions: tuple[Decision, ...]
     float_groups: tuple[str, ...]
     """Groups that stay in float."""

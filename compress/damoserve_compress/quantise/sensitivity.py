@@ -1,4 +1,4 @@
-"""How much each group of convolutions harms what the head puts out when it alone is in 8 bits."""
+"""Sensitivity: how much each group of convolutions, alone in 8 bits, disturbs what the head puts out."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,17 +10,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from damoserve_compress.quantise.graph import Graph, Group
+from damoserve_compress.quantise.graph import ConvolutionGroup, Graph
 from damoserve_compress.quantise.observe import observe
-from damoserve_compress.quantise.write import Plan, write_quantised
+from damoserve_compress.quantise.write import QuantisationPlan, write_quantised
 
 HeadOutputs = dict[str, NDArray[np.float32]]
-"""What the tensors behind the head hold for one image."""
+"""The values of the head's output tensors for one image."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One row of the analysis: a group in 8 bits, and all else in float."""
+    """The harm of one group in 8 bits, all else in float."""
 
     group: str
     sqnr_db: float
@@ -29,8 +29,10 @@ class Sensitivity:
     """Average precision (0..1) on the selection images, where it was measured."""
 
 
-def sensitivities(graph: Graph, plan: Plan, images: Sequence[NDArray[np.uint8]], path: Path) -> list[Sensitivity]:
-    """One row for each group, the most harmful first. `path` is overwritten with one graph after the other.
+def sensitivities(
+    graph: Graph, plan: QuantisationPlan, images: Sequence[NDArray[np.uint8]], path: Path
+) -> list[Sensitivity]:
+    """Ranks the groups, the most harmful first. `path` is overwritten with one graph after the other.
 
     One group in 8 bits, not one in float: the noise is then that group's alone, not a small part of everyone's.
     """
@@ -42,7 +44,7 @@ def sensitivities(graph: Graph, plan: Plan, images: Sequence[NDArray[np.uint8]],
     return sorted(rows, key=lambda row: (row.sqnr_db, row.group))
 
 
-def write_alone(graph: Graph, plan: Plan, group: Group, path: Path) -> None:
+def write_alone(graph: Graph, plan: QuantisationPlan, group: ConvolutionGroup, path: Path) -> None:
     """Writes the graph in which nothing but one group is in 8 bits."""
     # With all operators, sums and concatenations would add their noise.
     alone = replace(plan, operators="conv")
@@ -60,7 +62,7 @@ def head_outputs(graph: Graph, model: ModelProto) -> list[str]:
 
 
 def sqnr(graph: Graph, model: ModelProto, exact: Sequence[HeadOutputs], images: Iterable[NDArray[np.uint8]]) -> float:
-    """In dB: the mean over the head's outputs of noise power over signal power, at most 150.
+    """Signal to quantisation noise in dB: the mean over the head's outputs of noise over signal power, at most 150.
 
     `model` is a quantised form of `graph`; `exact` are the float graph's own `head_outputs` for each of `images`.
     """

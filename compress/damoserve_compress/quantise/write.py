@@ -1,4 +1,28 @@
-"""From a float graph and ranges to the 8-bit graph, by ONNX Runtime's quantiser."""
+"""Writing the 8-bit graph, from a float graph and ranges, by ONNX Runtime's quantiser.
+
+The 8-bit graph is still a graph of float operators, in the form called QDQ. In front of what is to be computed in 8
+bits, values are quantised (Q) and at once dequantised (DQ), which rounds them to the 256 steps of their range; weights
+are stored in 8 bits with a DQ behind them. At load, ONNX Runtime finds DQ - Conv - Q and runs one QLinearConv instead:
+
+    as written     x -> Q -> DQ --+-> Conv -> Relu -> Q -> DQ -> ...
+                   weights -> DQ -+
+                   bias (32 bits) -> DQ
+    as run         x -> Q -> QLinearConv -> ... in 8 bits to the next operator
+
+A value x of a tensor with the range 0 .. 6 has the scale 6 / 255 = 0.0235 and the zero point 0; 1.5 is stored as
+round(1.5 / 0.0235) = 64 and comes back as 1.506. Where any Q or DQ is missing around a convolution, that one runs in
+float, between two conversions, and may be slower than before: `_check_fused` counts them in the graph that was loaded.
+
+The quantiser is given the ranges, as if it had calibrated itself, and three things are done to what it writes:
+
+*  Pixels. The graph begins with a Cast of uint8 to float, which the quantiser follows with a Q back to uint8. With
+   scale 1 and zero point 0 both change nothing: `_take_pixels_directly` removes them, so that the first DQ reads the
+   image itself. OpenVINO keeps them, with a scale just above 1, for a reason told at `_PIXEL_SCALE`.
+*  Float convolutions. A convolution that is to stay in float stands between 8-bit ones, and ONNX Runtime would quantise
+   it after all, coarsely. `_keep_float` hides its bias behind a DQ.
+*  Biases. What 8 bits shift a convolution's mean output by is put into its bias by `_with_shifts`, before the quantiser
+   sees the graph. Convolutions may share their weights and bias but not their shifts, so each gets a bias of its own.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +37,9 @@ from onnx import ModelProto, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static, save_tensors_data
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
+from damoserve_compress.measure.runtime import open_session
 from damoserve_compress.quantise.errors import QuantisationError
-from damoserve_compress.quantise.graph import Graph, Group, drop_unused
-from damoserve_compress.session import open_session
+from damoserve_compress.quantise.graph import ConvolutionGroup, Graph, drop_unused
 from damoserve_profiles.runtimes import EngineName
 
 OperatorSet = Literal["all", "conv", "conv+concat"]
@@ -28,20 +52,22 @@ _PIXEL_SCALE: Final[Mapping[EngineName, float]] = {"onnxruntime": 1.0, "openvino
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that says what an 8-bit graph is, besides the float graph."""
+class QuantisationPlan:
+    """The settings that, with the float graph, determine an 8-bit graph."""
 
     ranges: Mapping[str, tuple[float, float]]
-    """By the names of the activations that have one of their own."""
+    """The range of each activation that has one of its own, by name."""
     reduce_range: bool
     operators: OperatorSet = "all"
     shifts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """By the names of convolutions `[channels]`: what is added to the bias where it is in 8 bits."""
+    """The shifts `[channels]` added to the biases of convolutions in 8 bits, by the names of the convolutions."""
     engine: EngineName = "onnxruntime"
-    """What the graph is for."""
+    """The engine that the graph is made for."""
 
 
-def write_quantised(graph: Graph, plan: Plan, target: Path, floating: Collection[Group] = ()) -> None:
+def write_quantised(
+    graph: Graph, plan: QuantisationPlan, target: Path, floating: Collection[ConvolutionGroup] = ()
+) -> None:
     """Writes the 8-bit form of a graph, with the groups `floating` left in float.
 
     QDQ with QUInt8 activations and QInt8 weights per channel. Raises QuantisationError when ONNX Runtime would run any
@@ -68,7 +94,7 @@ def write_quantised(graph: Graph, plan: Plan, target: Path, floating: Collection
     _check_fused(target, len(graph.convolutions), sum(len(group.convolutions) for group in floating))
 
 
-def _with_shifts(graph: Graph, plan: Plan, kept: Collection[str]) -> ModelProto:
+def _with_shifts(graph: Graph, plan: QuantisationPlan, kept: Collection[str]) -> ModelProto:
     model = ModelProto()
     model.CopyFrom(graph.model)
     for node in model.graph.node:

@@ -10,12 +10,12 @@ from typing import Final
 
 VARIANT: Final = "M"
 AP: Final = 49.2
-"""Of the float row, COCO val2017, times 100."""
+"""The average precision of the float row on COCO val2017, times 100."""
 
 
 @dataclass(frozen=True)
-class Published:
-    """One row."""
+class PublishedRow:
+    """A row of the article's table."""
 
     profile: str
     parameters: float
@@ -23,14 +23,14 @@ class Published:
     operations: float
     """Thousand millions, as DAMO-YOLO counts FLOPs."""
     change: float
-    """Of the average precision, in points."""
+    """The change of the average precision, in points."""
     speed: float | None
-    """Against the float row, where the article has it."""
+    """The speed-up over the float row, where the article has it."""
 
 
 PUBLISHED: Final = (
-    Published("fp32", 28.6, 61.8, 0.0, 1.0),
-    Published("int8", 7.2, 15.5, -0.4, None),
-    Published("pruned", 22.9, 49.4, -0.3, None),
-    Published("int8+pruned", 5.7, 12.4, -1.1, 2.6),
+    PublishedRow("fp32", 28.6, 61.8, 0.0, 1.0),
+    PublishedRow("int8", 7.2, 15.5, -0.4, None),
+    PublishedRow("pruned", 22.9, 49.4, -0.3, None),
+    PublishedRow("int8+pruned", 5.7, 12.4, -1.1, 2.6),
 )

@@ -1,4 +1,4 @@
-"""What a report is made of, before it is written as Markdown or HTML: plain text, nothing of it is markup."""
+"""The parts of a report before it is written as Markdown or HTML: plain text, nothing of it is markup."""
 
 import re
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Drawing:
     """A drawing of lines and text, as the text of an SVG element whose ink is `currentColor`."""
 
     name: str
-    """Of the file, without suffix; unique in a report."""
+    """The name of the drawing's file, without suffix; unique in a report."""
     caption: str
     svg: str
 

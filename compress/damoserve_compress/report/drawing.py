@@ -53,7 +53,7 @@ def as_svg(figure: "Figure") -> str:
 
 
 def on_white(svg: str) -> str:
-    """The same as a file of its own: black on white, wherever it is shown."""
+    """Makes a drawing a file of its own: black on white, wherever it is shown."""
     head, rest = svg.replace("currentColor", "#000000").split(">", 1)
     return f'{head}><rect width="100%" height="100%" fill="#ffffff"/>{rest}\n'
 

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from damoserve_compress.benchmark import Ratio, speed_up, summarise, time_models
-from damoserve_compress.bootstrap import Difference, compare
 from damoserve_compress.datasets import Dataset
-from damoserve_compress.evaluate import COCO_THRESHOLDS, average_precision, ground_truth, predict
+from damoserve_compress.measure.bootstrap import Difference, compare
+from damoserve_compress.measure.evaluate import COCO_THRESHOLDS, average_precision, ground_truth, predict
+from damoserve_compress.measure.runtime import Runtime, installed_engines, open_detector
+from damoserve_compress.measure.timing import Ratio, speed_up, summarise, time_models
 from damoserve_compress.network import VARIANTS
 from damoserve_compress.report.errors import ReportError
-from damoserve_compress.session import Runtime, installed_engines, open_detector
 from damoserve_profiles.manifest import AccuracyDifference, Latency, Manifest, Thresholds
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.repository import Repository
@@ -32,24 +32,24 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One profile in one engine."""
+class EngineTiming:
+    """The time of a profile in an engine."""
 
     latency: Latency
     speed: Ratio
-    """Against the first profile in ONNX Runtime."""
+    """The speed-up over the first profile in ONNX Runtime."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredProfile:
     """A profile, and what was measured of it here."""
 
     profile: Profile
-    timings: dict[EngineName, Timing]
+    timings: dict[EngineName, EngineTiming]
     ap: float
     """Average precision, 0..1."""
     difference: AccuracyDifference | None
-    """None for what is itself the reference, and where it was never measured."""
+    """The difference from the reference; None for the reference itself, and where it was never measured."""
 
     @property
     def manifest(self) -> Manifest:
@@ -65,7 +65,7 @@ class Measured:
         return self.manifest.engine if self.manifest.engine in self.timings else "onnxruntime"
 
     @property
-    def timing(self) -> Timing:
+    def timing(self) -> EngineTiming:
         return self.timings[self.engine]
 
     @property
@@ -99,15 +99,15 @@ def read_profiles(root: Path, model: str | None, reference: str) -> tuple[list[P
     return profiles, [profile.manifest for profile in found if profile not in profiles]
 
 
-def time_profiles(profiles: Sequence[Profile], rounds: int) -> list[dict[EngineName, Timing]]:
+def time_profiles(profiles: Sequence[Profile], rounds: int) -> list[dict[EngineName, EngineTiming]]:
     """Times every profile in every installed engine that can run it, all interleaved. Raises RuntimeMissing."""
     columns = [(index, runtime) for index, profile in enumerate(profiles) for runtime in _runtimes(profile.manifest)]
     size = profiles[0].manifest.input.size
     times = time_models([(profiles[index].path, runtime) for index, runtime in columns], size, rounds, THREADS)
-    timings: list[dict[EngineName, Timing]] = [{} for _ in profiles]
+    timings: list[dict[EngineName, EngineTiming]] = [{} for _ in profiles]
     for column, (index, runtime) in enumerate(columns):
         latency = summarise(times[:, column], THREADS, runtime)
-        timings[index][runtime.engine] = Timing(latency, speed_up(times, column))
+        timings[index][runtime.engine] = EngineTiming(latency, speed_up(times, column))
     return timings
 
 
@@ -116,17 +116,19 @@ def _runtimes(manifest: Manifest) -> list[Runtime]:
     return [Runtime(engine, manifest.precision) for engine in engines]
 
 
-def from_manifests(profiles: Sequence[Profile], rounds: int) -> list[Measured]:
+def from_manifests(profiles: Sequence[Profile], rounds: int) -> list[MeasuredProfile]:
     """The profiles timed, with the accuracy that their manifests promise."""
     timed = zip(profiles, time_profiles(profiles, rounds), strict=True)
     return [
-        Measured(profile, timings, profile.manifest.accuracy.ap, profile.manifest.accuracy.difference)
+        MeasuredProfile(profile, timings, profile.manifest.accuracy.ap, profile.manifest.accuracy.difference)
         for profile, timings in timed
     ]
 
 
-def validate(measured: Sequence[Measured], dataset: Dataset, report: Callable[[str], None]) -> list[Measured]:
-    """The same with accuracy and intervals computed from `dataset`, against the first. Raises ReportError."""
+def validate(
+    measured: Sequence[MeasuredProfile], dataset: Dataset, report: Callable[[str], None]
+) -> list[MeasuredProfile]:
+    """Computes accuracy and intervals anew from `dataset`, against the first profile. Raises ReportError."""
     first = measured[0]
     if dataset.labels != first.manifest.labels:
         raise ReportError(f"the profiles have labels {first.manifest.labels}, the data {dataset.labels}")
@@ -149,11 +151,11 @@ def _change(reference: str, difference: Difference) -> AccuracyDifference:
 
 
 def evaluation_thresholds(manifest: Manifest) -> Thresholds:
-    """Those that the variant is evaluated with."""
+    """The thresholds that the manifest's variant is evaluated with."""
     structure = VARIANTS.get(manifest.variant)
     return structure.evaluation if structure else COCO_THRESHOLDS
 
 
-def detections(item: Measured, dataset: Dataset, thresholds: Thresholds) -> list[Detections]:
-    """What a profile finds in each image of `dataset`."""
+def detections(item: MeasuredProfile, dataset: Dataset, thresholds: Thresholds) -> list[Detections]:
+    """The detections of a profile in each image of `dataset`."""
     return predict(open_detector(item.profile.path, item.runtime), dataset, item.manifest.input, thresholds)

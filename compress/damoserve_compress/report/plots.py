@@ -6,19 +6,19 @@ from itertools import cycle
 from typing import TYPE_CHECKING
 
 from damoserve_compress.advise import on_front
-from damoserve_compress.bootstrap import Interval
+from damoserve_compress.measure.bootstrap import Interval
 from damoserve_compress.naive import NaiveRow
 from damoserve_compress.prune.sensitivity import StageSensitivity
 from damoserve_compress.quantise import QuantisationReport
 from damoserve_compress.report.drawing import BLUE, GREY, ORANGE, styled
-from damoserve_compress.report.measure import Measured
+from damoserve_compress.report.measure import MeasuredProfile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHOWN_GROUPS = 30
-"""Of the most harmful convolutions in a sensitivity plot."""
+"""The number of the most harmful convolutions that a sensitivity plot shows."""
 FAR = 3.0
 """Settings by so many points of AP below the worst profile would flatten the picture: they are left out."""
 
@@ -27,19 +27,19 @@ _MARKS = "^vsDP*Xo"
 
 @dataclass(frozen=True)
 class Point:
-    """One profile or naive setting in a plot of accuracy."""
+    """A profile or naive setting in a plot of accuracy."""
 
     name: str
     ap: tuple[float, float, float]
-    """In points: itself, and the ends of its interval."""
+    """The average precision in points, and the ends of its interval."""
     speed: tuple[float, float, float]
     """Ratio: median and quartiles."""
     megabytes: float
     ours: bool = True
 
 
-def points(measured: Sequence[Measured], naive: Sequence[NaiveRow]) -> tuple[list[Point], list[str]]:
-    """What there is to plot, and the names of what would be too far below."""
+def points(measured: Sequence[MeasuredProfile], naive: Sequence[NaiveRow]) -> tuple[list[Point], list[str]]:
+    """Gives the points to plot, and the names of those that would be too far below."""
     shown = [_profile_point(item) for item in measured]
     lowest = min(point.ap[0] for point in shown) - FAR
     others = [_naive_point(row) for row in naive if row.difference is not None]
@@ -49,7 +49,7 @@ def points(measured: Sequence[Measured], naive: Sequence[NaiveRow]) -> tuple[lis
     )
 
 
-def _profile_point(item: Measured) -> Point:
+def _profile_point(item: MeasuredProfile) -> Point:
     change, speed = item.difference, item.timing.speed
     return Point(
         item.name,
@@ -104,7 +104,7 @@ def pareto_plot(shown: Sequence[Point], reference: str) -> "Figure":
 
 @styled()
 def stage_plot(rows: Sequence[StageSensitivity]) -> "Figure":
-    """What the loss rises by when one stage alone is cut, the most sensitive stage first."""
+    """Plots the rise of the loss when one stage alone is cut, the most sensitive stage first."""
     ordered = sorted(rows, key=lambda row: -max(row.rises))
     figure, axes = _rows([_short(row.stage) for row in ordered])
     places = range(len(ordered))
@@ -119,7 +119,7 @@ def stage_plot(rows: Sequence[StageSensitivity]) -> "Figure":
 
 @styled()
 def group_plot(report: QuantisationReport) -> "Figure":
-    """How much each convolution disturbs the head's outputs when it alone is in 8 bits."""
+    """Plots how much each convolution disturbs the head's outputs when it alone is in 8 bits."""
     rows = report.sensitivity[:SHOWN_GROUPS]
     figure, axes = _rows([_short(row.group) for row in rows])
     colours = [ORANGE if row.group in report.float_groups else BLUE for row in rows]
@@ -129,7 +129,7 @@ def group_plot(report: QuantisationReport) -> "Figure":
 
 
 def _short(name: str) -> str:
-    """Of a stage or convolution, without what says nothing."""
+    """Shortens the name of a stage or convolution by what all names have."""
     return name.removeprefix("network.").replace("block_list.", "").removesuffix(".rbr_reparam")
 
 

@@ -1,4 +1,4 @@
-"""What every profile finds in a few pictures, drawn side by side, and where it differs from the reference."""
+"""Sample pictures with the detections of every profile, side by side, marked where they differ from the reference's."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from damoserve_compress.datasets import Dataset
 from damoserve_compress.datasets.subset import Subset
 from damoserve_compress.report.document import Gallery, Photograph, slug
-from damoserve_compress.report.measure import Measured, detections
+from damoserve_compress.report.measure import MeasuredProfile, detections
 from damoserve_profiles.postprocess import Detections
 
 SIDE: Final = 416
@@ -24,8 +24,8 @@ _MORE: Final[Colour] = (20, 80, 255)
 _LOST: Final[Colour] = (235, 50, 30)
 
 
-def sample_images(measured: Sequence[Measured], dataset: Dataset, count: int) -> list[Gallery]:
-    """One row of pictures for each of `count` images, spread evenly over `dataset`, as served by default."""
+def sample_images(measured: Sequence[MeasuredProfile], dataset: Dataset, count: int) -> list[Gallery]:
+    """Draws a row of pictures for each of `count` images, spread evenly over `dataset`, as served by default."""
     indices = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
     images = Subset(dataset, indices)
     found = [detections(item, images, item.manifest.thresholds) for item in measured]
@@ -46,7 +46,7 @@ def sample_images(measured: Sequence[Measured], dataset: Dataset, count: int) ->
 
 
 def unmatched(first: Detections, second: Detections) -> NDArray[np.bool_]:
-    """Which detections of `first` have none of the same label and place in `second`, `[M]`.
+    """Marks the detections of `first` that have none of the same label and place in `second`, `[M]`.
 
     Each takes the free one that it overlaps most, if by `SAME_IOU`; the best score chooses first.
     """
@@ -69,7 +69,7 @@ def _iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.
 
 
 def _photograph(
-    name: str, item: Measured, image: NDArray[np.uint8], found: tuple[Detections, Detections]
+    name: str, item: MeasuredProfile, image: NDArray[np.uint8], found: tuple[Detections, Detections]
 ) -> Photograph:
     reference, own = found
     more, lost = unmatched(own, reference), unmatched(reference, own)

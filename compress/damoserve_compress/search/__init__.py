@@ -6,7 +6,7 @@ ValueError
 """
 
 from damoserve_compress.search.costs import Budget, CostModel, Costs
-from damoserve_compress.search.evolve import Candidate, Search, SearchConfig, SearchError, check_start
+from damoserve_compress.search.evolve import ScoredStructure, Search, SearchConfig, SearchError, check_start
 from damoserve_compress.search.mutate import Space
 from damoserve_compress.search.predict import LatencyModel
 from damoserve_compress.search.score import WEIGHTS, entropy_score
@@ -15,11 +15,11 @@ from damoserve_compress.search.table import LatencyTable, TableError
 __all__ = [
     "WEIGHTS",
     "Budget",
-    "Candidate",
     "CostModel",
     "Costs",
     "LatencyModel",
     "LatencyTable",
+    "ScoredStructure",
     "Search",
     "SearchConfig",
     "SearchError",

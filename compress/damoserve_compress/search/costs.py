@@ -1,4 +1,4 @@
-"""What a structure costs, and how much of it may be spent."""
+"""Costs of structures, and budgets for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SCALES = 3
 
 @dataclass(frozen=True)
 class Costs:
-    """Of the deploy form, for one image."""
+    """The costs of a structure's deploy form, for one image."""
 
     parameters: int
     macs: int
@@ -36,11 +36,11 @@ class Budget:
     latency_ms: float = math.inf
 
     def limits(self) -> dict[str, float | None]:
-        """By name; None where there is none."""
+        """The limits by name; None where there is none."""
         return {name: limit if math.isfinite(limit) else None for name, limit in asdict(self).items()}
 
     def excess(self, costs: Costs) -> str:
-        """What is too much, in words; empty where nothing is."""
+        """Says in words which costs exceed the budget; empty where none does."""
         return ", ".join(self._excesses(costs))
 
     def _excesses(self, costs: Costs) -> Iterator[str]:

@@ -38,7 +38,7 @@ class SearchError(ValueError):
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """What the result depends on, besides the costs and the number of steps."""
+    """Settings that the result depends on, besides the costs and the number of steps."""
 
     space: Space
     budget: Budget
@@ -48,7 +48,7 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ScoredStructure:
     """A structure within budget and its entropy score."""
 
     score: float
@@ -74,15 +74,15 @@ class Search:
         self._path = path
         start = config.space.start
         check_start(start, config.budget, costs)
-        self.population: list[Candidate] = []
+        self.population: list[ScoredStructure] = []
         """Unique, best first."""
         self._members: set[Structure] = set()
-        self._add(self._candidate(start))
+        self._add(self._scored(start))
         if path.exists():
             self._restore()
 
     @property
-    def best(self) -> Candidate:
+    def best(self) -> ScoredStructure:
         return self.population[0]
 
     def run(self, evaluations: int, seconds: float, progress: Callable[[Search], None] = lambda search: None) -> None:
@@ -103,17 +103,17 @@ class Search:
         self.evaluations += 1
         if child in self._members:
             return
-        candidate = self._candidate(child)
+        candidate = self._scored(child)
         full = len(self.population) == self.config.population
         if full and candidate.score <= self.population[-1].score:
             return
         if not self.config.budget.excess(self.costs(child)):
             self._add(candidate)
 
-    def _candidate(self, structure: Structure) -> Candidate:
-        return Candidate(entropy_score(structure, self.config.weights), structure)
+    def _scored(self, structure: Structure) -> ScoredStructure:
+        return ScoredStructure(entropy_score(structure, self.config.weights), structure)
 
-    def _add(self, candidate: Candidate) -> None:
+    def _add(self, candidate: ScoredStructure) -> None:
         insort(self.population, candidate, key=lambda member: -member.score)
         self._members.add(candidate.structure)
         for worst in self.population[self.config.population :]:
@@ -121,7 +121,7 @@ class Search:
         del self.population[self.config.population :]
 
     def identity(self) -> dict[str, Any]:
-        """All that the result depends on but the number of steps, as plain values."""
+        """Gives all that the result depends on but the number of steps, as plain values."""
         space, latency = self.config.space, self.costs.latency
         return {
             "start": structure_to_dict(space.start),
@@ -160,4 +160,4 @@ class Search:
         self.population, self.evaluations, self.seconds = [], evaluations, seconds
         self._members.clear()
         for structure in (best, *others):
-            self._add(self._candidate(structure))
+            self._add(self._scored(structure))

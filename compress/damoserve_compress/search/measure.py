@@ -24,18 +24,18 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from damoserve_compress.benchmark import interleave
 from damoserve_compress.export import export_onnx
+from damoserve_compress.measure.runtime import open_session
+from damoserve_compress.measure.timing import interleave
 from damoserve_compress.network import build_network
 from damoserve_compress.network.structures import Structure
-from damoserve_compress.search.operators import Convolution, Kind
+from damoserve_compress.search.operators import Convolution, ConvolutionKind
 from damoserve_compress.search.predict import LatencyModel
-from damoserve_compress.search.table import THREADS, LatencyTable, Timing, key, network_key, open_table, slabs_for
-from damoserve_compress.session import open_session
+from damoserve_compress.search.table import THREADS, LatencyTable, PairedTiming, key, network_key, open_table, slabs_for
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export
 
-REFERENCE: Final = Convolution(Kind(3, 1), 64, 64, 26, 26)
+REFERENCE: Final = Convolution(ConvolutionKind(3, 1), 64, 64, 26, 26)
 GROUP: Final = 8
 ROUNDS: Final = 15
 NETWORK_ROUNDS: Final = 60
@@ -61,13 +61,13 @@ def measure(table: LatencyTable, path: Path, progress: Progress, rounds: int = R
             runs, counts = zip(*(_runner(point, Path(folder)) for point in (REFERENCE, *group)), strict=True)
             medians = _medians(runs, rounds) / counts
         for point, milliseconds in zip(group, medians[1:], strict=True):
-            table.timings[key(point)] = Timing(ms=float(milliseconds), reference_ms=float(medians[0]))
+            table.timings[key(point)] = PairedTiming(ms=float(milliseconds), reference_ms=float(medians[0]))
         table.save(path)
         progress(total - len(missing) + first + len(group), total)
 
 
 def latency_model(path: Path, reference: Structure, size: Size, num_classes: int, progress: Progress) -> LatencyModel:
-    """What predicts latencies of structures like the reference, with which it is calibrated.
+    """Prepares a model of the latencies of structures like the reference, with which it is calibrated.
 
     Measures what the table at `path` lacks for that. Raises TableError as `open_table`.
     """
@@ -83,7 +83,7 @@ def latency_model(path: Path, reference: Structure, size: Size, num_classes: int
     return model
 
 
-def measure_networks(structures: Sequence[Structure], size: Size, num_classes: int) -> list[Timing]:
+def measure_networks(structures: Sequence[Structure], size: Size, num_classes: int) -> list[PairedTiming]:
     """Times whole networks, exported as fp32 profiles are, interleaved with each other and the reference convolution.
 
     The weights are random: no kernel is slower for other ones.
@@ -98,7 +98,7 @@ def measure_networks(structures: Sequence[Structure], size: Size, num_classes: i
             export_onnx(build_network(structure, num_classes).eval(), size, Export(), path)
             runs.append(partial(open_session(path, THREADS).run, None, {"images": image}))
         medians = _medians(runs, NETWORK_ROUNDS)
-    return [Timing(ms=float(ms), reference_ms=float(medians[0] / count)) for ms in medians[1:]]
+    return [PairedTiming(ms=float(ms), reference_ms=float(medians[0] / count)) for ms in medians[1:]]
 
 
 def _medians(runs: Sequence[Callable[[], object]], rounds: int) -> NDArray[np.float64]:
@@ -108,7 +108,7 @@ def _medians(runs: Sequence[Callable[[], object]], rounds: int) -> NDArray[np.fl
 
 
 def _runner(point: Convolution, folder: Path) -> tuple[Callable[[], object], int]:
-    """What runs a graph of convolutions like `point`, and how many these are."""
+    """Prepares the run of a graph of convolutions like `point`; gives it, and how many convolutions these are."""
     count = int(np.clip(_ENOUGH_MACS // point.macs, 4, 64))
     model, shape = _graph(point, count)
     path = folder / f"{hashlib.sha256(key(point).encode()).hexdigest()}.onnx"

@@ -17,7 +17,7 @@ from damoserve_compress.network.structures import StageStructure, Structure
 FACTORS: Final = (2.0, 1.5, 1.25, 0.8, 0.6, 0.5)
 STEPS: Final = (-2, -1, 1, 2)
 FIRST_DEPTH: Final = 2
-"""At most so many blocks where the map is largest."""
+"""The most blocks of the first stage, where the map is largest."""
 STEM_WIDTH: Final = 32
 MAX_WIDTH: Final = 2048
 
@@ -26,7 +26,7 @@ Neck = Literal["fixed", "scaled"]
 
 @dataclass(frozen=True)
 class Space:
-    """Which structures can be reached.
+    """The space of structures that mutations can reach.
 
     The neck's outputs, and with them the head, keep the start's widths (`fixed`), or the start's ratios to the
     features that the neck takes (`scaled`). Inside, the neck is always as wide as these features. Raises ValueError
@@ -35,7 +35,7 @@ class Space:
 
     start: Structure
     multiple: int = 16
-    """Of every width that a mutation chooses; what none has touched stays as in the start."""
+    """A divisor of every width that a mutation chooses; what none has touched stays as in the start."""
     max_depth: int = 4
     """Blocks in a stage; a start that has more may keep as many."""
     neck: Neck = "fixed"
@@ -45,7 +45,7 @@ class Space:
             raise ValueError(f"widths must be multiples of an even number, not of {self.multiple}: some are halved")
 
     def mutate(self, structure: Structure, rng: Random) -> Structure:
-        """One or two random steps, each of one block: the stem's width, or a stage's width, bottleneck or depth.
+        """Takes one or two random steps, each of one block: the stem's width, or a stage's width, bottleneck or depth.
 
         A step that the rules do not leave room for changes nothing. The result can always be built.
         """
@@ -70,7 +70,7 @@ class Space:
         return replace(structure, stages=tuple(stages))
 
     def _widened(self, structure: Structure, index: int, factor: float) -> Structure:
-        """With another width of a stage, or of the stem (index -1): never below the one before or above the next."""
+        """Changes the width of a stage, or of the stem (index -1): never below the one before or above the next."""
         stages = list(structure.stages)
         first, last = self._same_width(structure, index)
         old = stages[index].out_channels if index >= 0 else structure.stem_channels

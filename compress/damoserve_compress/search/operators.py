@@ -14,7 +14,7 @@ from damoserve_compress.network.structures import STRIDES, StageStructure, Struc
 from damoserve_profiles.imaging import Size
 
 
-class Kind(NamedTuple):
+class ConvolutionKind(NamedTuple):
     """Convolutions that one kernel of a runtime computes. Those over an image have 3 channels and pixels for input."""
 
     kernel: int
@@ -27,9 +27,9 @@ class Kind(NamedTuple):
 
 
 class Convolution(NamedTuple):
-    """One biased convolution; `height` and `width` are those of its output."""
+    """A biased convolution; `height` and `width` are those of its output."""
 
-    kind: Kind
+    kind: ConvolutionKind
     in_channels: int
     out_channels: int
     height: int
@@ -58,14 +58,14 @@ class FeatureMap(NamedTuple):
     def conv(self, taken: int, given: int, kernel: int, stride: int = 1, form: str = "dense") -> Convolution:
         """A convolution whose output is this map."""
         height, width = self.size.height // self.stride, self.size.width // self.stride
-        return Convolution(Kind(kernel, stride, form), taken, given, height, width)
+        return Convolution(ConvolutionKind(kernel, stride, form), taken, given, height, width)
 
     def depthwise(self, channels: int, kernel: int, stride: int = 1) -> Convolution:
         return self.conv(channels, channels, kernel, stride, "depthwise")
 
 
 def convolutions(structure: Structure, size: Size, num_classes: int) -> Iterator[Convolution]:
-    """All of backbone, neck and head for one image, in any order."""
+    """Lists the convolutions of backbone, neck and head for one image, in any order."""
     yield from _backbone(structure, size)
     yield from _neck(structure, size)
     sides = 4 * (structure.reg_max + 1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from damoserve_compress.network.structures import Structure
 from damoserve_compress.search.operators import Convolution, convolutions
-from damoserve_compress.search.table import LatencyTable, Slab, TableError, Timing, key
+from damoserve_compress.search.table import LatencyTable, PairedTiming, Slab, TableError, key
 from damoserve_profiles.imaging import Size
 
 BLOCK: Final = 16
@@ -37,13 +37,13 @@ class LatencyModel:
         self._rates = {slab.kind: (slab, self._log_rates(slab)) for slab in table.slabs}
         self.convolution = cache(self._convolution)
 
-    def calibrate(self, structure: Structure, size: Size, num_classes: int, measured: Timing) -> None:
+    def calibrate(self, structure: Structure, size: Size, num_classes: int, measured: PairedTiming) -> None:
         """Makes `network` answer what was measured for this one."""
         self.factor = 1.0
         self.factor = self.table.milliseconds(measured) / self.network(structure, size, num_classes)
 
     def network(self, structure: Structure, size: Size, num_classes: int) -> float:
-        """For one image on one thread. Raises TableError for kinds of convolutions that were not measured."""
+        """Predicts the milliseconds of one image on one thread. Raises TableError for kinds that were not measured."""
         return self.factor * sum(self.convolution(point) for point in convolutions(structure, size, num_classes))
 
     def _log_rates(self, slab: Slab) -> NDArray[np.float64]:

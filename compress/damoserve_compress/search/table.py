@@ -1,4 +1,4 @@
-"""What convolutions cost on one machine, as a file.
+"""A latency table: what convolutions cost on one machine, as a file.
 
 TableError (ValueError)   the file is damaged, of another machine, or lacks what is asked of it
 """
@@ -14,10 +14,10 @@ from typing import Annotated, Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from damoserve_compress.benchmark import cpu_name, instruction_set
+from damoserve_compress.measure.runtime import ONNX_RUNTIME
+from damoserve_compress.measure.timing import cpu_name, instruction_set
 from damoserve_compress.network.structures import Structure, structure_to_dict
-from damoserve_compress.search.operators import Convolution, Kind
-from damoserve_compress.session import ONNX_RUNTIME
+from damoserve_compress.search.operators import Convolution, ConvolutionKind
 from damoserve_profiles.faults import describe_faults
 from damoserve_profiles.files import replace_text
 from damoserve_profiles.imaging import Size
@@ -36,7 +36,7 @@ class _Strict(BaseModel):
 
 
 class Machine(_Strict):
-    """What the latencies hold for."""
+    """The machine that the latencies hold for."""
 
     cpu: str
     instruction_set: str
@@ -59,14 +59,14 @@ class Slab(_Strict):
     inputs: Annotated[tuple[Count, ...], Field(min_length=1)]
     outputs: Annotated[tuple[Count, ...], Field(min_length=1)]
     sides: Annotated[tuple[Count, ...], Field(min_length=1)]
-    """Of the output, in pixels."""
+    """The sides of the output, in pixels."""
 
     @property
-    def kind(self) -> Kind:
-        return Kind(self.kernel, self.stride, self.form)
+    def kind(self) -> ConvolutionKind:
+        return ConvolutionKind(self.kernel, self.stride, self.form)
 
     def points(self) -> Iterator[Convolution]:
-        """In the order of an array `[inputs, outputs, sides]`."""
+        """The convolutions of the grid, in the order of an array `[inputs, outputs, sides]`."""
         for taken in self.inputs:
             for given in self.outputs:
                 for side in self.sides:
@@ -79,7 +79,7 @@ _SIDES: Final = (13, 26, 52, 104)
 
 
 def slabs_for(structure: Structure) -> tuple[Slab, ...]:
-    """What has to be measured for structures of this one's family and kernels."""
+    """The grids to measure for structures of this one's family and kernels."""
     mobile = structure.family == "mobile"
     image = Slab(kernel=3 if mobile else 6, stride=2, form="image", inputs=(3,), outputs=(16, 32, 64), sides=(104, 208))
     kernels = {1, structure.bottleneck_kernel, structure.head_kernel}
@@ -95,7 +95,7 @@ def slabs_for(structure: Structure) -> tuple[Slab, ...]:
     )
 
 
-class Timing(_Strict):
+class PairedTiming(_Strict):
     """Median milliseconds, and those of the reference convolution in the same interleaved rounds.
 
     Only their ratio is used: the machine may be slower today than it was yesterday.
@@ -113,26 +113,26 @@ class LatencyTable(BaseModel):
     schema_version: Literal[1] = 1
     machine: Machine
     slabs: list[Slab] = []
-    timings: dict[str, Timing] = {}
-    networks: dict[str, Timing] = {}
+    timings: dict[str, PairedTiming] = {}
+    networks: dict[str, PairedTiming] = {}
 
     def plan(self, slabs: Iterable[Slab]) -> None:
         """Adds those of kinds that the table does not have yet."""
         self.slabs += [slab for slab in slabs if slab.kind not in {known.kind for known in self.slabs}]
 
     def missing(self) -> list[Convolution]:
-        """What is planned and not measured yet."""
+        """The convolutions that are planned and not measured yet."""
         return [point for slab in self.slabs for point in slab.points() if key(point) not in self.timings]
 
-    def milliseconds(self, timing: Timing) -> float:
-        """What was timed, as if the machine were as fast as it mostly was while the convolutions were measured."""
+    def milliseconds(self, timing: PairedTiming) -> float:
+        """The time that was measured, as if the machine were as fast as it mostly was while the table was filled."""
         return self._usual() * timing.ms / timing.reference_ms
 
     def _usual(self) -> float:
         return float(np.median([timing.reference_ms for timing in self.timings.values()]))
 
     def digest(self) -> str:
-        """Of what predictions are made from."""
+        """The SHA-256 of what predictions are made from."""
         text = self.model_dump_json(include={"slabs", "timings"})
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -152,7 +152,7 @@ def key(point: Convolution) -> str:
 
 
 def this_machine() -> Machine:
-    """As manifests describe it."""
+    """Describes the machine at hand, as manifests do."""
     return Machine(cpu=cpu_name(), instruction_set=instruction_set(), runtime=ONNX_RUNTIME.version(), threads=THREADS)
 
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Final
 
-from damoserve_compress.evaluate import Detector
 from damoserve_compress.export import ROUNDING, Tolerance, export_onnx
+from damoserve_compress.measure.evaluate import Detector
+from damoserve_compress.measure.runtime import ONNX_RUNTIME, Runtime, open_detector
 from damoserve_compress.network import Network
 from damoserve_compress.quantise import Images, QuantisationReport, quantise_onnx
 from damoserve_compress.quantise.quantise import Evaluate
-from damoserve_compress.session import ONNX_RUNTIME, Runtime, open_detector
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export, Quantise
 

@@ -5,12 +5,12 @@ from typing import Final
 
 import onnx
 
-from damoserve_compress.evaluate import Detector
 from damoserve_compress.export import Tolerance, export_onnx
+from damoserve_compress.measure.evaluate import Detector
+from damoserve_compress.measure.runtime import ONNX_RUNTIME, Runtime, onnx_detector
 from damoserve_compress.network import Network
 from damoserve_compress.quantise import Images, QuantisationReport
 from damoserve_compress.quantise.quantise import Evaluate
-from damoserve_compress.session import ONNX_RUNTIME, Runtime, onnx_detector
 from damoserve_compress.targets.half import to_half
 from damoserve_compress.targets.symmetric import Layout, quantise_symmetric
 from damoserve_profiles.imaging import Size

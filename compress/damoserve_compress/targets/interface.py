@@ -1,15 +1,15 @@
-"""What a target is to the build."""
+"""The interface of a target to the build."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from damoserve_compress.evaluate import Detector
 from damoserve_compress.export import Tolerance
+from damoserve_compress.measure.evaluate import Detector
+from damoserve_compress.measure.runtime import ONNX_RUNTIME, Runtime
 from damoserve_compress.network import Network
 from damoserve_compress.quantise import Images, QuantisationReport
 from damoserve_compress.quantise.quantise import Evaluate
-from damoserve_compress.session import ONNX_RUNTIME, Runtime
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.recipe import Export, Quantise
 
@@ -19,7 +19,7 @@ class TargetSteps(Protocol):
 
     @property
     def tolerance(self) -> Tolerance:
-        """By how much the finished graph of a network that is not quantised may differ from the network."""
+        """The difference that the finished graph of a network that is not quantised may have from the network."""
 
     def adapt(self, network: Network, options: Export) -> Network:
         """The network that the graphs compute: the given one, unless the recipe asks for inexact replacements."""
@@ -38,4 +38,4 @@ class TargetSteps(Protocol):
         form, at the first. Raises TargetError where the target would not take it. None: these are it already."""
 
     def detector(self, path: Path, options: Export, runtime: Runtime = ONNX_RUNTIME) -> Detector:
-        """What a graph of any of these steps finds, on the processor; `runtime` is a choice for the target cpu only."""
+        """Opens a graph of any of these steps on the processor; `runtime` is a choice for the target cpu only."""

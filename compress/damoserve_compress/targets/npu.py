@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from damoserve_compress.evaluate import Detector
 from damoserve_compress.export import ROUNDING, Tolerance, make_graph
+from damoserve_compress.measure.evaluate import Detector
+from damoserve_compress.measure.runtime import ONNX_RUNTIME, Runtime, open_session
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.network.head import make_priors
 from damoserve_compress.network.reparameterise import fold_scales, stem_over_pixels
 from damoserve_compress.quantise import Images, QuantisationReport
 from damoserve_compress.quantise.quantise import Evaluate
-from damoserve_compress.session import ONNX_RUNTIME, Runtime, open_session
 from damoserve_compress.targets.operators import (
     AllowList,
     Rule,
@@ -54,14 +54,14 @@ _EVERYWHERE: Final[Mapping[str, Rule]] = MappingProxyType(
     }
 )
 INTEGER_NPU: Final = AllowList("an NPU", range(13, 24), _EVERYWHERE)
-"""What compilers of NPUs agree on, kept narrow: the limits are those of the strictest that were found documented
+"""The operators that compilers of NPUs agree on, kept narrow: the limits are those of the strictest found documented
 (shapes and sizes: Arm's Vela for Ethos-U, which takes batches of one, at most four dimensions of at most 65535)."""
 FLOAT_NPU: Final = AllowList(
     "an NPU with float units",
     INTEGER_NPU.opsets,
     MappingProxyType({**_EVERYWHERE, "ReduceSum": last_axis, "Softmax": last_axis}),
 )
-"""With the two more that decoding boxes takes."""
+"""The operators of `INTEGER_NPU`, and the two more that decoding boxes takes."""
 
 
 class NpuNetwork(nn.Module):
@@ -93,7 +93,7 @@ class NpuNetwork(nn.Module):
         return self._decode(class_maps, box_maps) if self.decoded else (*class_maps, *box_maps)
 
     def _decode(self, class_maps: list[Tensor], box_maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """By plain operators over at most four dimensions, the grid being a constant."""
+        """Decodes by plain operators over at most four dimensions, the grid being a constant."""
         scores = torch.cat([level.flatten(2) for level in class_maps], dim=2).sigmoid().transpose(1, 2)
         logits = torch.cat([level.reshape(1, 4, len(self.bins), -1) for level in box_maps], dim=3)
         distances = (logits.transpose(2, 3).softmax(dim=3) * self.bins).sum(dim=3)

@@ -22,7 +22,7 @@ class TargetError(RuntimeError):
 
 @dataclass(frozen=True)
 class Tensors:
-    """What is known of the tensors of a graph by their names."""
+    """The tensors of a graph by their names, as far as they are known."""
 
     shapes: Mapping[str, tuple[int, ...]]
     """0: not known before the graph runs."""
@@ -30,19 +30,19 @@ class Tensors:
 
 
 Rule = Callable[[NodeProto, Tensors], str | None]
-"""What is wrong with a node of the operator, or None."""
+"""A function that says what is wrong with a node of the operator, or None."""
 
 
 @dataclass(frozen=True)
 class AllowList:
-    """What a target takes: tensors of known shape and at most `rank` dimensions, and operators within their limits."""
+    """The graphs that a target takes: tensors of known shape and at most `rank` dimensions, operators within limits."""
 
     name: str
     opsets: range
     rules: Mapping[str, Rule]
     rank: int = 4
     longest: int = 65535
-    """Of any dimension."""
+    """The largest size of any dimension."""
 
 
 def check_operators(model: ModelProto, allowed: AllowList) -> None:
@@ -123,7 +123,7 @@ def nearest_resize(node: NodeProto, tensors: Tensors) -> str | None:
 
 
 def resize_factors(node: NodeProto, constants: Mapping[str, onnx.TensorProto]) -> list[float] | None:
-    """Those of a Resize that repeats pixels; None if it does anything else, or they are not constant."""
+    """The factors of a Resize that repeats pixels; None if it does anything else, or they are not constant."""
     found = attributes(node)
     form = [found.get(name, b"") for name in ("mode", "coordinate_transformation_mode", "nearest_mode")]
     if form != [b"nearest", b"asymmetric", b"floor"] or len(node.input) < 3 or node.input[2] not in constants:
@@ -133,7 +133,7 @@ def resize_factors(node: NodeProto, constants: Mapping[str, onnx.TensorProto]) -
 
 
 def last_axis(node: NodeProto, tensors: Tensors) -> str | None:
-    """Only over the last dimension."""
+    """Allows only the last dimension to be reduced."""
     rank = len(tensors.shapes.get(node.input[0], ()))
     given = tensors.constants.get(node.input[1]) if len(node.input) > 1 else None
     along = [attributes(node).get("axis", -1)] if given is None else numpy_helper.to_array(given).ravel().tolist()

@@ -12,7 +12,7 @@ import onnx
 from onnx import ModelProto
 from onnxruntime.quantization import QuantType
 
-from damoserve_compress.benchmark import instruction_set
+from damoserve_compress.measure.timing import instruction_set
 from damoserve_compress.quantise import Images, QuantisationReport
 from damoserve_compress.quantise.equalise import equalise
 from damoserve_compress.quantise.graph import Graph, drop_unused
@@ -26,20 +26,20 @@ from damoserve_profiles.recipe import Quantise
 TIED: Final = ("Concat", "ConvTranspose")
 """Operators that only move values about: what they read and write is on one scale, so that they may do it in 8 bits."""
 SMALLEST: Final = 127 * 2.0**-14
-"""Of the ranges of activations: so their scales are normal numbers in float16 too."""
+"""The smallest range of activations: so their scales are normal numbers in float16 too."""
 PIXELS: Final = 255.0
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a target wants quantisers."""
+    """The places where a target wants quantisers."""
 
     operators: tuple[str, ...]
-    """Those that run in 8 bits."""
+    """The operators that run in 8 bits."""
     outputs: bool
-    """On what these give as well, but for what only a ReLU reads. Else only on what they read."""
+    """True for quantisers on what these operators give, too, unless only a ReLU reads it; else on what they read."""
     biases: bool
-    """On biases, in 32 bits on the scale of input times weight."""
+    """True for quantisers on biases, in 32 bits on the scale of input times weight."""
 
 
 def quantise_symmetric(
@@ -92,7 +92,7 @@ def _ranges(graph: Graph, histograms: Mapping[str, Histogram], options: Quantise
 
 
 def tied(graph: Graph) -> dict[str, str]:
-    """For each tensor that shares its scale with others the one that stands for all of them."""
+    """Maps each tensor that shares its scale with others to the one that stands for all of them."""
     owners: dict[str, str] = {}
 
     def owner(name: str) -> str:

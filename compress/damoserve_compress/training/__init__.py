@@ -1,0 +1,1 @@
+"""Training: batches of augmented pictures, losses, distillation, and a loop that goes on where it was stopped."""

@@ -3,7 +3,21 @@
 An anchor is a candidate where its point lies in any box, or within `centre_radius` strides of any box's centre.
 Every (candidate, box) pair costs the quality focal loss it would have, plus the negative log of its IoU, plus a sum
 that rules out, until nothing else is left, the pairs whose point is not both in the box and near its centre.
-Each box takes its k cheapest candidates, k being the sum of its ten best IoUs, at least one.
+Each box takes its k cheapest candidates, k being the whole part of the sum of its ten best IoUs, at least one: a box
+that many predictions fit already teaches many anchors. An anchor that two boxes take goes to the cheaper one.
+
+An example of two boxes A and B of one class, and four anchors with their points in both boxes and near both centres.
+For a class cost of 0.1 everywhere, and the default weight 3 of the IoU, a pair costs 0.1 - 3 ln IoU:
+
+    anchor    IoU A   IoU B    cost A   cost B
+    1         0.90    0.30       0.42     3.71
+    2         0.80    0.75       0.77     0.96
+    3         0.50    0.70       2.18     1.17
+    4         0.10    0.20       7.01     4.93
+    sum       2.30    1.95    k   2        1
+
+A takes 1 and 2, B takes 2. For anchor 2 box A is cheaper, so A keeps it, and B ends with none: it has no second choice
+in this step. The next step sees other predictions.
 
 Nothing here waits for a GPU: no size depends on the values.
 """
@@ -22,7 +36,7 @@ from damoserve_compress.training.geometry import pairwise_iou
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class AssignerConfig:
     centre_radius: NonNegativeFloat = 2.5
-    """In strides of the anchor's level."""
+    """The radius around a box's centre, in strides of the anchor's level."""
     candidate_top_k: PositiveInt = 10
     class_weight: NonNegativeFloat = 1.0
     iou_weight: NonNegativeFloat = 3.0
@@ -30,7 +44,7 @@ class AssignerConfig:
 
 
 class Assignment(NamedTuple):
-    """What each of one image's A anchors learns."""
+    """The targets that each of one image's A anchors learns."""
 
     boxes: Tensor
     """[A] int64, index of the box; -1 for background."""
@@ -39,7 +53,7 @@ class Assignment(NamedTuple):
 
 
 class Anchors(NamedTuple):
-    """What the assigner reads of one image's A anchors, without gradient."""
+    """The predictions of one image's A anchors that the assigner reads, without gradient."""
 
     class_logits: Tensor
     """[A, C]"""
@@ -52,7 +66,7 @@ class Anchors(NamedTuple):
 
 
 def _location(anchors: Anchors, boxes: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Whether each anchor's point is in each box, and near its centre: two boolean [A, G]."""
+    """Says whether each anchor's point is in each box, and near its centre: two boolean [A, G]."""
     x, y = anchors.points[:, :1], anchors.points[:, 1:]
     inside = (x > boxes[:, 0]) & (y > boxes[:, 1]) & (x < boxes[:, 2]) & (y < boxes[:, 3])
     reach = anchors.strides[:, None] * radius

@@ -184,7 +184,7 @@ def _visible(
 
 
 def _colour_matrix(config: AugmentConfig, rng: np.random.Generator) -> NDArray[np.float64]:
-    """One linear map [3, 4] of RGB that turns hue about the grey axis, then saturation, contrast and brightness."""
+    """Composes a linear map [3, 4] of RGB: hue turned about the grey axis, then saturation, contrast and brightness."""
     amplitudes = np.array([config.brightness, config.contrast, config.saturation])
     brightness, contrast, saturation = 1 + rng.uniform(-amplitudes, amplitudes)
     angle = np.deg2rad(rng.uniform(-config.hue, config.hue))

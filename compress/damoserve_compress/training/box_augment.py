@@ -37,7 +37,7 @@ _Reals = NDArray[np.float64]
 _Step = tuple[str, Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=10)]]
 _Three = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 _Change = Callable[[_Pixels, _Reals, _Reals], _Pixels]
-"""Of a window, given the centre of the box in it and the sides of the box."""
+"""A change of a window, given the centre of the box in it and the sides of the box."""
 _Enhancer = type[ImageEnhance.Color | ImageEnhance.Brightness | ImageEnhance.Sharpness]
 
 _REACH = 3.5
@@ -101,9 +101,9 @@ class BoxAugmentConfig:
     the geometric ones is drawn.
     """
     box_probability: NonNegativeFloat = 0.3
-    """For each box to be changed, times the part that its size has of the odds below."""
+    """The probability of a box to be changed, times the part that its size has of the odds below."""
     colour_odds: _Three = (7, 5, 1)
-    """Of small, medium and large boxes."""
+    """The odds of small, medium and large boxes."""
     geometric_odds: _Three = (3, 3, 3)
     area_ratios: _Three = (6, 2, 0.4)
     """Area under the weight of a colour operation in that of a typical small, medium or large box.

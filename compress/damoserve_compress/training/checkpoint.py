@@ -42,7 +42,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path, entries: Iterable[str] = ()) -> dict[str, Any]:
-    """Only tensors and plain values are accepted: no code of the file is run.
+    """Reads a training's state. Only tensors and plain values are accepted: no code of the file is run.
 
     Raises UnusableState where the file is damaged or lacks one of `entries`.
     """

@@ -1,4 +1,4 @@
-"""How a network is trained: a training recipe.
+"""Training recipes: the settings of a training, with their defaults.
 
 A recipe is a YAML file with the fields of `TrainConfig`; absent ones keep their defaults. The bundled ones:
 
@@ -50,21 +50,21 @@ class TrainConfig:
     sizes: tuple[Side, ...] = ()
     """Multi-scale training: every batch has one of these sides, drawn at random. Empty: `size` always."""
     resize: ResizeMode = "stretch"
-    """How images are brought to that square; a checkpoint to start from must have been trained with the same."""
+    """The way images are brought to that square; a checkpoint to start from must have been trained with the same."""
     epochs: Count = 120
     tail_epochs: Annotated[int, Field(ge=0)] = 0
     """Last epochs, at the lowest learning rate, each evaluated: images as they are, but for flips and colours."""
     tail_affine: bool = False
-    """In these epochs, too, images are scaled, turned and sheared; only mosaic and mixup end."""
+    """True to scale, turn and shear images in these epochs, too; only mosaic and mixup end."""
     batch_size: Count = 16
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """`sgd` has Nesterov momentum, if any."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD."""
+    """The momentum of SGD."""
     learning_rate: Positive = 2e-3
-    """At its highest."""
+    """The learning rate at its highest."""
     weight_decay: NotNegative = 0.05
-    """None on batch norm, biases and scales."""
+    """The weight decay; batch norms, biases and scales have none."""
     warmup_epochs: NotNegative = 3.0
     final_factor: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of the learning rate at which the cosine ends."""
@@ -78,11 +78,11 @@ class TrainConfig:
     rendered_reuse: Count = 4
     """Epochs for which the same rendered images serve: rendering one costs some thirty augmentations."""
     precision: Precision = "float32"
-    """Of the network's forward and backward pass; weights, losses and optimiser are float32 always."""
+    """The precision of the network's forward and backward pass; weights, losses and optimiser are float32 always."""
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
     distil: DistilConfig | None = None
-    """What is learnt from a teacher."""
+    """The settings for learning from a teacher."""
     eval_every: Count = 5
     """Epochs between evaluations. The first epoch is evaluated too, so that a fault shows at once, and the last."""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -98,22 +98,22 @@ class TrainConfig:
 
     @property
     def input(self) -> InputSpec:
-        """What the trained network takes."""
+        """The input of the trained network."""
         return InputSpec(width=self.size, height=self.size, resize=self.resize)
 
     def curve(self) -> dict[str, Any]:
-        """All that the result depends on, as plain values: equal for two runs that must give the same curve."""
+        """Gives all that the result depends on, as plain values: equal for two runs that must give the same curve."""
         values: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
         for name in ("threads", "workers", "eval_every", "device"):
             del values[name]
         return values
 
     def is_tail(self, epoch: int) -> bool:
-        """Whether an epoch, from 0, is one of the last, without mosaic and mixup."""
+        """Says whether an epoch, from 0, is one of the last, without mosaic and mixup."""
         return epoch >= self.epochs - self.tail_epochs
 
     def is_evaluated(self, epoch: int) -> bool:
-        """Whether an evaluation ends this epoch, from 0."""
+        """Says whether an evaluation ends this epoch, from 0."""
         return epoch == 0 or (epoch + 1) % self.eval_every == 0 or epoch + 1 == self.epochs or self.is_tail(epoch)
 
 

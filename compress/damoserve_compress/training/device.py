@@ -1,4 +1,4 @@
-"""Where training runs fastest, and in which precision."""
+"""The device on which training runs fastest, and its precision there."""
 
 import torch
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from damoserve_compress.network import Network, fuse
 from damoserve_compress.training.losses import LossConfig, Losses, detection_loss
-from damoserve_compress.training.objective import Step
+from damoserve_compress.training.objective import ForwardPass
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -32,12 +32,12 @@ class DistilConfig:
     first_weight: Annotated[float, Field(ge=0)] = 1.0
     last_weight: Annotated[float, Field(ge=0)] = 0.1
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of channel-wise distillation's softmax."""
+    """The temperature of channel-wise distillation's softmax."""
     teacher: str = ""
     """SHA-256 of the teacher's checkpoint: part of what the result depends on."""
 
     def weight(self, progress: float) -> float:
-        """At `progress` 0..1 of the training."""
+        """The weight of the imitation at `progress` 0..1 of the training."""
         cosine = (1 + math.cos(math.pi * progress)) / 2
         return self.last_weight + (self.first_weight - self.last_weight) * cosine
 
@@ -75,7 +75,7 @@ class DistillationObjective(nn.Module):
     def teacher(self) -> Network:
         return self._teacher[0]
 
-    def forward(self, step: Step) -> Losses:
+    def forward(self, step: ForwardPass) -> Losses:
         detection = detection_loss(step.predictions, step.targets, self._loss)
         with torch.no_grad(), step.autocast():
             wanted = self.teacher.to(step.images.device).features(step.images)

@@ -20,7 +20,7 @@ from damoserve_compress.training.config import TrainConfig
 from damoserve_compress.training.losses import Target
 from damoserve_profiles.manifest import InputSpec
 
-Extra = Callable[[int], Dataset]
+ExtraImages = Callable[[int], Dataset]
 """The further images of an epoch, by its number."""
 
 _SPARE = 2  # batches that wait ready
@@ -52,7 +52,7 @@ class BatchLoader:
     Raises ValueError for an empty data set, and in `epoch` where the extra images' label names differ.
     """
 
-    def __init__(self, dataset: Dataset, config: TrainConfig, extra: Extra | None = None) -> None:
+    def __init__(self, dataset: Dataset, config: TrainConfig, extra: ExtraImages | None = None) -> None:
         if len(dataset) == 0:
             raise ValueError("the data set to train on is empty")
         self._dataset = dataset
@@ -93,11 +93,11 @@ class BatchLoader:
         further = self._extra(epoch)
         if self._images != len(self._dataset) + len(further):
             raise ValueError(f"{self._images - len(self._dataset)} extra images announced, {len(further)} given")
-        return Joined(self._dataset, further)
+        return ConcatenatedDataset(self._dataset, further)
 
 
-class Joined:
-    """One data set after another, whose labels are numbered as the first one's.
+class ConcatenatedDataset:
+    """Two data sets, one after the other, with labels numbered as the first one's.
 
     Raises ValueError where the second has labels that the first has not.
     """
@@ -138,7 +138,7 @@ class _EpochViews:
         self._config = _tail(config) if config.is_tail(epoch) else config.augment
 
     def batch(self, indices: Sequence[int], position: int) -> Batch:
-        """One view each of the images `indices`, which are the `position`-th batch of the epoch."""
+        """Draws a view of each of the images `indices`, which are the `position`-th batch of the epoch."""
         # A stream of its own: those of the views end in an index of the data set.
         size = int(np.random.default_rng((*self._seed, len(self._dataset) + position)).choice(self._sizes))
         spec = self._input.model_copy(update={"width": size, "height": size})

@@ -1,4 +1,4 @@
-"""What a DAMO-YOLO network is trained on: quality focal loss, generalised IoU and distribution focal loss.
+"""The losses of a DAMO-YOLO network: quality focal loss, generalised IoU and distribution focal loss.
 
 Weights and normalisers are those of the released training code; the quality and distribution focal losses are from
 Generalized Focal Loss (Li et al. 2020, arXiv 2006.04388).
@@ -30,7 +30,7 @@ class LossConfig:
 
 
 class Target(NamedTuple):
-    """What is to be found in one image."""
+    """The boxes to be found in one image."""
 
     boxes: Tensor
     """[G, 4] float, xyxy in pixels of the network input; G may be 0."""
@@ -46,7 +46,7 @@ class Losses(NamedTuple):
     giou: Tensor
     distribution: Tensor
     feature: Tensor
-    """What the features lack of a teacher's."""
+    """The imitation loss: the distance of the features from a teacher's."""
 
 
 class _Positives(NamedTuple):

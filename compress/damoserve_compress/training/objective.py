@@ -1,4 +1,4 @@
-"""What a training step minimises."""
+"""The objective: what a training step minimises."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -11,8 +11,8 @@ from damoserve_compress.training.losses import LossConfig, Losses, Target, detec
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
-    """One forward pass of the network that is trained."""
+class ForwardPass:
+    """A forward pass of the network that is trained."""
 
     images: Tensor
     """[N, 3, H, W]"""
@@ -34,5 +34,5 @@ class DetectionObjective(nn.Module):
         super().__init__()
         self._loss = loss
 
-    def forward(self, step: Step) -> Losses:
+    def forward(self, step: ForwardPass) -> Losses:
         return detection_loss(step.predictions, step.targets, self._loss)

@@ -1,4 +1,4 @@
-"""What a training run tells while it runs: a bar on a terminal, one line an epoch anywhere else."""
+"""The progress of a training run: a bar on a terminal, one line an epoch anywhere else."""
 
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of the log; losses are means over the epoch's steps, `seconds` counts its evaluation too."""
+    """A line of the log; losses are means over the epoch's steps, `seconds` counts its evaluation too."""
 
     epoch: int
     learning_rate: float

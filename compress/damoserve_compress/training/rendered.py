@@ -6,10 +6,10 @@ from damoserve_compress.datasets import Dataset
 from damoserve_compress.datasets.cache import CachedDataset
 from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.training.config import TrainConfig
-from damoserve_compress.training.loader import Extra
+from damoserve_compress.training.loader import ExtraImages
 
 
-def rendered_extra(config: TrainConfig) -> Extra:
+def rendered_extra(config: TrainConfig) -> ExtraImages:
     """`config.rendered` scenes, new ones every `config.rendered_reuse` epochs."""
 
     @lru_cache(maxsize=1)
@@ -21,5 +21,5 @@ def rendered_extra(config: TrainConfig) -> Extra:
 
 
 def rendered_fits(labels: tuple[str, ...]) -> bool:
-    """Whether rendered scenes can be mixed in: they show blood cells, which the labels must include."""
+    """Says whether rendered scenes can be mixed in: they show blood cells, which the labels must include."""
     return set(RenderedSmears.labels) <= set(labels)

@@ -21,7 +21,7 @@ from torch import nn
 
 from damoserve_compress.datasets import Dataset, fingerprint
 from damoserve_compress.datasets.cache import CachedDataset
-from damoserve_compress.evaluate import Metrics, average_precision, ground_truth, predict, torch_detector
+from damoserve_compress.measure.evaluate import Metrics, average_precision, ground_truth, predict, torch_detector
 from damoserve_compress.network import Network, RawPredictions
 from damoserve_compress.network.checkpoint import Description, save_checkpoint
 from damoserve_compress.training.checkpoint import (
@@ -35,7 +35,7 @@ from damoserve_compress.training.config import TrainConfig, learning_rate_factor
 from damoserve_compress.training.ema import ModelEma
 from damoserve_compress.training.loader import Batch, BatchLoader
 from damoserve_compress.training.losses import Losses
-from damoserve_compress.training.objective import DetectionObjective, Step
+from damoserve_compress.training.objective import DetectionObjective, ForwardPass
 from damoserve_compress.training.optimiser import build_optimiser
 from damoserve_compress.training.progress import EpochRecord, Reporter
 from damoserve_compress.training.rendered import rendered_extra
@@ -121,7 +121,7 @@ class Trainer:
         return ground_truth(self._val_set)
 
     def train_step(self, batch: Batch) -> Losses:
-        """One step of the optimiser; the losses come back without gradient."""
+        """Takes a step of the optimiser; the losses come back without gradient."""
         rate = self.config.learning_rate * learning_rate_factor(self._step, len(self.batches), self.config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -138,14 +138,14 @@ class Trainer:
         self._step += 1
         return Losses(*(value.detach() for value in losses))
 
-    def _forward(self, batch: Batch) -> Step:
+    def _forward(self, batch: Batch) -> ForwardPass:
         images, targets = batch.tensors(self.config.device)
         with self._autocast():
             features = self.network.features(images)
             raw = self.network.head(features)
         predictions = RawPredictions(*(tensor.float() for tensor in raw))
         progress = self._step / (self.config.epochs * len(self.batches))
-        return Step(images, features, predictions, targets, progress, self._autocast)
+        return ForwardPass(images, features, predictions, targets, progress, self._autocast)
 
     def _autocast(self) -> torch.autocast:
         device = torch.device(self.config.device).type
@@ -230,7 +230,7 @@ class Trainer:
 
 
 def write_log(path: Path, history: Iterable[EpochRecord]) -> None:
-    """All epochs anew, so that a resumed run's log has each of them once."""
+    """Writes all epochs anew, so that a resumed run's log has each of them once."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [column.name for column in fields(EpochRecord)], lineterminator="\n")
     writer.writeheader()

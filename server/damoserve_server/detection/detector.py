@@ -3,9 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +11,12 @@ from numpy.typing import NDArray
 from damoserve_profiles.imaging import Size, shown_size
 from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.postprocess import Detections, select
+from damoserve_server.configuration.settings import Settings
 from damoserve_server.detection.gate import Gate
-from damoserve_server.detection.request import DetectionRequest, DetectionResult, Timings
+from damoserve_server.detection.request import DetectionRequest, DetectionResult
 from damoserve_server.detection.trace import record_answer, record_request
 from damoserve_server.detection.worker import Inference, Job, JobTicket, settle
-from damoserve_server.detection.worker_pool import Workers
+from damoserve_server.detection.worker_pool import WorkerPool
 from damoserve_server.errors import DamoserveError, DeadlineExpired
 from damoserve_server.fidelity.monitor import FidelityMonitor
 from damoserve_server.inputs.buffers import Lease, Pool, affordable_slots
@@ -25,39 +24,18 @@ from damoserve_server.inputs.images import DECODE_FAILURES, ImageReader, bytes_t
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.models.catalogue import ActiveProfile, Catalogue
 from damoserve_server.scheduling.latency import DecodeEstimate
-from damoserve_server.scheduling.policy import Wish
+from damoserve_server.scheduling.policy import Requirements
 from damoserve_server.scheduling.selection import Reason, Tier, accurate_enough
-from damoserve_server.settings import Settings
-from damoserve_server.telemetry.records import Record, current
+from damoserve_server.telemetry.records import current
 
 Floats = NDArray[np.float32]
-UNKNOWN = Size(0, 0)
-
-
-@dataclass(eq=False)
-class Preparing:
-    """A request between its arrival and the network. Times are on the monotonic clock."""
-
-    request: DetectionRequest
-    ticket: JobTicket
-    lease: Lease
-    record: Record
-    started: float = 0.0
-    decoded: float = 0.0
-    image_size: Size = UNKNOWN
-
-    def timings(self, found: Inference) -> Timings:
-        held = min(max(self.decoded, found.held_since), found.started)
-        before = (self.request.arrival, self.started, self.decoded, held)
-        after = (found.started, found.computed, found.selected, time.monotonic())
-        return Timings(*(end - begin for begin, end in pairwise((*before, *after))))
 
 
 class Detector:
     """Holds what all requests share."""
 
     def __init__(
-        self, settings: Settings, catalogue: Catalogue, images: ImageReader, workers: Workers, metrics: Metrics
+        self, settings: Settings, catalogue: Catalogue, images: ImageReader, workers: WorkerPool, metrics: Metrics
     ) -> None:
         self.catalogue = catalogue
         self.fidelity = FidelityMonitor(settings.fidelity, metrics.fidelity)
@@ -110,12 +88,12 @@ class Detector:
         """That were leased at the same time."""
         return self._most_leased
 
-    async def drain(self, patience: float) -> None:
+    async def drain(self, timeout: float) -> None:
         """Refuses new requests; returns when the accepted ones are answered.
 
         After `patience` seconds those that still wait for the network are refused too.
         """
-        await self._gate.close(patience)
+        await self._gate.close(timeout)
         self._workers.refuse()
 
     async def close(self) -> bool:
@@ -130,26 +108,27 @@ class Detector:
         record = current.get()
         record_request(record, request, tier)
         size = bytes_to_decode(request.image)
-        ticket = self._workers.admit(self._wishes(request, tier), self._decoding.expected(size))
+        ticket = self._workers.admit(self._alternatives(request, tier), self._decoding.expected(size))
         try:
-            preparing = Preparing(request, ticket, self._lease(ticket), record)
+            lease = self._lease(ticket)
         except DamoserveError:
             self._workers.withdraw(ticket)
             raise
-        found = await self._infer(preparing)
-        self._decoding.observe(preparing.decoded - preparing.started, size)
+        job = Job(request, lease, self._select, asyncio.get_running_loop().create_future(), record)
+        found = await self._answer(ticket, job)
+        self._decoding.observe(job.decoded - job.decode_started, size)
         result = DetectionResult(
             found.detections,
-            preparing.image_size,
+            job.image_size,
             found.profile,
             _reason(tier, found),
             found.batch_size,
-            preparing.timings(found),
+            job.timings(found),
         )
         record_answer(record, result, request.arrival)
         return result
 
-    def _wishes(self, request: DetectionRequest, tier: Tier | None) -> list[Wish[ActiveProfile]]:
+    def _alternatives(self, request: DetectionRequest, tier: Tier | None) -> list[Requirements[ActiveProfile]]:
         profiles = self.catalogue.model(request.model).serving(request.profile)
         due, least = request.deadline, request.min_accuracy
         if tier is not None:
@@ -157,51 +136,46 @@ class Detector:
             due = min(due, request.arrival + promised.objective_ms / 1000)
             least = max(least, promised.accuracy_floor)
         return [
-            Wish(allowed, request.deadline, due, request.arrival, request.priority)
+            Requirements(allowed, request.deadline, due, request.arrival, request.priority)
             for allowed in _by_input(accurate_enough(profiles, least), due - time.monotonic())
         ]
 
     def _lease(self, ticket: JobTicket) -> Lease:
         """Raises QueueFull."""
-        lease = self._pools[ticket.wish.allowed[0].size].lease()
+        lease = self._pools[ticket.requirements.allowed[0].size].lease()
         self._most_leased = max(self._most_leased, self.leased_slots())
         return lease
 
-    async def _infer(self, preparing: "Preparing") -> Inference:
+    async def _answer(self, ticket: JobTicket, job: Job) -> Inference:
         """The request's only wait. What is left when it ends early, by deadline or caller, its threads clean up."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Inference] = loop.create_future()
-        decoding = self._images.submit(partial(self._prepare, preparing, answer))
-        expiry = loop.call_at(preparing.request.deadline, _expire, answer)
+        decoding = self._images.submit(partial(self._decode, ticket, job))
+        expiry = job.answer.get_loop().call_at(job.request.deadline, _expire, job.answer)
         try:
-            return await answer
+            return await job.answer
         finally:
             expiry.cancel()
-            if not answer.done() or answer.cancelled() or answer.exception() is not None:
-                self._workers.withdraw(preparing.ticket)
+            if not job.answer.done() or job.answer.cancelled() or job.answer.exception() is not None:
+                self._workers.withdraw(ticket)
                 if decoding.cancel():
-                    preparing.lease.release()
+                    job.lease.release()
 
-    def _prepare(self, preparing: "Preparing", answer: "asyncio.Future[Inference]") -> None:
-        """Runs in a thread: decodes the image and hands it to the workers."""
-        request, ticket, lease = preparing.request, preparing.ticket, preparing.lease
-        expected = ticket.wish.allowed[0]
-        mode = expected.manifest.input.resize
-        preparing.started = time.monotonic()
+    def _decode(self, ticket: JobTicket, job: Job) -> None:
+        """Runs in a thread: decodes the image and hands the job to the workers."""
+        expected = ticket.requirements.allowed[0]
+        job.decode_started = time.monotonic()
         try:
-            size = preparing.image_size = self._images.read(request.image, lease.row, mode)
-            shown = shown_size(size, expected.size, mode)
-
-            # Not to refer to the ticket, which will refer to it: the profile would stay until a garbage collection.
-            def find(profile: ActiveProfile, scores: Floats, boxes: Floats) -> Detections:
-                self.fidelity.offer(profile, lease.row, (scores, boxes), shown)
-                return select(scores, boxes, _thresholds(profile, request), shown, size)
-
-            preparing.decoded = time.monotonic()
-            self._workers.make_ready(ticket, Job(lease, find, answer, preparing.record))
+            job.image_size = self._images.read(job.request.image, job.lease.row, expected.manifest.input.resize)
+            job.decoded = time.monotonic()
+            self._workers.make_ready(ticket, job)
         except Exception as error:
-            lease.release()
-            answer.get_loop().call_soon_threadsafe(settle, answer, error)
+            job.lease.release()
+            job.answer.get_loop().call_soon_threadsafe(settle, job.answer, error)
+
+    def _select(self, job: Job, profile: ActiveProfile, scores: Floats, boxes: Floats) -> Detections:
+        """Runs in a worker: suppresses, and offers the answer to the fidelity monitor."""
+        shown = shown_size(job.image_size, profile.size, profile.manifest.input.resize)
+        self.fidelity.offer(profile, job.lease.row, (scores, boxes), shown)
+        return select(scores, boxes, _thresholds(profile, job.request), shown, job.image_size)
 
 
 def _by_input(profiles: Sequence[ActiveProfile], left: float) -> list[tuple[ActiveProfile, ...]]:
@@ -227,6 +201,6 @@ def _expire(answer: asyncio.Future[Inference]) -> None:
 
 
 def _thresholds(profile: ActiveProfile, request: DetectionRequest) -> Thresholds:
-    wanted = {"score": request.score_threshold, "max_detections": request.max_detections}
-    set_by_caller = {name: value for name, value in wanted.items() if value is not None}
+    named = {"score": request.score_threshold, "max_detections": request.max_detections}
+    set_by_caller = {name: value for name, value in named.items() if value is not None}
     return profile.manifest.thresholds.model_copy(update=set_by_caller)

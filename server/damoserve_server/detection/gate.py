@@ -1,13 +1,10 @@
 """Lets work in until the server stops, then waits for what is inside."""
 
 import asyncio
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from damoserve_server.errors import ShuttingDown
-
-log = logging.getLogger(__name__)
 
 
 class Gate:
@@ -33,13 +30,8 @@ class Gate:
             if not self._inside:
                 self._empty.set()
 
-    async def close(self, patience: float) -> None:
+    async def close(self, timeout: float) -> None:
         """Lets nothing in any more; returns when all have left, or after `patience` seconds."""
         self._open = False
-        log.info("draining: %d accepted requests to answer, in %g s at most", self._inside, patience)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), patience)
-        if self._inside:
-            log.warning("drained for %g s: %d requests are left", patience, self._inside)
-        else:
-            log.info("drained: every accepted request is answered")
+            await asyncio.wait_for(self._empty.wait(), timeout)

@@ -8,12 +8,12 @@ from contextvars import ContextVar
 
 import grpc
 
+from damoserve_server.configuration.settings import Settings
 from damoserve_server.detection.request import DetectionRequest, DetectionResult
 from damoserve_server.errors import DamoserveError, DeadlineUnreachable
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.metrics.requests import NO_TIER, Outcome, RequestMetrics
 from damoserve_server.scheduling.selection import Tier
-from damoserve_server.settings import Settings
 from damoserve_server.telemetry.records import current
 
 REQUEST_METHODS = frozenset({"damoserve.v1.DetectionService/Detect", "inference.GRPCInferenceService/ModelInfer"})
@@ -36,8 +36,8 @@ _counted: ContextVar[bool] = ContextVar("counted", default=False)
 """Whether what this task works on is a request that has arrived."""
 
 
-class Arrived:
-    """A request until its end; to be ended once."""
+class RequestTracker:
+    """Follows one request from its arrival to its end, which is counted once."""
 
     def __init__(self, metrics: RequestMetrics, tier: str, objective: float, deadline: float) -> None:
         """`objective` is in seconds; `deadline` is on the monotonic clock."""
@@ -70,34 +70,35 @@ class Arrived:
         self._row.end(Outcome.REFUSED)
 
 
-class Requests:
-    """Of all protocols."""
+class RequestAccounting:
+    """Counts every request of every protocol: how many have arrived, and what became of each."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._default_tier = settings.default_tier
         self._objectives = {tier: settings.tiers[tier].objective_ms / 1000 for tier in Tier}
         self.metrics = metrics.requests
 
-    def arrived(self, request: DetectionRequest) -> Arrived:
+    def track(self, request: DetectionRequest) -> RequestTracker:
+        """Begins the account of a request that has arrived; its end has to be told to the tracker, once."""
         _counted.set(True)
         if request.profile is not None:
-            return Arrived(self.metrics, NO_TIER, request.deadline - request.arrival, request.deadline)
+            return RequestTracker(self.metrics, NO_TIER, request.deadline - request.arrival, request.deadline)
         tier = request.tier or self._default_tier
-        return Arrived(self.metrics, tier, self._objectives[tier], request.deadline)
+        return RequestTracker(self.metrics, tier, self._objectives[tier], request.deadline)
 
     @contextmanager
     def answering(self, requests: Sequence[DetectionRequest]) -> Iterator[list[DetectionResult]]:
         """For what is answered as a whole: takes a result for each, else all end as what is raised says."""
-        arrived = [self.arrived(request) for request in requests]
+        trackers = [self.track(request) for request in requests]
         results: list[DetectionResult] = []
         try:
             yield results
         except BaseException as error:
-            for each in arrived:
-                each.failed(error)
+            for tracker in trackers:
+                tracker.failed(error)
             raise
-        for each, result in zip(arrived, results, strict=True):
-            each.answered(result)
+        for tracker, result in zip(trackers, results, strict=True):
+            tracker.answered(result)
 
     def count_reason(self, error: DamoserveError) -> None:
         """Of a call, frame or message that failed."""

@@ -6,16 +6,16 @@ from dataclasses import fields
 from damoserve_server.detection.request import DetectionRequest, DetectionResult
 from damoserve_server.detection.worker import JobBatch
 from damoserve_server.scheduling.selection import Tier
-from damoserve_server.telemetry.records import Record
+from damoserve_server.telemetry.records import CallRecord
 from damoserve_server.telemetry.spans import NO_SPAN, Fields
 
 
-def record_request(record: Record, request: DetectionRequest, tier: Tier | None) -> None:
+def record_request(record: CallRecord, request: DetectionRequest, tier: Tier | None) -> None:
     """Tells what the caller has asked for."""
     record.asked(tier=tier, profile=request.profile, model=request.model)
 
 
-def record_answer(record: Record, result: DetectionResult, arrival: float) -> None:
+def record_answer(record: CallRecord, result: DetectionResult, arrival: float) -> None:
     """Tells who has served the request, and where its time went."""
     if not record.watched:
         return

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -14,14 +15,16 @@ from numpy.typing import NDArray
 
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.postprocess import Detections
+from damoserve_server.detection.request import DetectionRequest, Timings
 from damoserve_server.engines.engine import EngineError, Outputs
 from damoserve_server.inputs.buffers import Lease, aligned
 from damoserve_server.models.catalogue import ActiveProfile
 from damoserve_server.scheduling.scheduler import Batch, Ticket
-from damoserve_server.telemetry.records import UNWATCHED, Record
+from damoserve_server.telemetry.records import UNWATCHED, CallRecord
 
-Select = Callable[[ActiveProfile, NDArray[np.float32], NDArray[np.float32]], Detections]
+Select = Callable[["Job", ActiveProfile, NDArray[np.float32], NDArray[np.float32]], Detections]
 """From the profile, the scores `[K, C]` and the boxes `[K, 4]` of one image to its detections."""
+UNKNOWN = Size(0, 0)
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +45,38 @@ class Inference:
     """Whether the answer was expected before the request was due."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Job:
-    """One image for the network. Whoever takes its ticket out of the queue ends it."""
+    """One admitted request, until its answer. Whoever takes its ticket out of the queue ends it.
 
+    It does not refer to its ticket, which refers to it: a circle would keep the profile until a garbage collection.
+    Times are on the monotonic clock.
+    """
+
+    request: DetectionRequest
     lease: Lease
     select: Select
-    future: asyncio.Future[Inference]
-    record: Record = UNWATCHED
+    answer: asyncio.Future[Inference]
+    record: CallRecord = UNWATCHED
+    decode_started: float = 0.0
+    decoded: float = 0.0
+    image_size: Size = UNKNOWN
+
+    def detections(self, profile: ActiveProfile, scores: NDArray[np.float32], boxes: NDArray[np.float32]) -> Detections:
+        """What the network's outputs for this image say: scores `[K, C]`, boxes `[K, 4]` in pixels of its input."""
+        return self.select(self, profile, scores, boxes)
 
     def end(self, outcome: "Outcome | None" = None) -> bool:
         """Gives the row back; None when nobody waits for the outcome. False: it came too late."""
         self.lease.release()
-        return outcome is None or settle(self.future, outcome)
+        return outcome is None or settle(self.answer, outcome)
+
+    def timings(self, found: Inference) -> Timings:
+        """Where the time went, up to now."""
+        held = min(max(self.decoded, found.held_since), found.started)
+        before = (self.request.arrival, self.decode_started, self.decoded, held)
+        after = (found.started, found.computed, found.selected, time.monotonic())
+        return Timings(*(end - begin for begin, end in pairwise((*before, *after))))
 
 
 JobTicket = Ticket[ActiveProfile, Job]
@@ -73,7 +95,7 @@ def settle(future: asyncio.Future[Inference], outcome: Outcome) -> bool:
     return True
 
 
-class Foreman(Protocol):
+class BatchSource(Protocol):
     """Gives workers their work."""
 
     def next_batch(self, worker: "Worker") -> JobBatch | None:
@@ -92,7 +114,7 @@ class Worker:
 
     number: int
     max_batch_size: int
-    foreman: Foreman
+    source: BatchSource
     batch: JobBatch | None = None
     """What it computes now."""
     given_up: bool = False
@@ -116,14 +138,14 @@ class Worker:
                 pass
         except BaseException:  # whatever ends the thread, its requests are to be answered
             log.exception("worker %d died", self.number)
-            self.foreman.died(self)
+            self.source.died(self)
 
     def _work(self) -> bool:
         """One batch, to which nothing refers afterwards: its profile may have been dropped. False: there is no more."""
-        batch = self.foreman.next_batch(self)
+        batch = self.source.next_batch(self)
         if batch is None:
             return False
-        self.foreman.finish(self, batch, self._compute(batch))
+        self.source.finish(self, batch, self._compute(batch))
         return True
 
     def _compute(self, batch: JobBatch) -> list[Outcome]:
@@ -145,7 +167,7 @@ class Worker:
 
         def outcome(index: int, ticket: JobTicket) -> Outcome:
             try:
-                detections = _job(ticket).select(batch.profile, scores[index], boxes[index])
+                detections = _job(ticket).detections(batch.profile, scores[index], boxes[index])
             except Exception as error:
                 return error
             return Inference(
@@ -156,7 +178,7 @@ class Worker:
                 batch.started,
                 computed,
                 selected=time.monotonic(),
-                in_time=batch.expected_end <= ticket.wish.due,
+                in_time=batch.expected_end <= ticket.requirements.due,
             )
 
         return [outcome(index, ticket) for index, ticket in enumerate(batch.tickets)]

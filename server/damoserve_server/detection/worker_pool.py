@@ -15,7 +15,7 @@ from damoserve_server.detection.worker import Inference, Job, JobBatch, JobTicke
 from damoserve_server.errors import ShuttingDown, WorkersLost
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.models.catalogue import ActiveProfile
-from damoserve_server.scheduling.policy import Policy, Wish
+from damoserve_server.scheduling.policy import Policy, Requirements
 from damoserve_server.scheduling.scheduler import Scheduler
 
 WATCHES = 4
@@ -33,12 +33,12 @@ class WorkerLimits:
     workers: int
     max_batch_size: int
     max_queue: int
-    patience: float
+    hang_timeout: float
     """How long a batch may run before its worker is given up."""
 
 
-class Workers:
-    """Public methods are for the event loop, but for those of the `Foreman`, which workers call.
+class WorkerPool:
+    """Public methods are for the event loop, but for those of the `BatchSource`, which workers call.
 
     A worker that hangs or dies is noticed, what it computed is answered with WorkersLost, and another takes its place,
     with engines of its own.
@@ -64,10 +64,10 @@ class Workers:
         self._changed = threading.Condition()
         """Guards the scheduler, and which batch each worker has."""
         self._closed = False
-        self._crew: set[Worker] = set()
+        self._workers: set[Worker] = set()
         self._replacing: set[asyncio.Task[None]] = set()
         for number in range(limits.workers):
-            self._hire(number)
+            self._start_worker(number)
         self._watchdog = self._loop.create_task(self._watch())
 
     def add(self, profiles: Iterable[ActiveProfile]) -> None:
@@ -93,14 +93,14 @@ class Workers:
         with self._changed:
             return self._scheduler.queued(ready=ready)
 
-    def admit(self, wishes: Sequence[Wish[ActiveProfile]], decoding: float) -> JobTicket:
+    def admit(self, alternatives: Sequence[Requirements[ActiveProfile]], decoding: float) -> JobTicket:
         """Lets a request in whose image will be decoded in so many seconds; it must be made ready or withdrawn.
 
-        `wishes` are its alternatives, the preferred first; the ticket has the one that it is let in with.
+        `alternatives` are its alternatives, the preferred first; the ticket has the one that it is let in with.
         Raises QueueFull, DeadlineUnreachable, DeadlineExpired, WorkersLost or ShuttingDown.
         """
         with self._changed:
-            return self._scheduler.admit(self._scheduler.choose(wishes, decoding), decoding)
+            return self._scheduler.admit(self._scheduler.choose(alternatives, decoding), decoding)
 
     def make_ready(self, ticket: JobTicket, job: Job) -> None:
         """Called by the thread that decoded the image. The workers end the job, unless this raises.
@@ -134,8 +134,8 @@ class Workers:
             self._closed = True
             self._changed.notify_all()
         joins = [
-            asyncio.to_thread(worker.join, JOIN_SECONDS if worker.batch is None else self._limits.patience)
-            for worker in self._crew
+            asyncio.to_thread(worker.join, JOIN_SECONDS if worker.batch is None else self._limits.hang_timeout)
+            for worker in self._workers
         ]
         return all(await asyncio.gather(*joins))
 
@@ -185,27 +185,27 @@ class Workers:
                 unused += not ticket.payload.end(outcome) and isinstance(outcome, Inference)
         return unused
 
-    def _hire(self, number: int) -> None:
+    def _start_worker(self, number: int) -> None:
         # Nobody makes an engine of a removed profile before it is needed, and its old one may hang.
         worker = Worker(number, self._limits.max_batch_size, self, broken=weakref.WeakSet(self._removed))
-        self._crew.add(worker)
+        self._workers.add(worker)
         with self._changed:
-            self._scheduler.workers = len(self._crew)
+            self._scheduler.workers = len(self._workers)
         worker.start()
-        self._alive(len(self._crew))
+        self._alive(len(self._workers))
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(self._limits.patience / WATCHES)
+            await asyncio.sleep(self._limits.hang_timeout / WATCHES)
             for worker, batch in self._give_up():
                 log.error("worker %d hangs in %s; it is replaced", worker.number, "/".join(batch.profile.key))
                 self._replace(worker)
 
     def _give_up(self) -> list[tuple[Worker, JobBatch]]:
         """Those that hang. What they still bring counts no more from this moment on."""
-        patience_began = time.monotonic() - self._limits.patience
+        patience_began = time.monotonic() - self._limits.hang_timeout
         with self._changed:
-            busy = [(worker, worker.batch) for worker in self._crew if worker.batch is not None]
+            busy = [(worker, worker.batch) for worker in self._workers if worker.batch is not None]
             hanging = [(worker, batch) for worker, batch in busy if batch.started < patience_began]
             for worker, _ in hanging:
                 worker.given_up = True
@@ -213,33 +213,33 @@ class Workers:
 
     def _replace(self, worker: Worker) -> None:
         """Answers what a lost worker computed, and hires another."""
-        if worker not in self._crew:
+        if worker not in self._workers:
             return
-        self._crew.remove(worker)
+        self._workers.remove(worker)
         with self._changed:
             worker.given_up = True
             batch, worker.batch = worker.batch, None
             if batch is not None:
                 self._scheduler.finish(batch)
-            self._scheduler.workers = len(self._crew)
+            self._scheduler.workers = len(self._workers)
         self._device.worker_restarts.inc()
-        self._alive(len(self._crew))
+        self._alive(len(self._workers))
         if batch is not None:
             self._device.worker_busy_seconds.inc(time.monotonic() - batch.started)
             self._settle([(ticket, WorkersLost()) for ticket in batch.tickets])
         if self._closed:
             return
-        replacing = self._loop.create_task(self._refill(worker.number))
+        replacing = self._loop.create_task(self._restart_worker(worker.number))
         self._replacing.add(replacing)
         replacing.add_done_callback(self._replacing.discard)
 
-    async def _refill(self, number: int) -> None:
+    async def _restart_worker(self, number: int) -> None:
         while True:
             try:
                 for profile in list(self._profiles):
                     profile.engines[number] = await asyncio.to_thread(profile.new_engine)
             except Exception:
                 log.exception("the engines of worker %d could not be made anew; trying again", number)
-                await asyncio.sleep(self._limits.patience)
+                await asyncio.sleep(self._limits.hang_timeout)
             else:
-                return self._hire(number)
+                return self._start_worker(number)

@@ -74,13 +74,13 @@ class Resources:
         self._frees.callback(runtime.cudaFree, pointer)
         return int(pointer)
 
-    def stream(self) -> "Stream":
+    def stream(self) -> "CudaStream":
         handle = _check(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking))
         self._frees.callback(runtime.cudaStreamDestroy, handle)
-        return Stream(handle, self._frees)
+        return CudaStream(handle, self._frees)
 
 
-class Stream:
+class CudaStream:
     """Work that the device does in order. Errors of the device show when its work is waited for."""
 
     def __init__(self, handle: runtime.cudaStream_t, frees: ExitStack) -> None:

@@ -10,7 +10,7 @@ import tensorrt
 from numpy.typing import NDArray
 
 from damoserve_profiles.manifest import Manifest
-from damoserve_server.engines.cuda import Resources, Stream, pinned_array, use_device
+from damoserve_server.engines.cuda import CudaStream, Resources, pinned_array, use_device
 from damoserve_server.engines.engine import EngineError, EngineOptions, Outputs, check_batch
 from damoserve_server.engines.tensorrt_plan import load_plan
 
@@ -46,7 +46,7 @@ class TensorRtEngine:
         scratch = Scratch.allocate(self._resources, self._plan.engine)
         # One context for all would need its graphs anew whenever the batch changes. They never run at the same time.
         self._batches = [
-            Batch(_context(self._plan.engine, scratch, stream), self._buffers, stream, size)
+            BatchBuffers(_context(self._plan.engine, scratch, stream), self._buffers, stream, size)
             for size in range(1, limit + 1)
         ]
 
@@ -89,11 +89,11 @@ class Scratch:
         return cls(resources.device_memory(engine.device_memory_size_v2), engine.device_memory_size_v2)
 
 
-class Batch:
+class BatchBuffers:
     """One batch size, ready to run."""
 
     def __init__(
-        self, context: tensorrt.IExecutionContext, buffers: Mapping[str, Buffer], stream: Stream, size: int
+        self, context: tensorrt.IExecutionContext, buffers: Mapping[str, Buffer], stream: CudaStream, size: int
     ) -> None:
         """Runs a few times, to find the fastest way. Raises EngineError."""
         self._context, self._buffers, self._stream, self._size = context, buffers, stream, size
@@ -132,7 +132,7 @@ class Batch:
         return min(seconds)
 
 
-def _context(engine: tensorrt.ICudaEngine, scratch: Scratch, stream: Stream) -> tensorrt.IExecutionContext:
+def _context(engine: tensorrt.ICudaEngine, scratch: Scratch, stream: CudaStream) -> tensorrt.IExecutionContext:
     context = engine.create_execution_context(tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED)
     if context is None:
         raise EngineError("TensorRT could not prepare the network to run; its reasons are in the log")

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from math import inf
@@ -64,8 +64,11 @@ class FidelityMonitor:
         if settings.share:
             self._thread.start()
 
-    def add(self, profiles: Iterable[ActiveProfile]) -> None:
+    def add(self, profiles: Collection[ActiveProfile]) -> None:
         """Profiles that will serve. An engine that comparing them needs is made at once, as part of loading them."""
+        if self._settings.share:
+            for profile in profiles:
+                self._metrics.add_profile(profile.manifest)
         with self._changed:
             self._profiles |= set(profiles)
             self._refer()

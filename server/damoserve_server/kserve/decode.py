@@ -11,13 +11,18 @@ from damoserve.kserve.v2 import inference_pb2 as pb
 from damoserve_server.detection.request import DetectionRequest
 from damoserve_server.errors import ArgumentOutOfRange, ParameterInvalid, ProfileAndTier, TensorInvalid
 from damoserve_server.inputs.images import Image
-from damoserve_server.kserve.parameters import Wishes, refuse_unknown, to_wishes
+from damoserve_server.kserve.parameters import DetectionParameters, to_detection_parameters
+from damoserve_server.kserve.reserved import OF_INPUT, OF_OUTPUT, refuse_ignored
 from damoserve_server.kserve.targets import join, split
 from damoserve_server.kserve.tensors import CONTENTS, IMAGES, INPUTS, MAX_IMAGES, OUTPUTS, PIXELS, Tensor, unpack
 from damoserve_server.models.catalogue import MAX_SHOWN
 from damoserve_server.scheduling.policy import LOWEST_PRIORITY
 
 MAX_ID_LENGTH = 256
+
+FILES_BEGIN = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM")
+"""JPEG, PNG, WebP and BMP. A lone file is taken without its length too: load tools send what they read from a disk.
+Nothing is mistaken for a file: only contents that do not begin with their length are looked at."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ def to_call(request: pb.ModelInferRequest, arrival: float, time_remaining: float
     """Times as for `convert.to_request`. Raises InvalidRequest or NotOffered."""
     if len(request.id) > MAX_ID_LENGTH:
         raise ArgumentOutOfRange("id", f"the id has {len(request.id)} characters; at most {MAX_ID_LENGTH} are accepted")
-    wishes = to_wishes(request.parameters)
-    model, profile = _address(request.model_name, wishes)
-    budgets = [budget for budget in (time_remaining, wishes.timeout) if budget is not None]
+    parameters = to_detection_parameters(request)
+    model, profile = _address(request.model_name, parameters)
+    budgets = [budget for budget in (time_remaining, parameters.timeout) if budget is not None]
     outputs = _outputs(request)
     detections = [
         DetectionRequest(
@@ -51,23 +56,25 @@ def to_call(request: pb.ModelInferRequest, arrival: float, time_remaining: float
             deadline=arrival + min(budgets, default=default_budget),
             model=model,
             profile=profile,
-            tier=wishes.latency_tier,
-            min_accuracy=wishes.min_accuracy,
-            score_threshold=wishes.score_threshold,
-            max_detections=wishes.max_detections,
-            priority=min(wishes.priority or LOWEST_PRIORITY, LOWEST_PRIORITY),  # 0 stands for none; any number is taken
+            tier=parameters.latency_tier,
+            min_accuracy=parameters.min_accuracy,
+            score_threshold=parameters.score_threshold,
+            max_detections=parameters.max_detections,
+            priority=min(
+                parameters.priority or LOWEST_PRIORITY, LOWEST_PRIORITY
+            ),  # 0 stands for none; any number is taken
         )
         for image in _images(request)
     ]
     return Call(detections, outputs)
 
 
-def _address(name: str, wishes: Wishes) -> tuple[str, str | None]:
+def _address(name: str, parameters: DetectionParameters) -> tuple[str, str | None]:
     model, named = split(name)
-    if named is not None and wishes.profile not in (None, named):
+    if named is not None and parameters.profile not in (None, named):
         raise ParameterInvalid("parameters.profile", f"the name of the model already names the profile {named!r}")
-    profile = named or wishes.profile
-    if profile is not None and wishes.latency_tier is not None:
+    profile = named or parameters.profile
+    if profile is not None and parameters.latency_tier is not None:
         raise ProfileAndTier("parameters.latency_tier", "at most one of a profile and latency_tier may be given")
     return model, profile
 
@@ -81,7 +88,7 @@ def _outputs(request: pb.ModelInferRequest) -> Sequence[Tensor]:
             raise TensorInvalid("outputs", f"there is no output {name!r}; there are {', '.join(known)}")
         if name in wanted:
             raise TensorInvalid("outputs", f"the output {name!r} is asked for twice")
-        refuse_unknown(f"outputs.{name}.parameters", output.parameters)
+        refuse_ignored(f"outputs.{name}.parameters", output.parameters, OF_OUTPUT, request)
         wanted[name] = known[name]
     return list(wanted.values()) or OUTPUTS
 
@@ -96,7 +103,7 @@ def _images(request: pb.ModelInferRequest) -> Sequence[Image]:
         raise TensorInvalid("inputs", f"there is no input {given.name[:MAX_SHOWN]!r}; it must be {names}")
     if given.datatype != tensor.datatype:
         raise _invalid(tensor, f"is {given.datatype[:MAX_SHOWN]!r}; it must be {tensor.datatype}", "datatype")
-    refuse_unknown(f"inputs.{tensor.name}.parameters", given.parameters)
+    refuse_ignored(f"inputs.{tensor.name}.parameters", given.parameters, OF_INPUT, request)
     shape = _shape(tensor, given.shape)
     if not request.raw_input_contents:
         return _typed(tensor, given.contents, shape)
@@ -129,6 +136,8 @@ def _raw(tensor: Tensor, raw: bytes, shape: tuple[int, ...]) -> Sequence[Image]:
     try:
         return unpack(raw, shape[0])
     except ValueError as error:
+        if shape[0] == 1 and raw.startswith(FILES_BEGIN):
+            return [raw]
         raise TensorInvalid("raw_input_contents", str(error)) from error
 
 

@@ -3,9 +3,9 @@
 from importlib.metadata import version
 
 from damoserve.kserve.v2 import inference_pb2 as pb
+from damoserve_server.configuration.settings import Settings
 from damoserve_server.kserve.targets import Target
 from damoserve_server.kserve.tensors import INPUTS, MAX_IMAGES, OUTPUTS, PIXELS, Tensor
-from damoserve_server.settings import Settings
 
 NAME = "damoserve"
 READY = "READY"

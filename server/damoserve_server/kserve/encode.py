@@ -24,6 +24,9 @@ Results = Sequence[DetectionResult]
 
 NO_LABEL = -1
 
+FINAL = "triton_final_response"
+"""In every answer of a stream, as Triton has it: whether it is the last to its request. Each request has one here."""
+
 DTYPES: Mapping[str, Any] = {"FP32": "<f4", "INT32": "<i4", "BYTES": np.object_}
 
 
@@ -45,6 +48,17 @@ def to_response(request: pb.ModelInferRequest, results: Results, outputs: Iterab
         else:
             getattr(output.contents, CONTENTS[tensor.datatype]).extend(values.ravel())
     return response
+
+
+def to_stream_response(response: pb.ModelInferResponse) -> pb.ModelStreamInferResponse:
+    response.parameters[FINAL].bool_param = True
+    return pb.ModelStreamInferResponse(infer_response=response)
+
+
+def to_stream_failure(request: pb.ModelInferRequest, message: str) -> pb.ModelStreamInferResponse:
+    failure = to_stream_response(pb.ModelInferResponse(id=request.id))
+    failure.error_message = message
+    return failure
 
 
 def _parameters(results: Results) -> dict[str, pb.InferParameter]:

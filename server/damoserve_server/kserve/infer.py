@@ -9,7 +9,7 @@ import grpc
 
 from damoserve.kserve.v2 import inference_pb2 as pb
 from damoserve_server.detection.detector import Detector
-from damoserve_server.detection.outcomes import Requests
+from damoserve_server.detection.outcomes import RequestAccounting
 from damoserve_server.detection.request import DetectionRequest, DetectionResult
 from damoserve_server.detection.startup import Startup
 from damoserve_server.errors import InvalidRequest, QueueFull, forget_origin
@@ -20,11 +20,11 @@ from damoserve_server.kserve.targets import Target, find
 from damoserve_server.telemetry.records import current
 
 
-class Inference:
+class InferHandler:
     """Answers requests. `unavailable_when_full` gives QueueFull the code that Triton's clients expect."""
 
     def __init__(
-        self, startup: Startup, requests: Requests, statistics: Statistics, unavailable_when_full: bool
+        self, startup: Startup, requests: RequestAccounting, statistics: Statistics, unavailable_when_full: bool
     ) -> None:
         self._startup = startup
         self._requests = requests

@@ -10,31 +10,26 @@ from google.protobuf.message_factory import GetMessageClass
 
 from damoserve.kserve.v2 import inference_pb2 as pb
 from damoserve_server.errors import NotOffered
+from damoserve_server.kserve.descriptor import SERVICE
 from damoserve_server.kserve.service import InferenceService
 
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
 
-SERVICE = "inference.GRPCInferenceService"
-METHODS = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+METHODS = pb.DESCRIPTOR.services_by_name[SERVICE.name].methods
 
 SHARED_MEMORY = "shared memory is not offered: send the tensors in the request"
 NOT_OFFERED = {
     **{f"SystemSharedMemory{action}": SHARED_MEMORY for action in ("Status", "Register", "Unregister")},
     **{f"CudaSharedMemory{action}": SHARED_MEMORY for action in ("Status", "Register", "Unregister")},
-    "TraceSetting": "traces are not set over this service",
-    "LogSettings": "the log is not set over this service",
 }
-"""The protocol's other methods, and why they are refused."""
-
-STREAMING = tuple(method.name for method in METHODS if method.server_streaming)
-UNARY = (*(method.name for method in METHODS if not method.server_streaming), *NOT_OFFERED)
+"""The protocol's other methods, and why they are refused. Reflection does not list them."""
 
 
 def add_to_server(service: InferenceService, server: grpc.aio.Server) -> None:
     handlers = {method.name: _handler(service, method) for method in METHODS}
     handlers |= {name: _refusal(why) for name, why in NOT_OFFERED.items()}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
 
 
 def _handler(service: InferenceService, method: MethodDescriptor) -> Handler:

@@ -1,33 +1,20 @@
-"""The parameters of a request: their names, types and ranges."""
+"""The parameters of a request that are heeded: their names, types and ranges."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from damoserve.kserve.v2 import inference_pb2 as pb
-from damoserve_server.errors import ArgumentOutOfRange, NotOffered, ParameterInvalid
+from damoserve_server.errors import ArgumentOutOfRange
+from damoserve_server.kserve.reserved import OF_REQUEST, refuse_ignored
+from damoserve_server.kserve.values import INTEGERS, NUMBERS, TEXT, value_of
 from damoserve_server.models.catalogue import MAX_SHOWN
 from damoserve_server.scheduling.selection import Tier
 from damoserve_server.v1.convert import MAX_DETECTIONS
 
-Parameters = Mapping[str, pb.InferParameter]
-
-INTEGERS = {"int64_param", "uint64_param"}
-NUMBERS = {"double_param", *INTEGERS}
-TEXT = {"string_param"}
-
-FEATURES = {
-    "sequence_": "sequences are not offered: every request stands alone",
-    "shared_memory_": "shared memory is not offered: send the tensors in the request",
-    "classification": "classification is not offered: labels and scores are outputs",
-    "binary_data": "binary_data belongs to HTTP: answers are raw when the request is",
-    "triton_": "parameters that begin with triton_ are reserved, and none is offered",
-}
-"""What the protocol's other parameters begin with, and why they are refused."""
-
 
 @dataclass(frozen=True)
-class Wishes:
+class DetectionParameters:
     """What the parameters ask for; `timeout` is in seconds."""
 
     profile: str | None = None
@@ -39,19 +26,11 @@ class Wishes:
     timeout: float | None = None
 
 
-def to_wishes(parameters: Parameters) -> Wishes:
+def to_detection_parameters(request: pb.ModelInferRequest) -> DetectionParameters:
     """Raises ParameterInvalid, ArgumentOutOfRange or NotOffered."""
-    refuse_unknown("parameters", parameters, READERS.keys())
-    return Wishes(**{name: READERS[name](name, parameter) for name, parameter in parameters.items()})
-
-
-def refuse_unknown(field: str, parameters: Parameters, known: Any = ()) -> None:
-    """`field` is the path of the parameters in the request. Raises ParameterInvalid or NotOffered."""
-    for name in sorted(parameters.keys() - known):
-        for beginning, why in FEATURES.items():
-            if name.startswith(beginning):
-                raise NotOffered(why, parameter=name[:MAX_SHOWN])
-        raise ParameterInvalid(field, f"there is no parameter {name[:MAX_SHOWN]!r} here", parameter=name[:MAX_SHOWN])
+    refuse_ignored("parameters", request.parameters, OF_REQUEST, request, read=READERS)
+    given = [name for name in READERS if name in request.parameters]
+    return DetectionParameters(**{name: READERS[name](name, request.parameters[name]) for name in given})
 
 
 def _text(name: str, parameter: pb.InferParameter) -> str | None:
@@ -94,11 +73,8 @@ def _integer(name: str, parameter: pb.InferParameter) -> int:
     return int(_value(name, parameter, INTEGERS))
 
 
-def _value(name: str, parameter: pb.InferParameter, kinds: set[str]) -> Any:
-    kind = parameter.WhichOneof("parameter_choice")
-    if kind not in kinds:
-        raise ParameterInvalid(f"parameters.{name}", f"{name} is a {kind}; it must be a {' or '.join(sorted(kinds))}")
-    return getattr(parameter, kind)
+def _value(name: str, parameter: pb.InferParameter, kinds: frozenset[str]) -> Any:
+    return value_of(f"parameters.{name}", parameter, kinds)
 
 
 def _out_of_range(name: str, value: str, allowed: str) -> ArgumentOutOfRange:

@@ -4,27 +4,32 @@ from __future__ import annotations  # gRPC's context is generic for type checker
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Set
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from damoserve.kserve.v2 import inference_pb2 as pb
-from damoserve_server.detection.outcomes import Requests
+from damoserve_server.configuration.settings import Settings, usable_cores
+from damoserve_server.detection.outcomes import RequestAccounting
 from damoserve_server.detection.startup import Startup
 from damoserve_server.errors import DamoserveError, NotFound, NotOffered, TooManyStreams
-from damoserve_server.kserve import describe, targets
-from damoserve_server.kserve.infer import Inference
+from damoserve_server.kserve import describe, encode, server_settings, targets
+from damoserve_server.kserve.infer import InferHandler
 from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.streaming import in_order
 from damoserve_server.models.catalogue import Catalogue
 from damoserve_server.rpc.status import to_known
-from damoserve_server.settings import Settings, usable_cores
 from damoserve_server.telemetry.records import current
 
 if TYPE_CHECKING:
     import grpc
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+
+PARAMETERS_OF_LOAD: Set[str] = frozenset()
+PARAMETERS_OF_UNLOAD: Set[str] = frozenset({"unload_dependents"})
+"""Triton's client always sends it; it is kept either way, as no model here depends on another."""
 
 
 class Administration(Protocol):
@@ -42,7 +47,7 @@ class InferenceService:
         self,
         startup: Startup,
         settings: Settings,
-        requests: Requests,
+        requests: RequestAccounting,
         ready: Callable[[], bool],
         administration: Administration | None = None,
     ) -> None:
@@ -53,7 +58,7 @@ class InferenceService:
         self._administration = administration
         self._statistics = Statistics()
         self._streams = 0
-        self._inference = Inference(startup, requests, self._statistics, settings.kserve_unavailable_when_full)
+        self._inference = InferHandler(startup, requests, self._statistics, settings.kserve_unavailable_when_full)
         # So many that one call can keep the workers busy, and so few that an idle server never refuses its own.
         # Workers that are still to be measured will not be more than the cores.
         workers = settings.workers or usable_cores()
@@ -99,14 +104,22 @@ class InferenceService:
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Context
     ) -> pb.RepositoryModelLoadResponse:
-        await self._administrator(request).load(request.model_name)
+        await self._administrator(request, PARAMETERS_OF_LOAD).load(request.model_name)
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:
-        await self._administrator(request).unload(request.model_name)
+        await self._administrator(request, PARAMETERS_OF_UNLOAD).unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
+
+    async def TraceSetting(self, request: pb.TraceSettingRequest, context: Context) -> pb.TraceSettingResponse:
+        if request.model_name:
+            targets.find(await self._catalogue(), request.model_name)
+        return server_settings.trace_settings(request, self._settings)
+
+    async def LogSettings(self, request: pb.LogSettingsRequest, context: Context) -> pb.LogSettingsResponse:
+        return server_settings.log_settings(request, self._settings)
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         return await self._inference.answer(request, context.time_remaining(), asyncio.Semaphore(self._depth))
@@ -122,7 +135,7 @@ class InferenceService:
                     response = await self._inference.answer(request, context.time_remaining(), places)
             except Exception as error:
                 return self._failure(request, to_known(error, f"request {request.id!r} of a stream"))
-            return pb.ModelStreamInferResponse(infer_response=response)
+            return encode.to_stream_response(response)
 
         async with self._opened(), aclosing(in_order(requests, answer, self._depth)) as answers:
             async for response in answers:
@@ -143,20 +156,18 @@ class InferenceService:
     def _failure(self, request: pb.ModelInferRequest, error: DamoserveError) -> pb.ModelStreamInferResponse:
         self._requests.count_reason(error)
         self._requests.unread(error)
-        return pb.ModelStreamInferResponse(
-            error_message=f"{error.reason}: {error}", infer_response=pb.ModelInferResponse(id=request.id)
-        )
+        return encode.to_stream_failure(request, f"{error.reason}: {error}")
 
     async def _catalogue(self) -> Catalogue:
         return (await self._startup.finished()).catalogue
 
     def _administrator(
-        self, request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest
+        self, request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest, taken: Set[str]
     ) -> Administration:
         if self._administration is None:
             raise NotOffered("models are not loaded or unloaded over this service")
         _refuse_repository(request.repository_name)
-        if request.parameters:
+        if request.parameters.keys() - taken:
             raise NotOffered("parameters are not offered: a model is loaded as its repository has it")
         return self._administration
 

@@ -14,7 +14,7 @@ STAGES = {"compute_input": "decode", "compute_infer": "inference", "compute_outp
 
 
 @dataclass
-class Total:
+class CountAndTime:
     """How often, and how long altogether."""
 
     count: float = 0.0
@@ -28,18 +28,18 @@ class Total:
         return pb.StatisticDuration(count=round(self.count), ns=round(1e9 * self.seconds))
 
 
-def _totals() -> defaultdict[str, Total]:
-    return defaultdict(Total)
+def _totals() -> defaultdict[str, CountAndTime]:
+    return defaultdict(CountAndTime)
 
 
 @dataclass
-class Record:
+class ModelRecord:
     """Of one model or profile in one version."""
 
     last: float = 0.0
     images: int = 0
-    requests: defaultdict[str, Total] = field(default_factory=_totals)
-    batches: defaultdict[int, defaultdict[str, Total]] = field(default_factory=lambda: defaultdict(_totals))
+    requests: defaultdict[str, CountAndTime] = field(default_factory=_totals)
+    batches: defaultdict[int, defaultdict[str, CountAndTime]] = field(default_factory=lambda: defaultdict(_totals))
 
     def succeeded(self, results: Sequence[DetectionResult], seconds: float) -> None:
         """The images of a request run side by side: a stage takes it as long as the slowest of them."""
@@ -82,7 +82,7 @@ class Statistics:
     """A request counts for its model, and for each profile that served it or, if it failed, that it named."""
 
     def __init__(self) -> None:
-        self._records: defaultdict[tuple[str, str], Record] = defaultdict(Record)
+        self._records: defaultdict[tuple[str, str], ModelRecord] = defaultdict(ModelRecord)
 
     def succeeded(self, results: Sequence[DetectionResult], seconds: float) -> None:
         served: defaultdict[tuple[str, str], list[DetectionResult]] = defaultdict(list)

@@ -12,7 +12,7 @@ from damoserve_server.models.catalogue import (
     IdleProfile,
     Model,
     Profile,
-    State,
+    ProfileState,
 )
 
 
@@ -39,7 +39,7 @@ class Target:
     def loading(self) -> bool:
         """Whether it does not serve yet."""
         profiles = self.model.profiles if self.profile is None else (self.profile,)
-        return not self.ready and any(profile.state is State.LOADING for profile in profiles)
+        return not self.ready and any(profile.state is ProfileState.LOADING for profile in profiles)
 
     @property
     def reason(self) -> str:

@@ -13,11 +13,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from damoserve_profiles.repository import Repository, Sight
+from damoserve_profiles.repository import ModelSnapshot, Repository
 from damoserve_server.errors import OperationRunning, ProfileRefused, RepositoryUnusable, ShuttingDown, VersionRefused
 from damoserve_server.metrics.metrics import Metrics
-from damoserve_server.models.catalogue import ActiveProfile, Catalogue, FailedProfile, IdleProfile, Model, State
-from damoserve_server.models.loading import Loading, give_memory_back, load_profile, load_version, manifest_of
+from damoserve_server.models.catalogue import ActiveProfile, Catalogue, FailedProfile, IdleProfile, Model, ProfileState
+from damoserve_server.models.loading import ProfileLoader, give_memory_back, load_profile, load_version, manifest_of
 from damoserve_server.models.lookup import find_folder, find_version, set_alias
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Serving(Protocol):
+class ProfileListener(Protocol):
     """What has to hear of profiles that come and go. Called on the event loop, in one step with the change."""
 
     @property
@@ -43,14 +43,19 @@ class Lifecycle:
     """The operations. `close` before the server ends."""
 
     def __init__(
-        self, repository: Repository, loading: Loading, serving: Serving, metrics: Metrics, tried: Mapping[str, Sight]
+        self,
+        repository: Repository,
+        loader: ProfileLoader,
+        serving: ProfileListener,
+        metrics: Metrics,
+        tried: Mapping[str, ModelSnapshot],
     ) -> None:
         """`tried` tells how each model looked before it was loaded."""
         self.repository = repository
         self.catalogue = serving.catalogue
-        self.tried: dict[str, Sight | None] = dict(tried)
+        self.tried: dict[str, ModelSnapshot | None] = dict(tried)
         """How each model looked when it was last loaded, whether or not it is served now."""
-        self._loading = loading
+        self._loader = loader
         self._serving = serving
         self._metrics = metrics
         self._running: asyncio.Task[Any] | None = None
@@ -90,14 +95,14 @@ class Lifecycle:
         if self._running is not None:
             await asyncio.wait([self._running])
 
-    async def _alone(self, operation: Callable[[Loading], Coroutine[Any, Any, T]]) -> T:
+    async def _alone(self, operation: Callable[[ProfileLoader], Coroutine[Any, Any, T]]) -> T:
         """The operation outlives a caller that leaves, but only to end without a change."""
         if self._closed:
             raise ShuttingDown
         if self._running is not None:
             raise OperationRunning("another operation runs; try again when it has ended")
         self._stop = stop = threading.Event()
-        self._running = task = asyncio.create_task(operation(replace(self._loading, stop=stop)))
+        self._running = task = asyncio.create_task(operation(replace(self._loader, stop=stop)))
         task.add_done_callback(self._ended)
         try:
             return await asyncio.shield(task)
@@ -110,15 +115,15 @@ class Lifecycle:
         if not task.cancelled():
             task.exception()  # the caller may have left; looked at, asyncio does not log it
 
-    async def _load_profile(self, model: str, profile: str, loading: Loading) -> Model:
+    async def _load_profile(self, model: str, profile: str, loader: ProfileLoader) -> Model:
         before = self.catalogue.model(model)
         if profile in [active.name for active in before.active]:
             return before
         folder = await asyncio.to_thread(find_folder, self.repository, before, profile)
         manifest = await asyncio.to_thread(manifest_of, folder)
-        self._publish(before.having(IdleProfile(folder, manifest, State.LOADING)))
+        self._publish(before.having(IdleProfile(folder, manifest, ProfileState.LOADING)))
         try:
-            loaded = await _in_thread(loading, load_profile, folder, loading)
+            loaded = await _in_thread(loader, load_profile, folder, loader)
         except BaseException:
             self._publish(before)
             raise
@@ -128,33 +133,35 @@ class Lifecycle:
             raise ProfileRefused(loaded.summary, model=before.name, profile=profile)
         return after
 
-    async def _unload_profile(self, model: str, profile: str, _: Loading) -> Model:
+    async def _unload_profile(self, model: str, profile: str, _: ProfileLoader) -> Model:
         before = self.catalogue.model(model)
         found = before.find(profile)
         if not isinstance(found, ActiveProfile):
             return before
         folder = self.repository.folder(before.name, before.version, found.name)
-        after = before.having(IdleProfile(folder, found.manifest, State.UNLOADED))
+        after = before.having(IdleProfile(folder, found.manifest, ProfileState.UNLOADED))
         self._publish(after)
         return after
 
-    async def _reload(self, name: str, target: int | str | None, whole: bool, loading: Loading) -> Model:
+    async def _reload(self, name: str, target: int | str | None, whole: bool, loader: ProfileLoader) -> Model:
         before = self.catalogue.models.get(name)
         try:
             version = await asyncio.to_thread(find_version, self.repository, name, target)
         except RepositoryUnusable:
             self._count(name, "refused")
             raise
-        sight = await asyncio.to_thread(self.repository.look, name)
-        if target is None and sight is not None and sight.version is not None:
-            version = sight.version  # what is noted as tried has to be what is loaded: the aliases may have changed
+        snapshot = await asyncio.to_thread(self.repository.snapshot, name)
+        if target is None and snapshot is not None and snapshot.version is not None:
+            version = snapshot.version  # what is noted as tried has to be what is loaded: the aliases may have changed
         folders = await asyncio.to_thread(self.repository.profiles, name, version)
-        tried, self.tried[name] = self.tried.get(name), sight
+        tried, self.tried[name] = self.tried.get(name), snapshot
         unloaded = frozenset(() if before is None or whole else (idle.name for idle in before.idle))
         if before is None:
-            self._publish(Model(name, version, idle=tuple(IdleProfile(each, None, State.LOADING) for each in folders)))
+            self._publish(
+                Model(name, version, idle=tuple(IdleProfile(each, None, ProfileState.LOADING) for each in folders))
+            )
         try:
-            loaded = Model.of(name, version, await _in_thread(loading, load_version, folders, loading, unloaded))
+            loaded = Model.of(name, version, await _in_thread(loader, load_version, folders, loader, unloaded))
         except BaseException:
             self._count(name, "abandoned")
             self.tried[name] = tried
@@ -183,7 +190,7 @@ class Lifecycle:
         log.error("%s", message)
         raise VersionRefused(message, model=loaded.name, version=loaded.version)
 
-    async def _remove(self, name: str, _: Loading) -> None:
+    async def _remove(self, name: str, _: ProfileLoader) -> None:
         self.tried[name] = None
         if name in self.catalogue.models:
             self._withdraw(name)
@@ -219,10 +226,10 @@ class Lifecycle:
         self._metrics.models.reloads.labels(model, result).inc()
 
 
-async def _in_thread(loading: Loading, work: Callable[..., T], *arguments: object) -> T:
+async def _in_thread(loader: ProfileLoader, work: Callable[..., T], *arguments: object) -> T:
     """Raises ShuttingDown when nobody wants the result any more."""
     result = await asyncio.to_thread(work, *arguments)
-    if loading.stop.is_set():
+    if loader.stop.is_set():
         raise ShuttingDown
     return result
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import grpc
 
 
-class Management:
+class ModelManagement:
     """Starts and stops both together with the operations that they ask for."""
 
     def __init__(self, lifecycle: Lifecycle, server: grpc.aio.Server | None, watch_seconds: float) -> None:

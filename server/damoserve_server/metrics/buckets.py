@@ -10,6 +10,8 @@ SECONDS = (
 # fmt: on
 SHORT_SECONDS = (0.0001, 0.00025, 0.0005, *SECONDS)
 """For stages: a request that need not wait waits for microseconds."""
+CALL_SECONDS = (0.01, 0.1, 1, 10)
+"""For calls of gRPC: a quarter of the edges, for every method has them, and requests have finer ones of their own."""
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
+from damoserve_server.errors import codes
 from damoserve_server.metrics.rows import Distribution, Histogram, Numbers, Row, Rows
 
 RPC = ("grpc_type", "grpc_service", "grpc_method")
@@ -16,7 +17,9 @@ HANDLED = Metric(
     "Calls completed; a client that goes away is CANCELLED. The rest of those started is still open.",
     "counter",
 )
-PLACES = {code: place for place, code in enumerate(grpc.StatusCode, 1)}
+POSSIBLE = {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, *codes()}
+"""Nothing here ends with the others; should a library's service do so, it is counted as UNKNOWN."""
+PLACES = {code: place for place, code in enumerate((code for code in grpc.StatusCode if code in POSSIBLE), 1)}
 
 
 class Calls(Row):
@@ -33,7 +36,7 @@ class Calls(Row):
         self.numbers[0] += 1
 
     def end(self, code: grpc.StatusCode, seconds: float) -> None:
-        self.numbers[PLACES[code]] += 1
+        self.numbers[PLACES.get(code, PLACES[grpc.StatusCode.UNKNOWN])] += 1
         self._handling.observe(seconds)
 
     def samples(self, numbers: Numbers) -> Sequence[Sequence[Sample]]:

@@ -1,4 +1,4 @@
-"""What Prometheus sees. Label values come from closed sets only, and every series exists from the start, at zero.
+"""What Prometheus sees. Label values come from closed sets only, and what is counted exists from the start, at zero.
 
 `reference` writes the page that lists them all.
 """
@@ -14,15 +14,15 @@ from prometheus_client import (
 )
 
 from damoserve_profiles.manifest import Manifest
+from damoserve_server.configuration.settings import Tiers
 from damoserve_server.fidelity.metrics import FidelityMetrics
-from damoserve_server.metrics.buckets import SECONDS, SHORT_SECONDS, with_objectives
+from damoserve_server.metrics.buckets import CALL_SECONDS, SECONDS, SHORT_SECONDS, with_objectives
 from damoserve_server.metrics.calls import CallMetrics, Calls
 from damoserve_server.metrics.device import DeviceMetrics
 from damoserve_server.metrics.exposition import Endpoint, Registry
 from damoserve_server.metrics.models import ModelMetrics
 from damoserve_server.metrics.requests import NO_TIER, STAGES, Outcome, RequestMetrics
 from damoserve_server.scheduling.selection import Tier
-from damoserve_server.settings import Tiers
 
 __all__ = ["NO_TIER", "STAGES", "Calls", "Endpoint", "Metrics", "Outcome", "Registry", "RequestMetrics"]
 
@@ -35,9 +35,9 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, tiers: Tiers) -> None:
         objectives = [tiers[tier].objective_ms / 1000 for tier in Tier]
-        edges = with_objectives(SECONDS, objectives)
-        self.calls = CallMetrics(registry, edges)
-        self.requests = RequestMetrics(registry, edges, with_objectives(SHORT_SECONDS, objectives))
+        edges, stage_edges = with_objectives(SECONDS, objectives), with_objectives(SHORT_SECONDS, objectives)
+        self.calls = CallMetrics(registry, with_objectives(CALL_SECONDS, objectives))
+        self.requests = RequestMetrics(registry, edges, stage_edges)
         self.device = DeviceMetrics(registry)
         self.models = ModelMetrics(registry, tiers)
         self.fidelity = FidelityMetrics(registry)
@@ -50,9 +50,8 @@ class Metrics:
         self.calls.add(service, methods, kind)
 
     def add_profile(self, manifest: Manifest) -> None:
-        """Creates the series of a profile that serves."""
+        """Creates the series of a profile that serves, but for those of the fidelity monitor, which may be off."""
         key = manifest.model, manifest.profile
         self.requests.add_profile(key)
         self.device.add_profile(key)
         self.models.add_profile(manifest)
-        self.fidelity.add_profile(manifest)

@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from damoserve_profiles.manifest import Manifest
-from damoserve_server.models.catalogue import State
+from damoserve_server.configuration.settings import Tiers
+from damoserve_server.models.catalogue import ProfileState
 from damoserve_server.scheduling.selection import Tier
-from damoserve_server.settings import Tiers
 
 RELOADED_FILES = ("certificate", "tokens")
 RELOAD_RESULTS = {True: "taken", False: "refused"}
@@ -55,7 +55,7 @@ class ModelMetrics:
             ["file", "result"],
             registry=registry,
         )
-        self._shown: dict[str, dict[str, State]] = {}
+        self._shown: dict[str, dict[str, ProfileState]] = {}
         for file in RELOADED_FILES:
             for result in RELOAD_RESULTS.values():
                 self.credential_reloads.labels(file, result)
@@ -75,12 +75,12 @@ class ModelMetrics:
         if successor is None:
             self.profile_accuracy.remove(model, profile)
 
-    def show_states(self, model: str, states: Mapping[str, State]) -> None:
+    def show_states(self, model: str, states: Mapping[str, ProfileState]) -> None:
         """The states of a model's profiles; those it no longer has are removed."""
         for name in self._shown.get(model, {}).keys() - states.keys():
             self.profile_state.remove_by_labels({"model": model, "profile": name})
         for name, state in states.items():
-            for possible in State:
+            for possible in ProfileState:
                 self.profile_state.labels(model, name, possible).set(state == possible)
         self._shown[model] = dict(states)
         for result in RELOADS:

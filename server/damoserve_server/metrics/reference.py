@@ -2,21 +2,24 @@
 
 from collections.abc import Iterator
 
+import grpc
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from damoserve_profiles.repository import BUNDLED, Repository
-from damoserve_server.metrics.metrics import Metrics
-from damoserve_server.models.catalogue import State
-from damoserve_server.settings import Tiers
+from damoserve_server.configuration.settings import Tiers
+from damoserve_server.metrics.metrics import NO_TIER, STAGES, Metrics
+from damoserve_server.models.catalogue import ProfileState
+from damoserve_server.scheduling.selection import Tier
 
 HEAD = """\
 # Metrics
 
 What a server shows at `http://HOST:9464/metrics`; this page is written by
-`python -m damoserve_server.metrics.reference`. Every series exists from the start, at zero; nothing that a caller sends
-becomes a label. What gRPC itself refuses is in none of them: messages that are too large, calls beyond
-`DAMOSERVE_MAX_CONCURRENT_CALLS`, connections whose TLS handshake fails.
+`python -m damoserve_server.metrics.reference`. Counters exist from the start, at zero, and gauges too; a histogram of
+seconds has the series of a method, profile, tier or stage from its first value on; those of fidelity exist where
+`DAMOSERVE_FIDELITY__SHARE` is set. Nothing that a caller sends becomes a label. What gRPC itself refuses is in none of
+them: messages that are too large, calls beyond `DAMOSERVE_MAX_CONCURRENT_CALLS`, connections whose TLS handshake fails.
 
 At every moment the calls of a method that have started are those that were handled, with whatever code, and those that
 are open; the requests of a tier that have arrived are those with an outcome and those in flight. Every tier's objective
@@ -36,17 +39,23 @@ SETS_OF_ONE = {"damoserve_build_info", "python_info"}
 
 
 def populated() -> CollectorRegistry:
-    """Everything that a server with one method and one profile, of the bundled ones, shows."""
+    """All that a server with one method and one profile, of the bundled ones, shows once both have been used."""
     registry = CollectorRegistry()
     metrics = Metrics(registry, Tiers())
     for kind in ("unary", "server_stream", "bidi_stream"):
-        metrics.add_methods("damoserve.v1.DetectionService", ["Detect"], kind)
+        metrics.calls.of((kind, "damoserve.v1.DetectionService", "Detect")).end(grpc.StatusCode.OK, 0.0)
     repository = Repository(BUNDLED)
     model = repository.models()[0]
     manifest = repository.profiles(model, repository.serving(model))[0].read_manifest()
     metrics.add_profile(manifest)
+    key = manifest.model, manifest.profile
+    for tier in (*Tier, NO_TIER):
+        metrics.requests.seconds.labels(*key, tier).observe(0.0)
+    for stage in STAGES:
+        metrics.requests.stage_seconds.labels(*key, stage).observe(0.0)
+    metrics.fidelity.add_profile(manifest)
     metrics.fidelity.expect(manifest.model, manifest.profile, 1.0)
-    metrics.models.show_states(manifest.model, {manifest.profile: State.ACTIVE})
+    metrics.models.show_states(manifest.model, {manifest.profile: ProfileState.ACTIVE})
     metrics.device.watch_queue(lambda: 0, lambda: 0)
     metrics.device.watch_pools({"free": lambda: 1, "leased": lambda: 0}, lambda: 0)
     return registry

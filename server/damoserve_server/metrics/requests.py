@@ -1,6 +1,6 @@
 """Requests: how many there are, how they end, which profile serves them and where their time goes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -46,7 +46,7 @@ PLACES = {outcome: place for place, outcome in enumerate(Outcome, 1)}
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredSeries:
     """The series of answers of one kind; to look each up by its labels takes as long as to count."""
 
     routed: Counter
@@ -78,7 +78,20 @@ class TierRow(Row):
         return ends, [Sample("damoserve_requests_in_flight", self._labels, arrived - sum(ended))]
 
 
-class ByTier(Rows):
+@dataclass(frozen=True)
+class Totals:
+    """Requests of all tiers since the start."""
+
+    arrived: int
+    ended: Mapping[Outcome, int]
+
+    @property
+    def inside(self) -> int:
+        """Those that have arrived and have no end yet."""
+        return self.arrived - sum(self.ended.values())
+
+
+class RequestsByTier(Rows):
     """Requests by tier. What has arrived is in flight or has ended, at every moment."""
 
     def __init__(self) -> None:
@@ -91,6 +104,10 @@ class ByTier(Rows):
     def rows(self) -> Iterable[Row]:
         return self._tiers.values()
 
+    def totals(self) -> Totals:
+        counted = [sum(numbers) for numbers in zip(*(row.numbers for row in self._tiers.values()), strict=True)]
+        return Totals(int(counted[0]), {outcome: int(counted[place]) for outcome, place in PLACES.items()})
+
 
 class RequestMetrics:
     """See the module."""
@@ -98,7 +115,7 @@ class RequestMetrics:
     def __init__(self, registry: CollectorRegistry, edges: Sequence[float], stage_edges: Sequence[float]) -> None:
         """The edges of the histograms are in seconds."""
         profile = ["model", "profile"]
-        self.tiers = ByTier()
+        self.tiers = RequestsByTier()
         self.refused = Counter(
             "damoserve_refused",
             "Calls and frames of streams that failed; the reasons are those of the table in "
@@ -151,7 +168,7 @@ class RequestMetrics:
         )
         for rows in (self.tiers, self.seconds, self.stage_seconds):
             registry.register(rows)
-        self._answered: dict[tuple[tuple[str, str], str, Reason], Answered] = {}
+        self._answered: dict[tuple[tuple[str, str], str, Reason], AnsweredSeries] = {}
         for reason in errors.reasons():
             self.refused.labels(reason)
         for kind in DECODE_FAILURES.values():
@@ -159,10 +176,10 @@ class RequestMetrics:
         for outcome in FRAME_OUTCOMES:
             self.frames.labels(outcome)
 
-    def answered(self, profile: tuple[str, str], tier: str, reason: Reason) -> Answered:
+    def answered(self, profile: tuple[str, str], tier: str, reason: Reason) -> AnsweredSeries:
         kind = profile, tier, reason
         if kind not in self._answered:
-            self._answered[kind] = Answered(
+            self._answered[kind] = AnsweredSeries(
                 self.routed.labels(*profile, tier, reason),
                 self.seconds.labels(*profile, tier),
                 tuple(self.stage_seconds.labels(*profile, stage) for stage in STAGES),

@@ -94,6 +94,10 @@ class Distribution(Row):
         self._labels = dict(labels)
         self._buckets = [{**labels, "le": _written(edge)} for edge in (*edges, inf)]
 
+    @property
+    def count(self) -> float:
+        return sum(self.numbers[1:])
+
     def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
         """`exemplar` has the labels of something that took so long, a trace for example."""
         place = 1 + bisect_left(self._edges, value)
@@ -135,7 +139,8 @@ class Histogram(Rows):
         return self._distributions[values]
 
     def rows(self) -> Iterable[Row]:
-        return list(self._distributions.values())
+        """Without those that have no value yet: of an idle server their zeros were two thirds of a scrape."""
+        return [row for row in list(self._distributions.values()) if row.count]
 
 
 class _Only(Collector):

@@ -24,7 +24,7 @@ class CatalogueError(Exception):
     """There is nothing to serve; the message says what to do."""
 
 
-class State(StrEnum):
+class ProfileState(StrEnum):
     """What a profile is doing."""
 
     ACTIVE = "active"
@@ -37,7 +37,7 @@ class State(StrEnum):
 class ActiveProfile:
     """Loaded and warmed up. Its engines are freed when neither the catalogue nor a request holds it any more."""
 
-    state: ClassVar = State.ACTIVE
+    state: ClassVar = ProfileState.ACTIVE
 
     manifest: Manifest
     engines: list[Engine]
@@ -73,7 +73,7 @@ class ActiveProfile:
 class FailedProfile:
     """Refused at load. The manifest is there if it could be read."""
 
-    state: ClassVar = State.FAILED
+    state: ClassVar = ProfileState.FAILED
 
     folder: ProfileFolder
     manifest: Manifest | None
@@ -95,7 +95,7 @@ class IdleProfile:
 
     folder: ProfileFolder
     manifest: Manifest | None
-    state: State
+    state: ProfileState
 
     @property
     def name(self) -> str:
@@ -154,9 +154,9 @@ class Model:
             return active
         what = f"the profile {profile}" if profile is not None else "every profile"
         states = {candidate.state for candidate in found}
-        if State.LOADING in states:
+        if ProfileState.LOADING in states:
             raise ProfileLoading(f"{what} of the model {self.name} is being loaded; try again later", model=self.name)
-        how = {State.UNLOADED: "was unloaded", State.FAILED: "could not be loaded"}
+        how = {ProfileState.UNLOADED: "was unloaded", ProfileState.FAILED: "could not be loaded"}
         reasons = " or ".join(how[state] for state in sorted(states)) or "is gone"
         raise ProfileUnavailable(f"{what} of the model {self.name} {reasons}", model=self.name)
 
@@ -169,7 +169,8 @@ class Catalogue:
         self.models: Mapping[str, Model] = {model.name: model for model in models}
         if not any(model.active for model in models):
             failures = [f"{failed.name}: {failed.error}" for model in models for failed in model.failed]
-            raise CatalogueError("no profile could be loaded: " + ("; ".join(failures) or "the repository is empty"))
+            why = "; ".join(failures) or "no version in the repository has one"
+            raise CatalogueError(f"no profile could be loaded: {why}")
         self._default = default if default is not None else models[0].name
         if self._default not in self.models:
             raise CatalogueError(f"the default model {self._default!r} is not in the repository")

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
-class Split:
+class CoreSplit:
     """Ordered by preference: few threads lose little time by waiting for one another."""
 
     threads: int
@@ -34,24 +34,24 @@ class Split:
         return f"{self.workers} x {self.threads}"
 
 
-def possible_splits(cores: int, workers: int | None = None, threads: int | None = None) -> list[Split]:
+def possible_splits(cores: int, workers: int | None = None, threads: int | None = None) -> list[CoreSplit]:
     """What there is to choose from, preferred first, after what the operator has set; never empty."""
     if workers is not None:
-        return [Split(threads or max(1, cores // workers), workers)]
+        return [CoreSplit(threads or max(1, cores // workers), workers)]
     if threads is not None:
-        return [Split(threads, max(1, cores // threads))]
+        return [CoreSplit(threads, max(1, cores // threads))]
     powers = {2**exponent for exponent in range(cores.bit_length())}
-    return sorted(Split(each, cores // each) for each in powers | {cores})
+    return sorted(CoreSplit(each, cores // each) for each in powers | {cores})
 
 
-def choose(speeds: Mapping[Split, float]) -> Split:
+def choose(speeds: Mapping[CoreSplit, float]) -> CoreSplit:
     """The fastest, or one that is about as fast and preferred. `speeds` are in images a second."""
     enough = max(speeds.values()) * (1 - NOISE)
     return min(split for split, speed in speeds.items() if speed >= enough)
 
 
 @dataclass(frozen=True)
-class Trial:
+class SplitTrial:
     """Measures splits with a profile of the repository."""
 
     load_engine: EngineLoader
@@ -62,7 +62,7 @@ class Trial:
     stop: threading.Event = field(default_factory=threading.Event)
     """Once set, nothing further is measured."""
 
-    def best(self, splits: Sequence[Split], repository: Repository, model: str | None) -> Split:
+    def best(self, splits: Sequence[CoreSplit], repository: Repository, model: str | None) -> CoreSplit:
         """By the most accurate profile that can be loaded of `model`, which is the first one if None.
 
         The preferred split if there is nothing to choose or to measure by. Raises ShuttingDown if stopped.
@@ -80,7 +80,9 @@ class Trial:
             give_memory_back()
         return splits[0]
 
-    def _try(self, splits: Sequence[Split], folder: ProfileFolder, manifest: Manifest) -> dict[Split, float] | None:
+    def _try(
+        self, splits: Sequence[CoreSplit], folder: ProfileFolder, manifest: Manifest
+    ) -> dict[CoreSplit, float] | None:
         """Images a second, or None if the profile cannot be used."""
         try:
             model = ModelFile(folder, manifest).read()
@@ -91,14 +93,14 @@ class Trial:
             log.info("%s/%s is not measured: %s", folder.model, folder.profile, error)
             return None
 
-    def _speed(self, split: Split, seconds: float, model: bytes, manifest: Manifest) -> float:
+    def _speed(self, split: CoreSplit, seconds: float, model: bytes, manifest: Manifest) -> float:
         if self.stop.is_set():
             raise ShuttingDown
         options = replace(self.options, threads=split.threads)
         image = np.zeros((1, manifest.input.height, manifest.input.width, 3), np.uint8)
         with ThreadPoolExecutor(split.workers) as workers:
-            loading = [workers.submit(self.load_engine, model, manifest, options) for _ in range(split.workers)]
-            engines = [each.result() for each in loading]
+            starting = [workers.submit(self.load_engine, model, manifest, options) for _ in range(split.workers)]
+            engines = [each.result() for each in starting]
             return sum(workers.map(partial(self._pace, image, self.clock() + seconds), engines))
 
     def _pace(self, image: NDArray[np.uint8], until: float, engine: Engine) -> float:

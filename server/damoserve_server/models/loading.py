@@ -31,17 +31,18 @@ from damoserve_server.models.catalogue import (
     IdleProfile,
     Model,
     Profile,
-    State,
+    ProfileState,
 )
 from damoserve_server.scheduling.latency import LatencyEstimate
 
 WARM_UP_RUNS = 3
+LAYOUT = f"<model>/<version>/<profile>/{MANIFEST_FILE}"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Loading:
+class ProfileLoader:
     """How profiles are loaded."""
 
     load_engine: EngineLoader
@@ -71,7 +72,30 @@ class ModelFile:
         return content
 
 
-def load_catalogue(repository: Repository, loading: Loading, default: str | None = None) -> Catalogue:
+def require_models(repository: Repository) -> None:
+    """Raises CatalogueError if the folder of models cannot be used at all; what to do stands in it."""
+    root = repository.root
+    instead = f"give `repository` (--repository) a folder with {LAYOUT}, or leave it out to serve the bundled model"
+    try:
+        empty = not any(root.iterdir())
+        models = repository.models()
+    except FileNotFoundError:
+        raise CatalogueError(f"the repository {root} does not exist: {instead}") from None
+    except NotADirectoryError:
+        raise CatalogueError(f"the repository {root} is not a folder: {instead}") from None
+    except PermissionError as error:
+        denied = error.filename or root
+        raise CatalogueError(
+            f"the repository {root} cannot be read: the user of the server (uid {os.geteuid()}) may not look into "
+            f"{denied}; give it the right to, or {instead}"
+        ) from None
+    if empty:
+        raise CatalogueError(f"the repository {root} is empty: {instead}")
+    if not models:
+        raise CatalogueError(f"the repository {root} has no model in it: {instead}")
+
+
+def load_catalogue(repository: Repository, loader: ProfileLoader, default: str | None = None) -> Catalogue:
     """Loads what there is of every model. Raises CatalogueError, or ShuttingDown if stopped."""
     models, errors = [], []
     for name in repository.models():
@@ -81,14 +105,14 @@ def load_catalogue(repository: Repository, loading: Loading, default: str | None
             log.exception("the model %s is not served", name)
             errors.append(str(error))
             continue
-        loaded = [load_profile(folder, loading) for folder in repository.profiles(name, version)]
+        loaded = [load_profile(folder, loader) for folder in repository.profiles(name, version)]
         models.append(Model.of(name, version, loaded))
     if errors and not models:
         raise CatalogueError("; ".join(errors))
     return Catalogue(models, default)
 
 
-def load_version(folders: list[ProfileFolder], loading: Loading, unloaded: frozenset[str]) -> list[Profile]:
+def load_version(folders: list[ProfileFolder], loader: ProfileLoader, unloaded: frozenset[str]) -> list[Profile]:
     """Loads the profiles of a version but those that are to stay unloaded; ends at the first that is damaged.
 
     Raises ShuttingDown if stopped.
@@ -96,26 +120,26 @@ def load_version(folders: list[ProfileFolder], loading: Loading, unloaded: froze
     profiles: list[Profile] = []
     for folder in folders:
         if folder.profile in unloaded:
-            profiles.append(IdleProfile(folder, manifest_of(folder), State.UNLOADED))
+            profiles.append(IdleProfile(folder, manifest_of(folder), ProfileState.UNLOADED))
             continue
-        profiles.append(loaded := load_profile(folder, loading))
+        profiles.append(loaded := load_profile(folder, loader))
         if isinstance(loaded, FailedProfile) and not loaded.unsuited:
             break
     return profiles
 
 
-def load_profile(folder: ProfileFolder, loading: Loading) -> ActiveProfile | FailedProfile:
+def load_profile(folder: ProfileFolder, loader: ProfileLoader) -> ActiveProfile | FailedProfile:
     """Raises ShuttingDown if stopped."""
-    if loading.stop.is_set():
+    if loader.stop.is_set():
         raise ShuttingDown
     try:
         manifest = folder.verify()
-        check = _golden_check(folder, manifest, loading.options.max_batch_size)
-        new_engine = partial(_new_engine, ModelFile(folder, manifest), manifest, check, loading)
-        engines = [new_engine() for _ in range(loading.workers)]
-        measured = [_warm_up(engine, manifest.input.size, loading) for engine in engines]
+        check = _golden_check(folder, manifest, loader.options.max_batch_size)
+        new_engine = partial(_new_engine, ModelFile(folder, manifest), manifest, check, loader)
+        engines = [new_engine() for _ in range(loader.workers)]
+        measured = [_warm_up(engine, manifest.input.size, loader) for engine in engines]
         baselines = {count: median(seconds[count] for seconds in measured) for count in measured[0]}
-        return ActiveProfile(manifest, engines, LatencyEstimate(baselines, loading.clock), new_engine)
+        return ActiveProfile(manifest, engines, LatencyEstimate(baselines, loader.clock), new_engine)
     except Exception as error:  # whatever is wrong with one profile, the others can serve
         log.exception("profile %s/%s/%s is not served", folder.model, folder.version, folder.profile)
         unsuited = isinstance(error, EngineMissing)
@@ -164,16 +188,16 @@ def _check(
             raise EngineWrong(f"the model does not compute what its manifest promises (recorded with {there}): {wrong}")
 
 
-def _new_engine(file: ModelFile, manifest: Manifest, check: Check, loading: Loading) -> Engine:
-    engine = loading.load_engine(file.read(), manifest, loading.options)
+def _new_engine(file: ModelFile, manifest: Manifest, check: Check, loader: ProfileLoader) -> Engine:
+    engine = loader.load_engine(file.read(), manifest, loader.options)
     check(engine)
     return engine
 
 
-def _warm_up(engine: Engine, size: Size, loading: Loading) -> dict[int, float]:
+def _warm_up(engine: Engine, size: Size, loader: ProfileLoader) -> dict[int, float]:
     """Seconds of every batch size, the largest first, so that all memory is allocated."""
-    images = np.zeros((loading.options.max_batch_size, size.height, size.width, 3), np.uint8)
-    return {count: _measure(engine, images[:count], loading.clock) for count in range(len(images), 0, -1)}
+    images = np.zeros((loader.options.max_batch_size, size.height, size.width, 3), np.uint8)
+    return {count: _measure(engine, images[:count], loader.clock) for count in range(len(images), 0, -1)}
 
 
 def _measure(engine: Engine, images: NDArray[np.uint8], clock: Callable[[], float]) -> float:

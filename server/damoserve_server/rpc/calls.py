@@ -15,18 +15,18 @@ import grpc
 from google.protobuf.message import DecodeError
 from prometheus_client import Counter
 
-from damoserve_server.detection.outcomes import REQUEST_METHODS, Requests
+from damoserve_server.detection.outcomes import REQUEST_METHODS, RequestAccounting
 from damoserve_server.errors import DamoserveError, MessageUndecodable
 from damoserve_server.metrics.calls import Calls
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.rpc.handlers import MAKERS, TYPES
 from damoserve_server.rpc.status import to_known, to_status
-from damoserve_server.telemetry.records import Record, Telemetry, request_id
+from damoserve_server.telemetry.records import CallRecord, Telemetry, request_id
 
 REQUEST_ID = "x-request-id"
 MAX_REQUEST_ID_LENGTH = 128
 STATUS_DETAILS = "grpc-status-details-bin"
-FAREWELL_SECONDS = 0.005
+CANCELLATION_GRACE_SECONDS = 0.005
 """At the end of a stream a client that is gone looks like one that is done, until gRPC cancels the call."""
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Streams are counted as long as they are open: health watches and reflection stay so while the client likes."""
 
-    def __init__(self, metrics: Metrics, requests: Requests, telemetry: Telemetry) -> None:
+    def __init__(self, metrics: Metrics, requests: RequestAccounting, telemetry: Telemetry) -> None:
         self._metrics = metrics
         self._requests = requests
         self._telemetry = telemetry
@@ -66,7 +66,7 @@ class _Call:
     handler: Handler
     method: str
     series: Calls
-    requests: Requests
+    requests: RequestAccounting
     telemetry: Telemetry
 
     async def answer(self, request: Any, context: Context) -> Any:
@@ -106,7 +106,7 @@ class _Call:
                     await counting.write(answer)
         else:
             await answers
-        await asyncio.sleep(FAREWELL_SECONDS)
+        await asyncio.sleep(CANCELLATION_GRACE_SECONDS)
 
     async def _received(self, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         async for request in requests:
@@ -123,7 +123,7 @@ class _Call:
             raise MessageUndecodable("", "the request is not the message that the method takes") from None
 
     @contextmanager
-    def _observed(self, context: Context, record: Record) -> Iterator[None]:
+    def _observed(self, context: Context, record: CallRecord) -> Iterator[None]:
         self.series.begin()
         started = time.monotonic()
         code = grpc.StatusCode.UNKNOWN

@@ -7,16 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
-from grpc_reflection.v1alpha import reflection
 
 from damoserve_server.access.tls import server_credentials
 from damoserve_server.access.tokens import Tokens
-from damoserve_server.detection.outcomes import Requests
+from damoserve_server.configuration.settings import Settings
+from damoserve_server.detection.outcomes import RequestAccounting
 from damoserve_server.metrics.metrics import Metrics
+from damoserve_server.rpc import reflection
 from damoserve_server.rpc.authorisation import AccessInterceptor
 from damoserve_server.rpc.calls import CallInterceptor
 from damoserve_server.rpc.handlers import TYPES
-from damoserve_server.settings import Settings
 from damoserve_server.telemetry.records import Telemetry
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Listeners:
     """Makes servers that share the limits of the tokens."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, requests: Requests, telemetry: Telemetry) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, requests: RequestAccounting, telemetry: Telemetry) -> None:
         self._settings = settings
         self._metrics = metrics
         calls = CallInterceptor(metrics, requests, telemetry)
@@ -54,8 +54,7 @@ class Listeners:
                 kind = TYPES[method.client_streaming, method.server_streaming]
                 self._metrics.add_methods(service.full_name, [method.name], kind)
         if self._settings.reflection:
-            names = [service.full_name for service in services]
-            reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+            reflection.add_to_server(services, server)
 
     def bind(self, server: grpc.aio.Server, host: str, port: int) -> int:
         """Opens the address, with TLS if that is set, and returns the port. Raises OSError."""

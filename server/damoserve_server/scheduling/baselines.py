@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
-from damoserve_server.scheduling.policy import Cost, Decision, P, Start, State, W, urgency
+from damoserve_server.scheduling.policy import Cost, Decision, P, QueueState, Start, W, urgency
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class FixedProfile:
 
     profile: object
 
-    def decide(self, state: State[P, W]) -> Decision[P, W]:
+    def decide(self, state: QueueState[P, W]) -> Decision[P, W]:
         line = _line(state)
         if not line:
             return None
-        allowed = line[0].wish.allowed
+        allowed = line[0].requirements.allowed
         return _start(state, line, _among(allowed, self.profile, allowed[0]))
 
 
@@ -31,14 +31,14 @@ class StaticTiers:
     table: tuple[tuple[float, object], ...]
     """Least budget in seconds, and profile; the longest budget first."""
 
-    def decide(self, state: State[P, W]) -> Decision[P, W]:
+    def decide(self, state: QueueState[P, W]) -> Decision[P, W]:
         line = _line(state)
         if not line:
             return None
         head = line[0]
-        budget = head.wish.due - head.ready_at
+        budget = head.requirements.due - head.ready_at
         named = next((profile for least, profile in self.table if budget >= least), self.table[-1][1])
-        allowed = head.wish.allowed
+        allowed = head.requirements.allowed
         return _start(state, line, _among(allowed, named, allowed[-1]))
 
 
@@ -55,16 +55,16 @@ class ModelSwitching:
     _profile: object = None
     _until: float = field(default=float("-inf"))
 
-    def decide(self, state: State[P, W]) -> Decision[P, W]:
+    def decide(self, state: QueueState[P, W]) -> Decision[P, W]:
         line = _line(state)
         if not line:
             return None
         if state.now >= self._until:
             self._profile, self._until = self._switch(state), state.now + self.period
-        allowed = line[0].wish.allowed
+        allowed = line[0].requirements.allowed
         return _start(state, line, _among(allowed, self._profile, allowed[-1]))
 
-    def _switch(self, state: State[P, W]) -> P:
+    def _switch(self, state: QueueState[P, W]) -> P:
         workers = state.free + len(state.busy)
         bearable = [p for p, cost in state.costs.items() if state.rate * cost.share <= self.bearable * workers]
         if not bearable:
@@ -82,30 +82,32 @@ class SlackFit:
 
     buckets: int = 16
 
-    def decide(self, state: State[P, W]) -> Decision[P, W]:
+    def decide(self, state: QueueState[P, W]) -> Decision[P, W]:
         line = _line(state)
         if not line:
             return None
         head = line[0]
         pairs = [
             (state.costs[profile].expected(size), size, state.costs[profile].accuracy, profile)
-            for profile in head.wish.allowed
+            for profile in head.requirements.allowed
             for size in state.costs[profile].sizes
         ]
         shortest, longest = min(pair[0] for pair in pairs), max(pair[0] for pair in pairs)
         step = (longest - shortest) / self.buckets
-        slack = head.wish.due - state.now
+        slack = head.requirements.due - state.now
         edge = shortest + max(0, min(self.buckets, int((slack - shortest) / step) if step else 0)) * step
         fitting = [pair for pair in pairs if pair[0] <= edge + 1e-12]
         _, size, _, profile = max(fitting, key=lambda pair: (pair[1], pair[2]))
         return _start(state, line, profile, size)
 
 
-def _line(state: State[P, W]) -> list[W]:
+def _line(state: QueueState[P, W]) -> list[W]:
     """Those that may start, the most urgent first."""
     quickest = _quickest(state.costs)
     ready = [ticket for ticket in state.waiting if ticket.ready]
-    return sorted(ready, key=lambda ticket: urgency(ticket.wish, state.now, quickest(ticket.wish.allowed)))
+    return sorted(
+        ready, key=lambda ticket: urgency(ticket.requirements, state.now, quickest(ticket.requirements.allowed))
+    )
 
 
 def _quickest(costs: Mapping[P, Cost]) -> Callable[[tuple[P, ...]], float]:
@@ -116,7 +118,7 @@ def _among(allowed: tuple[P, ...], profile: object, otherwise: P) -> P:
     return next((one for one in allowed if one == profile), otherwise)
 
 
-def _start(state: State[P, W], line: list[W], profile: P, most: int | None = None) -> Start[P, W]:
-    members = [ticket for ticket in line if profile in ticket.wish.allowed]
+def _start(state: QueueState[P, W], line: list[W], profile: P, most: int | None = None) -> Start[P, W]:
+    members = [ticket for ticket in line if profile in ticket.requirements.allowed]
     sizes = [size for size in state.costs[profile].sizes if size <= min(len(members), most or len(members))]
     return Start(profile, tuple(islice(members, sizes[-1])))

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from damoserve_server.scheduling.policy import HASTE, Decision, P, Pause, Start, State, W, urgency
+from damoserve_server.scheduling.policy import URGENCY_STEP, Decision, P, Pause, QueueState, Start, W, urgency
 
 HYSTERESIS = 0.1
 """A profile more accurate than the last one has to be in time even if it took so much longer: no flapping."""
 
-ON_THE_OFF_CHANCE = 0.04
+UNANNOUNCED_WAIT_SHARE = 0.04
 """So much of its own time a batch waits for company that nobody announced, where company would gain: the first request
 of a burst comes alone, and on a slow engine takes the place of a full batch."""
 SAME_ACCURACY = 1e-6
@@ -42,7 +42,7 @@ class DeadlinePolicy:
         """`max_wait`, in seconds, bounds how long a free worker waits to fill a batch; it does so only for a gain."""
         self._max_wait = max_wait
 
-    def decide(self, state: State[P, W]) -> Decision[P, W]:
+    def decide(self, state: QueueState[P, W]) -> Decision[P, W]:
         if not any(ticket.ready for ticket in state.waiting):
             return None
         if len(state.costs) == 1 and max(cost.sizes[-1] for cost in state.costs.values()) == 1:
@@ -57,7 +57,7 @@ class DeadlinePolicy:
             return Pause(until)
         return Start(line.profiles[column], tuple(line.tickets[index] for index in members))
 
-    def _company(self, line: "_Line", state: State[P, W], column: int, members: NDArray[np.intp]) -> float | None:
+    def _company(self, line: "_Line", state: QueueState[P, W], column: int, members: NDArray[np.intp]) -> float | None:
         """Until when to wait for a larger batch of that profile, if it gains time and makes nobody late."""
         cost, size = state.costs[line.profiles[column]], len(members)
         larger = next((other for other in cost.sizes if other > size), None)
@@ -74,21 +74,21 @@ class DeadlinePolicy:
             left = self._max_wait - waited
             wait = min(max(delay, gain / 8), left)  # arrivals are not regular
         else:
-            wait = left = min(self._max_wait, ON_THE_OFF_CHANCE * cost.expected(size)) - waited
+            wait = left = min(self._max_wait, UNANNOUNCED_WAIT_SHARE * cost.expected(size)) - waited
         spare = min(float(line.due[members].min()) - state.now, float(line.slack[:, 0].min()) + cost.expected(size))
         if left <= INSTANT or wait >= spare - cost.expected(larger):
             return None
         return state.now + float(wait)
 
 
-def _first(state: State[P, W]) -> Start[P, W]:
+def _first(state: QueueState[P, W]) -> Start[P, W]:
     """Without a choice of profile or batch size, the most urgent starts."""
     [(profile, cost)] = state.costs.items()
     ready = (ticket for ticket in state.waiting if ticket.ready)
-    return Start(profile, (min(ready, key=lambda ticket: urgency(ticket.wish, state.now, cost.seconds[0])),))
+    return Start(profile, (min(ready, key=lambda ticket: urgency(ticket.requirements, state.now, cost.seconds[0])),))
 
 
-def _line_up(state: State[P, W]) -> "_Line":
+def _line_up(state: QueueState[P, W]) -> "_Line":
     profiles = tuple(sorted(state.costs, key=lambda profile: -state.costs[profile].accuracy))
     costs = [state.costs[profile] for profile in profiles]
     table = _Table(
@@ -96,7 +96,7 @@ def _line_up(state: State[P, W]) -> "_Line":
         np.array([cost.seconds[0] for cost in costs]),
     )
     kinds: dict[tuple[P, ...], int] = {}
-    kind = np.array([kinds.setdefault(ticket.wish.allowed, len(kinds)) for ticket in state.waiting])
+    kind = np.array([kinds.setdefault(ticket.requirements.allowed, len(kinds)) for ticket in state.waiting])
     rows = np.array([[profile in allowed for profile in profiles] for allowed in kinds])
     return _Line.of(state, profiles, table, rows, kind)
 
@@ -145,17 +145,19 @@ class _Line:
     """`[n, Q]` Seconds that each has left if all are served in this order; infinite for the lost."""
 
     @staticmethod
-    def of(state: State[P, W], profiles: tuple[P, ...], table: _Table, rows: Flags, kind: NDArray[np.int64]) -> "_Line":
+    def of(
+        state: QueueState[P, W], profiles: tuple[P, ...], table: _Table, rows: Flags, kind: NDArray[np.int64]
+    ) -> "_Line":
         """`rows` `[kinds, P]` says which profiles each kind of request allows, `kind` `[n]` of which each is."""
-        wishes = [ticket.wish for ticket in state.waiting]
+        alternatives = [ticket.requirements for ticket in state.waiting]
         quickest = np.where(rows, table.alone, inf).argmin(axis=1)
-        deadline = np.array([wish.deadline for wish in wishes])
-        due = np.array([wish.due for wish in wishes])
+        deadline = np.array([requirements.deadline for requirements in alternatives])
+        due = np.array([requirements.due for requirements in alternatives])
         hopeless = state.now + table.alone[quickest][kind] > due
         due = np.where(hopeless, deadline, due)
-        haste = np.array([wish.priority for wish in wishes]) * HASTE
-        arrival = np.array([wish.arrival for wish in wishes])
-        order = np.argsort(arrival + haste * (due - arrival), kind="stable")  # as `urgency` says
+        urgency_share = np.array([requirements.priority for requirements in alternatives]) * URGENCY_STEP
+        arrival = np.array([requirements.arrival for requirements in alternatives])
+        order = np.argsort(arrival + urgency_share * (due - arrival), kind="stable")  # as `urgency` says
         kind, hopeless, due = kind[order], hopeless[order], due[order]
         tickets = [state.waiting[index] for index in order]
         allowed, picked = rows.take(kind, axis=0), _levels(rows, table, quickest).take(kind, axis=0)
@@ -194,14 +196,14 @@ def _levels(rows: Flags, table: _Table, quickest: NDArray[np.intp]) -> NDArray[n
     return np.where(fits.any(axis=2), fits.argmax(axis=2), quickest[:, None])
 
 
-def _slack(left: Floats, share: Floats, alone: Floats, state: State[P, W]) -> Floats:
+def _slack(left: Floats, share: Floats, alone: Floats, state: QueueState[P, W]) -> Floats:
     latest = left[:, None] - alone
     ahead = _taken_by_busy(latest, state) + share.cumsum(axis=0) - share
     slack: Floats = latest - ahead / (state.free + len(state.busy))
     return slack
 
 
-def _taken_by_busy(until: Floats, state: State[P, W]) -> Floats | int:
+def _taken_by_busy(until: Floats, state: QueueState[P, W]) -> Floats | int:
     """Seconds that the busy workers do not have until then: all of them at most, a batch may hang."""
     ahead = np.maximum(until, 0.0)
     return sum(np.minimum(busy, ahead) for busy in state.busy)
@@ -223,7 +225,7 @@ class _Options:
         return found
 
 
-def _options(line: _Line, state: State[P, W]) -> _Options:
+def _options(line: _Line, state: QueueState[P, W]) -> _Options:
     allowed = line.allowed[line.ready.argmax()].tolist()
     # No worker is to idle while another takes all.
     available = (-(-line.startable.sum(axis=0) // state.free)).tolist()
@@ -239,7 +241,7 @@ def _options(line: _Line, state: State[P, W]) -> _Options:
     return _Options(profile, size, seconds, members)
 
 
-def _best(line: _Line, options: _Options, state: State[P, W]) -> int:
+def _best(line: _Line, options: _Options, state: QueueState[P, W]) -> int:
     """The option that leaves nobody late and gives the highest accuracy, else the one that drains the queue soonest."""
     seconds = options.seconds * _caution(line, options, state)
     # A batch is in time for its own if it ends before the first of them is due.
@@ -253,7 +255,7 @@ def _best(line: _Line, options: _Options, state: State[P, W]) -> int:
     return int(own.argmax()) if own.any() else int(options.seconds.argmin())
 
 
-def _caution(line: _Line, options: _Options, state: State[P, W]) -> Floats:
+def _caution(line: _Line, options: _Options, state: QueueState[P, W]) -> Floats:
     """`[options]` By what to multiply the seconds of each."""
     return np.where(line.table.accuracy[options.profile] > state.last_accuracy, 1 + HYSTERESIS, 1.0)
 
@@ -272,7 +274,7 @@ class _Rest:
     """`[options, Q]` The work of the members, were they served at this level."""
 
 
-def _rest(line: _Line, options: _Options, seconds: Floats, state: State[P, W]) -> _Rest:
+def _rest(line: _Line, options: _Options, seconds: Floats, state: QueueState[P, W]) -> _Rest:
     count = len(line.tickets)
     taken = line.at_level.take(options.members, axis=1).cumsum(axis=1)[:, options.size - 1, options.profile]
     arriving = (state.rate * seconds)[:, None]
@@ -281,7 +283,7 @@ def _rest(line: _Line, options: _Options, seconds: Floats, state: State[P, W]) -
     return _Rest(count * more - options.size[:, None], work, accuracy, taken[0])
 
 
-def _spare(line: _Line, options: _Options, seconds: Floats, state: State[P, W], rest: _Rest) -> Floats:
+def _spare(line: _Line, options: _Options, seconds: Floats, state: QueueState[P, W], rest: _Rest) -> Floats:
     """`[options, Q]` Seconds of a worker that are to spare if the rest is served at this level; below 0: too late."""
     workers = state.free + len(state.busy)
     batch = seconds[:, None]

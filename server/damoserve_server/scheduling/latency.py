@@ -24,7 +24,7 @@ MEMORY_SECONDS = 0.2
 Clock = Callable[[], float]
 
 
-class Window:
+class RecentSamples:
     """The latest measurements.
 
     Old ones are forgotten. Otherwise one slow spell could raise an estimate above every caller's budget, all requests
@@ -61,7 +61,7 @@ class LatencyEstimate:
         """`baselines` has the seconds of each batch size before anything was served, of 1 at least."""
         self._baselines = baselines
         self._clock = clock
-        self._windows = {size: Window(clock) for size in baselines}
+        self._windows = {size: RecentSamples(clock) for size in baselines}
         self._lock = threading.Lock()
         self._cost: Cost | None = None
         self._known_at = clock()
@@ -102,7 +102,7 @@ class DecodeEstimate:
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._windows: dict[int, Window] = defaultdict(partial(Window, clock))
+        self._windows: dict[int, RecentSamples] = defaultdict(partial(RecentSamples, clock))
 
     def observe(self, seconds: float, size: int) -> None:
         self._windows[size.bit_length()].add(seconds)

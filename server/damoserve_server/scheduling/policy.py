@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 LOWEST_PRIORITY = 5
 """Priorities are 1, the most urgent, to 5, the default. Who can wait says so by a long budget."""
-HASTE = 1 / (LOWEST_PRIORITY + 1)
+URGENCY_STEP = 1 / (LOWEST_PRIORITY + 1)
 """So many times its priority is the share of its time that a request claims to have; never all of it."""
 
 WORTHWHILE = 0.95
@@ -54,7 +54,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Wish(Generic[P]):
+class Requirements(Generic[P]):
     """What a request allows; times are on the clock of the server."""
 
     allowed: tuple[P, ...]
@@ -71,7 +71,7 @@ class Waiting(Protocol[P]):
     """A request in the queue."""
 
     @property
-    def wish(self) -> Wish[P]: ...
+    def requirements(self) -> Requirements[P]: ...
 
     @property
     def ready_at(self) -> float:
@@ -86,7 +86,7 @@ W = TypeVar("W", bound=Waiting)  # type: ignore[type-arg]
 
 
 @dataclass(frozen=True)
-class State(Generic[P, W]):
+class QueueState(Generic[P, W]):
     """What is known at the moment when a worker is free."""
 
     now: float
@@ -127,15 +127,15 @@ Decision = Start[P, W] | Pause | None
 class Policy(Protocol):
     """Decides."""
 
-    def decide(self, state: State[P, W]) -> Decision[P, W]: ...
+    def decide(self, state: QueueState[P, W]) -> Decision[P, W]: ...
 
 
-def urgency(wish: Wish[P], now: float, quickest: float) -> float:
+def urgency(requirements: Requirements[P], now: float, quickest: float) -> float:
     """Where a request stands in the queue, the smallest first: when it is due, or if that is past hope, its deadline.
 
     `quickest` is in how many seconds it can be answered. Whoever can no longer be in time must not make others late.
     Priorities bring this moment nearer. It is never before the arrival, so all that come after it stand behind it, and
     it is before the deadline, so there is time left then. That is the ageing: no crowd of any priority starves others.
     """
-    due = wish.deadline if now + quickest > wish.due else wish.due
-    return wish.arrival + wish.priority * HASTE * (due - wish.arrival)
+    due = requirements.deadline if now + quickest > requirements.due else requirements.due
+    return requirements.arrival + requirements.priority * URGENCY_STEP * (due - requirements.arrival)

@@ -22,7 +22,7 @@ from damoserve_server.errors import (
     WorkersLost,
 )
 from damoserve_server.scheduling.latency import Arrivals
-from damoserve_server.scheduling.policy import Cost, P, Pause, Policy, Start, State, Wish, urgency
+from damoserve_server.scheduling.policy import Cost, P, Pause, Policy, QueueState, Requirements, Start, urgency
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Closing(StrEnum):
 class Ticket(Generic[P, T]):
     """A request in the queue; times are on the clock of the scheduler."""
 
-    wish: Wish[P]
+    requirements: Requirements[P]
     ready_at: float
     """Until it is ready, an estimate."""
     payload: T | None = None
@@ -97,15 +97,17 @@ class Scheduler(Generic[P, T]):
         """Batches that are being computed."""
         return len(self._running)
 
-    def choose(self, wishes: Sequence[Wish[P]], decoding: float) -> Wish[P]:
+    def choose(self, alternatives: Sequence[Requirements[P]], decoding: float) -> Requirements[P]:
         """Of a request's alternatives the first that would be answered by when it is due, else the soonest to be."""
-        if len(wishes) == 1 or not self.workers:
-            return wishes[0]
-        ends = [self.soonest_end(Ticket(wish, self._clock() + decoding)) for wish in wishes]
-        in_time = (wish for wish, end in zip(wishes, ends, strict=True) if end <= wish.due)
-        return next(in_time, wishes[ends.index(min(ends))])
+        if len(alternatives) == 1 or not self.workers:
+            return alternatives[0]
+        ends = [self.soonest_end(Ticket(requirements, self._clock() + decoding)) for requirements in alternatives]
+        in_time = (
+            requirements for requirements, end in zip(alternatives, ends, strict=True) if end <= requirements.due
+        )
+        return next(in_time, alternatives[ends.index(min(ends))])
 
-    def admit(self, wish: Wish[P], decoding: float) -> Ticket[P, T]:
+    def admit(self, requirements: Requirements[P], decoding: float) -> Ticket[P, T]:
         """Lets a request in whose image will be decoded in so many seconds.
 
         Raises ShuttingDown, DeadlineExpired, WorkersLost, DeadlineUnreachable or QueueFull, and keeps nothing then.
@@ -113,18 +115,18 @@ class Scheduler(Generic[P, T]):
         now = self._clock()
         if self._closed:
             raise ShuttingDown
-        if wish.deadline <= now:
+        if requirements.deadline <= now:
             raise DeadlineExpired("the time ran out before the request could be looked at")
         if not self.workers:
             raise WorkersLost
-        ticket: Ticket[P, T] = Ticket(wish, now + decoding)
+        ticket: Ticket[P, T] = Ticket(requirements, now + decoding)
         end = self.soonest_end(ticket)
-        if end > wish.deadline:
-            raise DeadlineUnreachable(end - now, wish.deadline - now)
+        if end > requirements.deadline:
+            raise DeadlineUnreachable(end - now, requirements.deadline - now)
         if len(self._waiting) >= self._max_queue:
             message = f"{self._max_queue} requests wait already; try again later"
             raise QueueFull(message, end - now, limit=self._max_queue)
-        self._arrivals.add(now, wish.due - now)
+        self._arrivals.add(now, requirements.due - now)
         self._waiting[ticket] = None
         return ticket
 
@@ -155,7 +157,8 @@ class Scheduler(Generic[P, T]):
         late = [
             ticket
             for ticket in self._waiting
-            if ticket.wish.deadline <= now or (free and now + quickest(ticket)[0] > ticket.wish.deadline)
+            if ticket.requirements.deadline <= now
+            or (free and now + quickest(ticket)[0] > ticket.requirements.deadline)
         ]
         self._remove(late)
         return [(ticket, self._lateness(ticket, now)) for ticket in late]
@@ -207,11 +210,11 @@ class Scheduler(Generic[P, T]):
         """When a request would be answered if it and all that are more urgent were served by the quickest profile."""
         now = self._clock()
         quickest = self._quickest()
-        place = urgency(ticket.wish, now, quickest(ticket)[0])
+        place = urgency(ticket.requirements, now, quickest(ticket)[0])
         ahead = Counter(
             quickest(other)[1]
             for other in self._waiting
-            if other is not ticket and urgency(other.wish, now, quickest(other)[0]) <= place
+            if other is not ticket and urgency(other.requirements, now, quickest(other)[0]) <= place
         )
         free_at = [now + batch.remaining(now) for batch in self._running][: self.workers]
         free_at += [now] * (self.workers - len(free_at))
@@ -239,23 +242,23 @@ class Scheduler(Generic[P, T]):
     def _closing(self, started: Start[P, Ticket[P, T]], cost: Cost, held: bool) -> Closing:
         if len(started.tickets) >= cost.sizes[-1]:
             return Closing.FULL
-        if any(ticket.ready and started.profile in ticket.wish.allowed for ticket in self._waiting):
+        if any(ticket.ready and started.profile in ticket.requirements.allowed for ticket in self._waiting):
             return Closing.SMALLER
         return Closing.WAITED if held else Closing.ALL_READY
 
-    def _state(self, now: float, free: int) -> State[P, Ticket[P, T]]:
-        kinds = {ticket.wish.allowed for ticket in self._waiting}
+    def _state(self, now: float, free: int) -> QueueState[P, Ticket[P, T]]:
+        kinds = {ticket.requirements.allowed for ticket in self._waiting}
         costs: Mapping[P, Cost] = {profile: self._cost(profile) for allowed in kinds for profile in allowed}
         busy = tuple(batch.remaining(now) for batch in self._running)
         rate, budget = self._arrivals.recent(now)
-        return State(now, list(self._waiting), costs, free, busy, rate, budget, self._last_accuracy)
+        return QueueState(now, list(self._waiting), costs, free, busy, rate, budget, self._last_accuracy)
 
     def _quickest(self) -> Callable[[Ticket[P, T]], tuple[float, P]]:
         """Tells of a ticket its quickest profile, after the seconds that this needs for one image."""
         known: dict[tuple[P, ...], tuple[float, P]] = {}
 
         def quickest(ticket: Ticket[P, T]) -> tuple[float, P]:
-            allowed = ticket.wish.allowed
+            allowed = ticket.requirements.allowed
             if allowed not in known:
                 known[allowed] = min(
                     ((self._cost(profile).expected(1), profile) for profile in allowed), key=itemgetter(0)
@@ -265,7 +268,7 @@ class Scheduler(Generic[P, T]):
         return quickest
 
     def _lateness(self, ticket: Ticket[P, T], now: float) -> DamoserveError:
-        deadline = ticket.wish.deadline
+        deadline = ticket.requirements.deadline
         if deadline <= now:
             return DeadlineExpired("the time ran out while the request waited")
         return DeadlineUnreachable(self._quickest()(ticket)[0], deadline - now)

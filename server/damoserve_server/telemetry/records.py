@@ -23,7 +23,7 @@ access_log = logging.getLogger("damoserve_server.access_log")
 
 
 @dataclass(eq=False)
-class Record:
+class CallRecord:
     """One call, or one part of it: a frame or message of a stream, or an image of several."""
 
     method: str = ""
@@ -57,7 +57,7 @@ class Record:
             self.known["outcome"] = outcome
 
     @contextmanager
-    def part(self, kind: str, identifier: str | int, began: float) -> Iterator["Record"]:
+    def part(self, kind: str, identifier: str | int, began: float) -> Iterator["CallRecord"]:
         """What is done inside belongs to a part of this, and so do its errors. `began` is on the monotonic clock."""
         if not self.watched:
             yield self
@@ -65,7 +65,7 @@ class Record:
         # As text: numbers of frames have 64 bits, and of those of a trace one is the sign.
         name = str(identifier)[:MAX_NAME_LENGTH]
         known = {"request_id": self.known["request_id"], f"{kind}_id": name}
-        inner = Record(self.method, self.span.part(kind, began), self.logged, known, kind, _began=began)
+        inner = CallRecord(self.method, self.span.part(kind, began), self.logged, known, kind, _began=began)
         token = current.set(inner)
         code = grpc.StatusCode.INTERNAL
         try:
@@ -111,8 +111,8 @@ class Record:
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the call that is being answered; the tasks of a call inherit it."""
 
-UNWATCHED = Record()
-current: ContextVar[Record] = ContextVar("current", default=UNWATCHED)
+UNWATCHED = CallRecord()
+current: ContextVar[CallRecord] = ContextVar("current", default=UNWATCHED)
 """Of what is being answered; the tasks of a call inherit it."""
 
 
@@ -123,13 +123,13 @@ class Telemetry:
         self._tracer = tracer
         self._logged = access_log
 
-    def call(self, method: str, request_id: str, metadata: Mapping[str, str | bytes]) -> Record:
+    def call(self, method: str, request_id: str, metadata: Mapping[str, str | bytes]) -> CallRecord:
         """The record of a call that begins, from now on the current one. `method` is `package.Service/Method`."""
         record = UNWATCHED
         if not method.startswith(OWN_SERVICES):
             span = self._tracer.call(method, metadata)
             if self._logged or span is not NO_SPAN:
-                record = Record(method, span, self._logged, {"request_id": request_id})
+                record = CallRecord(method, span, self._logged, {"request_id": request_id})
         current.set(record)
         return record
 

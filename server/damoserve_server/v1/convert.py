@@ -10,7 +10,7 @@ from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.postprocess import Detections
 from damoserve_server.detection.request import DetectionRequest, DetectionResult, Timings
 from damoserve_server.errors import ArgumentOutOfRange, ProfileAndTier
-from damoserve_server.models.catalogue import ActiveProfile, FailedProfile, Model, Profile, State
+from damoserve_server.models.catalogue import ActiveProfile, FailedProfile, Model, Profile, ProfileState
 from damoserve_server.rpc.duration import to_duration
 from damoserve_server.scheduling.policy import LOWEST_PRIORITY
 from damoserve_server.scheduling.selection import Reason, Tier
@@ -37,14 +37,14 @@ OVERLOADS = {
 }
 """Whether frames are dropped."""
 STATES = {
-    State.ACTIVE: pb.Profile.STATE_ACTIVE,
-    State.FAILED: pb.Profile.STATE_FAILED,
-    State.LOADING: pb.Profile.STATE_LOADING,
-    State.UNLOADED: pb.Profile.STATE_UNLOADED,
+    ProfileState.ACTIVE: pb.Profile.STATE_ACTIVE,
+    ProfileState.FAILED: pb.Profile.STATE_FAILED,
+    ProfileState.LOADING: pb.Profile.STATE_LOADING,
+    ProfileState.UNLOADED: pb.Profile.STATE_UNLOADED,
 }
 MAX_DETECTIONS = 1000
 
-Wishes = pb.DetectRequest | pb.StreamOptions
+RequestFields = pb.DetectRequest | pb.StreamOptions
 
 
 def to_request(
@@ -86,22 +86,22 @@ def frame_budget(options: pb.StreamOptions, default: float) -> float:
     return default if budget is None else budget
 
 
-def _to_request(wishes: Wishes, image: bytes, arrival: float, deadline: float) -> DetectionRequest:
+def _to_request(fields: RequestFields, image: bytes, arrival: float, deadline: float) -> DetectionRequest:
     return DetectionRequest(
         image=image,
         arrival=arrival,
         deadline=deadline,
-        model=wishes.model,
-        profile=wishes.profile or None,
-        tier=_tier(wishes),
-        min_accuracy=_fraction(wishes, "min_accuracy") or 0.0,
-        score_threshold=_fraction(wishes, "score_threshold"),
-        max_detections=_max_detections(wishes),
-        priority=_priority(wishes),
+        model=fields.model,
+        profile=fields.profile or None,
+        tier=_tier(fields),
+        min_accuracy=_fraction(fields, "min_accuracy") or 0.0,
+        score_threshold=_fraction(fields, "score_threshold"),
+        max_detections=_max_detections(fields),
+        priority=_priority(fields),
     )
 
 
-def _latency_budget(message: Wishes | pb.Frame) -> float | None:
+def _latency_budget(message: RequestFields | pb.Frame) -> float | None:
     if not message.HasField("latency_budget"):
         return None
     budget = message.latency_budget.seconds + message.latency_budget.nanos / 1e9
@@ -110,7 +110,7 @@ def _latency_budget(message: Wishes | pb.Frame) -> float | None:
     return budget
 
 
-def _tier(request: Wishes) -> Tier | None:
+def _tier(request: RequestFields) -> Tier | None:
     if request.latency_tier == pb.LATENCY_TIER_UNSPECIFIED:
         return None
     if request.latency_tier not in TIERS:
@@ -120,7 +120,7 @@ def _tier(request: Wishes) -> Tier | None:
     return TIERS[request.latency_tier]
 
 
-def _fraction(request: Wishes, field: Literal["min_accuracy", "score_threshold"]) -> float | None:
+def _fraction(request: RequestFields, field: Literal["min_accuracy", "score_threshold"]) -> float | None:
     if not request.HasField(field):
         return None
     value: float = getattr(request, field)
@@ -129,7 +129,7 @@ def _fraction(request: Wishes, field: Literal["min_accuracy", "score_threshold"]
     return value
 
 
-def _max_detections(request: Wishes) -> int | None:
+def _max_detections(request: RequestFields) -> int | None:
     if not request.HasField("max_detections"):
         return None
     if not 1 <= request.max_detections <= MAX_DETECTIONS:
@@ -137,7 +137,7 @@ def _max_detections(request: Wishes) -> int | None:
     return request.max_detections
 
 
-def _priority(request: Wishes) -> int:
+def _priority(request: RequestFields) -> int:
     if not request.HasField("priority"):
         return LOWEST_PRIORITY
     if not 1 <= request.priority <= LOWEST_PRIORITY:

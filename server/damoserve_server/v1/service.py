@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
-from damoserve_server.detection.outcomes import Requests
+from damoserve_server.detection.outcomes import RequestAccounting
 from damoserve_server.detection.startup import Startup
 from damoserve_server.v1 import convert
 from damoserve_server.v1.stream import Streams
-from damoserve_server.v1.stream_caller import Origin, StreamCaller
+from damoserve_server.v1.stream_handler import DetectStreamHandler, StreamCall
 
 if TYPE_CHECKING:
     import grpc
@@ -24,17 +24,18 @@ if TYPE_CHECKING:
 class DetectionService(pb_grpc.DetectionServiceServicer):
     """Finds objects."""
 
-    def __init__(self, startup: Startup, streams: Streams, requests: Requests) -> None:
+    def __init__(self, startup: Startup, streams: Streams, requests: RequestAccounting) -> None:
         self._startup = startup
         self._streams = streams
         self._requests = requests
 
     async def Detect(self, request: pb.DetectRequest, context: Context) -> pb.DetectResponse:
-        default = self._startup.default_budget
-        wanted = convert.to_request(request, time.monotonic(), context.time_remaining(), default)
-        with self._requests.answering([wanted]) as results:
-            detector = await self._startup.finished(wanted.deadline)
-            results.append(await detector.detect(wanted))
+        detection = convert.to_request(
+            request, time.monotonic(), context.time_remaining(), self._startup.default_budget
+        )
+        with self._requests.answering([detection]) as results:
+            detector = await self._startup.finished(detection.deadline)
+            results.append(await detector.detect(detection))
             return convert.to_response(results[0])
 
     # Not a generator, which the stubs expect: nothing closes one at once when its call ends.
@@ -42,9 +43,9 @@ class DetectionService(pb_grpc.DetectionServiceServicer):
         self, request_iterator: AsyncIterator[pb.DetectStreamRequest], context: Context
     ) -> None:
         startup = self._startup
-        origin = Origin(request_iterator, context, startup.finished, startup.default_budget)
-        with closing(StreamCaller(origin, self._requests)) as caller:
-            await self._streams.run(caller)
+        origin = StreamCall(request_iterator, context, startup.finished, startup.default_budget)
+        with closing(DetectStreamHandler(origin, self._requests)) as handler:
+            await self._streams.run(handler)
 
 
 class ProfileService(pb_grpc.ProfileServiceServicer):

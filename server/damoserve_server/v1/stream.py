@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Deadlined)
 A = TypeVar("A")
 
 
-class Caller(Protocol[F, A]):
+class StreamHandler(Protocol[F, A]):
     """What a stream is between."""
 
     def frames(self, window: Window[F, A]) -> AsyncIterator[tuple[F, int | None]]:
@@ -37,10 +37,10 @@ class Caller(Protocol[F, A]):
 class Stream(Generic[F, A]):
     """One stream."""
 
-    def __init__(self, caller: Caller[F, A], window: Window[F, A], patience: float) -> None:
-        self._caller = caller
+    def __init__(self, handler: StreamHandler[F, A], window: Window[F, A], idle_timeout: float) -> None:
+        self._handler = handler
         self._window = window
-        self._patience = patience
+        self._idle_timeout = idle_timeout
         self._changed = asyncio.Event()
         self._sent = asyncio.Event()
         self._computing: set[asyncio.Task[None]] = set()
@@ -56,8 +56,8 @@ class Stream(Generic[F, A]):
         """
         try:
             while (slot := await self._next()) is not None:
-                async with self._patient("no answer was taken"):
-                    await self._caller.send(slot)
+                async with self._within_idle_timeout("no answer was taken"):
+                    await self._handler.send(slot)
                 self._start(self._window.sent())
                 self._sent.set()
             if self._reading.cancelled():
@@ -74,7 +74,7 @@ class Stream(Generic[F, A]):
 
     async def _read(self) -> None:
         try:
-            async for frame, taken in self._caller.frames(self._window):
+            async for frame, taken in self._handler.frames(self._window):
                 self._start(self._window.add(frame, taken))
                 self._watch(self._window.waiting)
                 self._changed.set()
@@ -101,7 +101,7 @@ class Stream(Generic[F, A]):
             task.add_done_callback(self._computing.discard)
 
     async def _compute(self, slot: Slot[F, A]) -> None:
-        self._window.finish(slot, await self._caller.compute(slot.frame))
+        self._window.finish(slot, await self._handler.compute(slot.frame))
         self._changed.set()
 
     async def _next(self) -> Slot[F, A] | None:
@@ -111,35 +111,35 @@ class Stream(Generic[F, A]):
                 return None
             self._changed.clear()
             if self._window.empty:
-                async with self._patient("no message came"):
+                async with self._within_idle_timeout("no message came"):
                     await self._changed.wait()
             else:
                 await self._changed.wait()
         return slot
 
     @asynccontextmanager
-    async def _patient(self, complaint: str) -> AsyncIterator[None]:
+    async def _within_idle_timeout(self, complaint: str) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._idle_timeout):
                 yield
         except TimeoutError:
-            raise StreamIdle(f"{complaint} for {self._patience:g} s") from None
+            raise StreamIdle(f"{complaint} for {self._idle_timeout:g} s") from None
 
 
 class Streams:
     """The open streams of a server."""
 
-    def __init__(self, limit: int, window: int, patience: float) -> None:
+    def __init__(self, limit: int, window: int, idle_timeout: float) -> None:
         """`window` is in frames; `patience`, in seconds, is how long a stream may be idle."""
         self._limit = limit
         self._window = window
-        self._patience = patience
+        self._idle_timeout = idle_timeout
         self._open: set[Stream[Any, Any]] = set()
         self._closed = False
 
-    async def run(self, caller: Caller[F, A]) -> None:
+    async def run(self, handler: StreamHandler[F, A]) -> None:
         """Raises TooManyStreams at once, and what `Stream.run` raises."""
-        with self._opened(caller) as stream:
+        with self._opened(handler) as stream:
             await stream.run()
 
     def close(self) -> None:
@@ -149,12 +149,12 @@ class Streams:
             stream.stop()
 
     @contextmanager
-    def _opened(self, caller: Caller[F, A]) -> Iterator[Stream[F, A]]:
+    def _opened(self, handler: StreamHandler[F, A]) -> Iterator[Stream[F, A]]:
         if self._closed:
             raise ShuttingDown
         if len(self._open) >= self._limit:
             raise TooManyStreams(self._limit)
-        stream = Stream(caller, Window(self._window), self._patience)
+        stream = Stream(handler, Window(self._window), self._idle_timeout)
         self._open.add(stream)
         try:
             yield stream

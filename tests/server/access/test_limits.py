@@ -1,6 +1,5 @@
 """The token bucket for arbitrary callers, with a clock of its own."""
 
-import asyncio
 import time
 
 import pytest
@@ -9,25 +8,19 @@ from hypothesis import strategies as st
 
 from damoserve_server.access.limits import Allowance, Bucket, Limits
 from damoserve_server.errors import ConcurrencyLimited, RateLimited
+from tests.support.clock import Clock
 
 rates = st.floats(0.01, 1000)
 bursts = st.integers(1, 20)
 pauses = st.lists(st.one_of(st.just(0.0), st.floats(0, 5)), min_size=1, max_size=60)
 """Between calls, in intervals of the rate."""
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1e6  # such times have less precision than small ones, as those of a machine that is long up
-
-    def __call__(self) -> float:
-        return self.now
+LONG_UP = 1e6  # such times have less precision than small ones, as those of a machine that is long up
 
 
 @given(rates, bursts, pauses)
-def test_a_call_passes_if_and_only_if_every_window_keeps_its_bound(rate, burst, pauses):
+def test_a_call_passes_if_and_only_if_every_window_keeps_its_bound(rate, burst, pauses) -> None:
     """In any time T there are at most burst + rate * T calls, and none is refused that would keep this so."""
-    clock = Clock()
+    clock = Clock(LONG_UP)
     bucket = Bucket(rate, burst, clock)
     passed: list[float] = []
     for pause in pauses:
@@ -42,8 +35,8 @@ def test_a_call_passes_if_and_only_if_every_window_keeps_its_bound(rate, burst, 
 
 
 @given(rates, bursts, pauses)
-def test_the_time_to_wait_is_enough_and_not_too_much(rate, burst, pauses):
-    clock = Clock()
+def test_the_time_to_wait_is_enough_and_not_too_much(rate, burst, pauses) -> None:
+    clock = Clock(LONG_UP)
     bucket = Bucket(rate, burst, clock)
     for pause in pauses:
         clock.now += pause / rate
@@ -56,8 +49,8 @@ def test_the_time_to_wait_is_enough_and_not_too_much(rate, burst, pauses):
 
 
 @given(rates, bursts)
-def test_after_a_quiet_time_a_whole_burst_passes_and_no_more(rate, burst):
-    clock = Clock()
+def test_after_a_quiet_time_a_whole_burst_passes_and_no_more(rate, burst) -> None:
+    clock = Clock(LONG_UP)
     bucket = Bucket(rate, burst, clock)
     for _ in range(3):
         assert not any(bucket.take() for _ in range(burst))
@@ -65,8 +58,8 @@ def test_after_a_quiet_time_a_whole_burst_passes_and_no_more(rate, burst):
         clock.now += burst / rate + 1e-6
 
 
-def test_a_call_that_is_refused_uses_nothing_up():
-    clock = Clock()
+def test_a_call_that_is_refused_uses_nothing_up() -> None:
+    clock = Clock(LONG_UP)
     allowance = Allowance("camera", Limits(rate=1, burst=2, concurrency=1), clock)
     allowance.enter()
     for _ in range(5):
@@ -82,32 +75,29 @@ def test_a_call_that_is_refused_uses_nothing_up():
     allowance.enter()
 
 
-def test_without_limits_everything_passes():
+def test_without_limits_everything_passes() -> None:
     allowance = Allowance("camera", Limits())
     for _ in range(1000):
         allowance.enter()
 
 
-def test_the_burst_is_what_the_rate_brings_in_a_second_unless_it_is_set():
+def test_the_burst_is_what_the_rate_brings_in_a_second_unless_it_is_set() -> None:
     for rate, burst in {0.5: 1, 2.5: 3}.items():
-        allowance = Allowance("camera", Limits(rate=rate), Clock())
+        allowance = Allowance("camera", Limits(rate=rate), Clock(LONG_UP))
         for _ in range(burst):
             allowance.enter()
         with pytest.raises(RateLimited):
             allowance.enter()
 
 
-def test_a_stream_above_its_rate_is_slowed_and_keeps_its_messages():
-    async def scenario():
-        async def messages():
-            for number in range(6):
-                yield number
+async def test_a_stream_above_its_rate_is_slowed_and_keeps_its_messages() -> None:
+    async def messages():
+        for number in range(6):
+            yield number
 
-        allowance = Allowance("camera", Limits(rate=200, burst=1))
-        allowance.enter()
-        started = time.monotonic()
-        return [message async for message in allowance.paced(messages())], time.monotonic() - started
-
-    received, seconds = asyncio.run(scenario())
+    allowance = Allowance("camera", Limits(rate=200, burst=1))
+    allowance.enter()
+    started = time.monotonic()
+    received, seconds = [message async for message in allowance.paced(messages())], time.monotonic() - started
     assert received == list(range(6))
     assert seconds >= 0.99 * 5 / 200

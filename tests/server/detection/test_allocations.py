@@ -6,6 +6,7 @@ import shutil
 import time
 import tracemalloc
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from damoserve_profiles.golden import GOLDEN_IMAGE
 from damoserve_profiles.imaging import decode
 from damoserve_profiles.repository import BUNDLED
 from damoserve_server.detection.request import DetectionRequest
+from tests.support.server import Serve
 
 PROFILE = "blood-cells/1/int8+pruned"
 FILE = (BUNDLED / PROFILE / GOLDEN_IMAGE).read_bytes()
@@ -33,7 +35,7 @@ class Allocated:
 
 
 @pytest.fixture
-def allocated(serve, tmp_path):
+def allocated(serve: Serve, tmp_path: Path):
     """Does so many requests at once, again and again, after some to warm up."""
     # Not the tiny network of the other tests: its buffers would not stand out.
     shutil.copytree(BUNDLED / PROFILE, tmp_path / "real" / PROFILE)
@@ -71,13 +73,13 @@ def allocated(serve, tmp_path):
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
-def test_pixels_cost_nothing_large(allocated, at_once):
+def test_pixels_cost_nothing_large(allocated, at_once) -> None:
     found = allocated(PIXELS, at_once)
     assert max(found.peaks) < LARGE
     assert found.kept < 4 * LARGE
 
 
-def test_a_file_costs_its_pixels_and_the_copy_that_pillow_makes_of_them(allocated):
+def test_a_file_costs_its_pixels_and_the_copy_that_pillow_makes_of_them(allocated) -> None:
     found = allocated(FILE, at_once=1)
     assert max(found.peaks) < 2 * PIXELS.nbytes + LARGE
     assert found.kept < 4 * LARGE

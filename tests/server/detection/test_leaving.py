@@ -8,15 +8,17 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from damoserve_profiles import imaging
-from damoserve_server.settings import usable_cores
-
-PATIENCE = 20
+from damoserve_server.configuration.settings import usable_cores
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
+from tests.support.timeouts import TIMEOUT
+from tests.support.valve import Valve
 
 
 class Gate:
     """Holds decoding up."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.entered = threading.Semaphore(0)
         self.opened = threading.Event()
         self.count = 0
@@ -25,18 +27,18 @@ class Gate:
         def slowly(*arguments):
             self.count += 1
             self.entered.release()
-            assert self.opened.wait(PATIENCE)
+            assert self.opened.wait(TIMEOUT)
             return decode(*arguments)
 
         monkeypatch.setattr(imaging, "decode", slowly)
 
     async def wait_for(self, number):
         for _ in range(number):
-            assert await asyncio.to_thread(self.entered.acquire, timeout=PATIENCE)
+            assert await asyncio.to_thread(self.entered.acquire, timeout=TIMEOUT)
 
 
 @pytest.fixture
-def gate(monkeypatch):
+def gate(monkeypatch: pytest.MonkeyPatch):
     gate = Gate(monkeypatch)
     yield gate
     gate.opened.set()
@@ -50,66 +52,59 @@ def queued(count, **labels):
     return lambda now: now.sum("damoserve_queued_requests", **labels) == count
 
 
-def test_who_leaves_during_decoding_frees_the_memory_when_the_thread_has_left_it(serve, pictures, gate):
-    async def scenario():
-        async with serve() as client:
-            call = client.detect(pictures.red)
-            call_ends = asyncio.ensure_future(call.code())
-            await gate.wait_for(1)
-            call.cancel()
-            await client.until(queued(0))
-            held = (await client.metrics()).sum("damoserve_pool_slots", state="leased")
-            gate.opened.set()
-            await client.until(leased(0))
-            return await call_ends, held, (await client.metrics()).sum("damoserve_batch_size_count")
-
-    code, held, computed = asyncio.run(scenario())
+async def test_who_leaves_during_decoding_frees_the_memory_when_the_thread_has_left_it(
+    serve: Serve, pictures: Pictures, gate
+) -> None:
+    async with serve() as client:
+        call = client.detect(pictures.red)
+        call_ends = asyncio.ensure_future(call.code())
+        await gate.wait_for(1)
+        call.cancel()
+        await client.until(queued(0))
+        held = (await client.metrics()).sum("damoserve_pool_slots", state="leased")
+        gate.opened.set()
+        await client.until(leased(0))
+        code, computed = await call_ends, (await client.metrics()).sum("damoserve_batch_size_count")
     assert code == grpc.StatusCode.CANCELLED
     assert held == 1
     assert computed == 0
 
 
-def test_who_leaves_before_decoding_is_not_decoded(serve, pictures, gate):
+async def test_who_leaves_before_decoding_is_not_decoded(serve: Serve, pictures: Pictures, gate) -> None:
     cores = usable_cores()
-
-    async def scenario():
-        async with serve() as client:
-            busy = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(cores)]
-            await gate.wait_for(cores)
-            call = client.detect(pictures.red)
-            await client.until(leased(cores + 1))
-            call.cancel()
-            await client.until(leased(cores))
-            gate.opened.set()
-            await asyncio.gather(*busy)
-
-    asyncio.run(scenario())
+    async with serve() as client:
+        busy = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(cores)]
+        await gate.wait_for(cores)
+        call = client.detect(pictures.red)
+        await client.until(leased(cores + 1))
+        call.cancel()
+        await client.until(leased(cores))
+        gate.opened.set()
+        await asyncio.gather(*busy)
     assert gate.count == cores
 
 
 @pytest.mark.parametrize("stage", ["decoding", "waiting", "computing"])
-def test_the_deadline_is_answered_at_every_stage(serve, pictures, gate, valve, stage):
+async def test_the_deadline_is_answered_at_every_stage(
+    serve: Serve, pictures: Pictures, gate, valve: Valve, stage
+) -> None:
     """By budget alone: the call itself has all the time, and its answer comes while the work is still held up."""
-
-    async def scenario():
-        async with serve(valve.load) as client:
-            client.learn(0.001)
-            if stage != "decoding":
-                gate.opened.set()
-                valve.shut()
-            calls = []
-            if stage == "waiting":
-                calls.append(asyncio.ensure_future(client.detect(pictures.red)))
-                await valve.entered()
-            failure = await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=200_000_000)))
-            held = (await client.metrics()).sum("damoserve_pool_slots", state="leased")
+    async with serve(valve.load) as client:
+        client.learn(0.001)
+        if stage != "decoding":
             gate.opened.set()
-            valve.open()
-            await asyncio.gather(*calls)
-            await client.until(leased(0))
-            return failure, held, (await client.metrics()).sum("damoserve_batch_size_sum")
-
-    failure, held, computed = asyncio.run(scenario())
+            valve.shut()
+        calls = []
+        if stage == "waiting":
+            calls.append(asyncio.ensure_future(client.detect(pictures.red)))
+            await valve.entered()
+        failure = await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=200_000_000)))
+        held = (await client.metrics()).sum("damoserve_pool_slots", state="leased")
+        gate.opened.set()
+        valve.open()
+        await asyncio.gather(*calls)
+        await client.until(leased(0))
+        computed = (await client.metrics()).sum("damoserve_batch_size_sum")
     assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXPIRED")
     assert held == 1  # what a thread works in, its own or the other call's
     assert computed == {"decoding": 0, "waiting": 1, "computing": 1}[stage]

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -12,15 +13,20 @@ from damoserve.kserve.v2 import inference_pb2 as kserve
 from damoserve.v1 import admin_pb2
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.repository import Repository
+from damoserve_server.detection.request import DetectionRequest
 from damoserve_server.detection.worker import Inference, Job, Worker
 from damoserve_server.engines.engine import EngineError
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.inputs.buffers import Pool
 from damoserve_server.models.catalogue import ActiveProfile
 from damoserve_server.scheduling.latency import LatencyEstimate
-from damoserve_server.scheduling.policy import Wish
+from damoserve_server.scheduling.policy import Requirements
 from damoserve_server.scheduling.scheduler import Batch, Ticket
 from tests.support.administration import administered
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
+
+REQUEST = DetectionRequest(b"", arrival=0.0, deadline=9.0)
 
 
 @dataclass
@@ -54,7 +60,7 @@ class OneBatch:
 
 
 @pytest.fixture
-def compute(pristine):
+def compute(pristine: Path):
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
 
     def run(engine, values, select, **fields):
@@ -64,48 +70,49 @@ def compute(pristine):
         leases = [pool.lease() for _ in values]
         for lease, value in zip(leases, values, strict=True):
             lease.row[:] = value
-        wish = Wish((profile,), deadline=9.0, due=9.0, arrival=0.0)
+        requirements = Requirements((profile,), deadline=9.0, due=9.0, arrival=0.0)
         with asyncio.Runner() as runner:
             tickets = [
-                Ticket(wish, 0.0, Job(lease, select, runner.get_loop().create_future()), True) for lease in leases
+                Ticket(requirements, 0.0, Job(REQUEST, lease, select, runner.get_loop().create_future()), True)
+                for lease in leases
             ]
-        foreman = OneBatch(Batch(profile, tuple(tickets), 0.0, 1.0))
-        worker = Worker(0, max_batch_size=4, foreman=foreman, **fields)
+        source = OneBatch(Batch(profile, tuple(tickets), 0.0, 1.0))
+        worker = Worker(0, max_batch_size=4, source=source, **fields)
         worker.start()
         worker.join(20)
-        return foreman.outcomes
+        return source.outcomes
 
     return run
 
 
-def keep(profile, scores, boxes):
+def keep(job, profile, scores, boxes):
     return Detections(boxes, scores[0], np.zeros(1, np.int64))
 
 
-def refuse_seven(profile, scores, boxes):
+def refuse_seven(job, profile, scores, boxes):
     if scores[0] == 7:
         raise ZeroDivisionError
-    return keep(profile, scores, boxes)
+    return keep(job, profile, scores, boxes)
 
 
 @pytest.mark.parametrize("values", [[5], [5, 6], [1, 2, 3, 4]])
-def test_each_image_gets_its_own_answer(compute, values):
+def test_each_image_gets_its_own_answer(compute, values) -> None:
     outcomes = compute(Echo(), values, keep)
     assert [outcome.detections.scores[0] for outcome in outcomes] == values
     assert {outcome.batch_size for outcome in outcomes} == {len(values)}
 
 
-def test_missing_answers_fail_the_whole_batch(compute):
+def test_missing_answers_fail_the_whole_batch(compute) -> None:
     outcomes = compute(Echo(lost=1), [1, 2, 3], keep)
     assert [type(outcome) for outcome in outcomes] == [EngineError] * 3
 
 
-def test_what_fails_for_one_image_fails_that_one_only(compute):
+def test_what_fails_for_one_image_fails_that_one_only(compute) -> None:
     outcomes = compute(Echo(), [6, 7, 8], refuse_seven)
     assert [type(outcome) for outcome in outcomes] == [Inference, ZeroDivisionError, Inference]
 
 
-def test_what_a_worker_still_brings_when_it_was_given_up_is_not_learned_from(compute):
+def test_what_a_worker_still_brings_when_it_was_given_up_is_not_learned_from(compute) -> None:
     [hung] = compute(Echo(), [5], keep, given_up=True)
     assert hung.profile.latency.expected() == 1.0
     [sound] = compute(Echo(), [5], keep)
@@ -137,60 +144,48 @@ class _FaultyEngine:
         return self.engine.run(images)
 
 
-def test_a_worker_that_hangs_is_replaced_and_its_requests_are_answered(serve, pictures):
+async def test_a_worker_that_hangs_is_replaced_and_its_requests_are_answered(serve: Serve, pictures: Pictures) -> None:
     let_go = threading.Event()
     faulty = Faulty(lambda: let_go.wait(20))
-
-    async def scenario():
-        async with serve(faulty.load, worker_timeout_seconds=0.2) as client:
-            loaded = faulty.loaded
-            faulty.armed.set()
-            lost = await client.failure(client.detect(pictures.red, profile="quick"))
-            await client.until(lambda now: now.sum("damoserve_workers") == 1)
-            answer = await client.detect(pictures.red, profile="quick")
-            metrics = await client.metrics()
-            let_go.set()
-            return lost, answer, faulty.loaded - loaded, metrics
-
-    lost, answer, loaded_again, metrics = asyncio.run(scenario())
+    async with serve(faulty.load, worker_timeout_seconds=0.2) as client:
+        loaded = faulty.loaded
+        faulty.armed.set()
+        lost = await client.failure(client.detect(pictures.red, profile="quick"))
+        await client.until(lambda now: now.sum("damoserve_workers") == 1)
+        answer = await client.detect(pictures.red, profile="quick")
+        metrics = await client.metrics()
+        let_go.set()
+        loaded_again = faulty.loaded - loaded
     assert (lost.code, lost.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKERS_LOST")
     assert answer.profile == "quick"
     assert loaded_again == 2  # an engine of each profile
     assert metrics.sum("damoserve_worker_restarts_total") == 1
 
 
-def test_a_worker_that_dies_is_replaced_and_its_requests_are_answered(serve, pictures):
+async def test_a_worker_that_dies_is_replaced_and_its_requests_are_answered(serve: Serve, pictures: Pictures) -> None:
     def die():
         raise SystemExit
 
     faulty = Faulty(die)
-
-    async def scenario():
-        async with serve(faulty.load) as client:
-            faulty.armed.set()
-            lost = await client.failure(client.detect(pictures.red, profile="quick"))
-            await client.until(lambda now: now.sum("damoserve_workers") == 1)
-            return lost, await client.detect(pictures.red, profile="quick")
-
-    lost, answer = asyncio.run(scenario())
+    async with serve(faulty.load) as client:
+        faulty.armed.set()
+        lost = await client.failure(client.detect(pictures.red, profile="quick"))
+        await client.until(lambda now: now.sum("damoserve_workers") == 1)
+        answer = await client.detect(pictures.red, profile="quick")
     assert lost.reason == "WORKERS_LOST"
     assert answer.profile == "quick"
 
 
-def test_an_engine_that_raises_is_made_anew(serve, pictures):
+async def test_an_engine_that_raises_is_made_anew(serve: Serve, pictures: Pictures) -> None:
     def fail():
         raise RuntimeError("the device is gone")
 
     faulty = Faulty(fail)
-
-    async def scenario():
-        async with serve(faulty.load) as client:
-            loaded = faulty.loaded
-            faulty.armed.set()
-            failure = await client.failure(client.detect(pictures.red, profile="quick"))
-            return failure, await client.detect(pictures.red, profile="quick"), faulty.loaded - loaded
-
-    failure, answer, loaded_again = asyncio.run(scenario())
+    async with serve(faulty.load) as client:
+        loaded = faulty.loaded
+        faulty.armed.set()
+        failure = await client.failure(client.detect(pictures.red, profile="quick"))
+        answer, loaded_again = await client.detect(pictures.red, profile="quick"), faulty.loaded - loaded
     assert (failure.code, failure.message) == (grpc.StatusCode.INTERNAL, "internal error")
     assert answer.profile == "quick"
     assert loaded_again == 1
@@ -223,29 +218,26 @@ class _StuckEngine:
         return self.engine.run(images)
 
 
-def test_the_worker_after_one_that_hangs_does_not_use_its_engine_even_of_a_profile_that_was_unloaded(serve, pictures):
+async def test_the_worker_after_one_that_hangs_makes_its_own_engine_even_of_a_profile_that_was_unloaded(
+    serve: Serve, pictures: Pictures
+) -> None:
     stuck = Stuck()
-
-    async def scenario():
-        async with administered(serve, stuck.load, worker_timeout_seconds=0.5) as (client, admin):
-            stuck.armed.set()
-            hanging = asyncio.ensure_future(client.failure(client.detect(pictures.red, profile="quick")))
-            while stuck.armed.is_set():
-                await asyncio.sleep(0)
-            waiting = asyncio.ensure_future(client.detect(pictures.red, profile="quick"))
-            await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == 1)
-            await admin.UnloadProfile(admin_pb2.UnloadProfileRequest(profile="quick"))
-            lost, answer = await hanging, await waiting
-            stuck.let_go.set()
-            return lost, answer
-
-    lost, answer = asyncio.run(scenario())
+    async with administered(serve, stuck.load, worker_timeout_seconds=0.5) as (client, admin):
+        stuck.armed.set()
+        hanging = asyncio.ensure_future(client.failure(client.detect(pictures.red, profile="quick")))
+        while stuck.armed.is_set():
+            await asyncio.sleep(0)
+        waiting = asyncio.ensure_future(client.detect(pictures.red, profile="quick"))
+        await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == 1)
+        await admin.UnloadProfile(admin_pb2.UnloadProfileRequest(profile="quick"))
+        lost, answer = await hanging, await waiting
+        stuck.let_go.set()
     assert lost.reason == "WORKERS_LOST"
     assert answer.profile == "quick"
     assert not stuck.shared
 
 
-def test_a_server_without_workers_is_not_ready_in_either_protocol(serve, pictures):
+async def test_a_server_without_workers_is_not_ready_in_either_protocol(serve: Serve, pictures: Pictures) -> None:
     let_go, made = threading.Event(), threading.Event()
     faulty = Faulty(lambda: let_go.wait(20))
 
@@ -253,7 +245,7 @@ def test_a_server_without_workers_is_not_ready_in_either_protocol(serve, picture
         assert made.wait(20)
         return faulty.load(model, manifest, options)
 
-    async def readiness(client):
+    async def readiness(client: ServerClient):
         ready = client.channel.unary_unary(
             "/inference.GRPCInferenceService/ServerReady",
             request_serializer=kserve.ServerReadyRequest.SerializeToString,
@@ -261,19 +253,17 @@ def test_a_server_without_workers_is_not_ready_in_either_protocol(serve, picture
         )
         return await client.health(), (await ready(kserve.ServerReadyRequest())).ready
 
-    async def scenario():
+    made.set()
+    async with serve(load, worker_timeout_seconds=0.2) as client:
+        made.clear()
+        faulty.armed.set()
+        await client.failure(client.detect(pictures.red, profile="quick"))
+        without = await readiness(client)
         made.set()
-        async with serve(load, worker_timeout_seconds=0.2) as client:
-            made.clear()
-            faulty.armed.set()
-            await client.failure(client.detect(pictures.red, profile="quick"))
-            without = await readiness(client)
-            made.set()
-            await client.until(lambda now: now.sum("damoserve_workers") == 1)
-            let_go.set()
-            return without, await readiness(client)
-
-    assert asyncio.run(scenario()) == (("NOT_SERVING", False), ("SERVING", True))
+        await client.until(lambda now: now.sum("damoserve_workers") == 1)
+        let_go.set()
+        result = without, await readiness(client)
+    assert result == (("NOT_SERVING", False), ("SERVING", True))
 
 
 @dataclass
@@ -296,7 +286,9 @@ class _ClosableEngine:
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-def test_a_stopping_server_closes_engines_unless_one_still_computes(serve, pictures, hangs):
+async def test_a_stopping_server_closes_engines_unless_one_still_computes(
+    serve: Serve, pictures: Pictures, hangs
+) -> None:
     let_go = threading.Event()
     engines, calls, closed = [], [], []
 
@@ -304,16 +296,13 @@ def test_a_stopping_server_closes_engines_unless_one_still_computes(serve, pictu
         engines.append(_ClosableEngine(OnnxRuntimeEngine(model, manifest, options), closed))
         return engines[-1]
 
-    async def scenario():
-        async with serve(load, worker_timeout_seconds=2, drain_seconds=0) as client:
-            await client.detect(pictures.red)
-            if hangs:
-                for engine in engines:
-                    engine.hang = let_go
-                calls.append(client.detect(pictures.red))  # ends with the connection
-                while not any(engine.running for engine in engines):
-                    await asyncio.sleep(0)
-        let_go.set()
-
-    asyncio.run(scenario())
+    async with serve(load, worker_timeout_seconds=2, drain_seconds=0) as client:
+        await client.detect(pictures.red)
+        if hangs:
+            for engine in engines:
+                engine.hang = let_go
+            calls.append(client.detect(pictures.red))  # ends with the connection
+            while not any(engine.running for engine in engines):
+                await asyncio.sleep(0)
+    let_go.set()
     assert closed == ([] if hangs else [False, False])

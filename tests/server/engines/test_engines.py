@@ -5,6 +5,7 @@ Those for a GPU need one, and the extra gpu: `python -m pytest tests/server/test
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -51,7 +52,7 @@ def require_gpu(providers):
     scope="module",
     params=[pytest.param(name, marks=[] if name in ON_PROCESSOR else pytest.mark.gpu) for name in OPTIONS],
 )
-def load(request, pristine, tmp_path_factory):
+def load(request, pristine: Path, tmp_path_factory: pytest.TempPathFactory):
     """Loads the network of the four quarters: `load(model=..., **update of the manifest)`."""
     name = request.param
     if name == "openvino":
@@ -97,14 +98,14 @@ def assert_answers(outputs, images):
         assert np.allclose(found, wanted, rtol=0, atol=1e-5)
 
 
-def test_batches_of_every_size_in_any_order_are_what_their_images_are(engine, images):
+def test_batches_of_every_size_in_any_order_are_what_their_images_are(engine, images) -> None:
     for size in (LIMIT, 1, 3, 2, LIMIT, 1):
         for start in range(LIMIT - size + 1):
             part = images[start : start + size]
             assert_answers(engine.run(part), part)
 
 
-def test_outputs_hold_until_the_next_run_whatever_becomes_of_the_images(engine, images):
+def test_outputs_hold_until_the_next_run_whatever_becomes_of_the_images(engine, images) -> None:
     given = images.copy()
     first = engine.run(given)
     given[:] = 0
@@ -113,7 +114,7 @@ def test_outputs_hold_until_the_next_run_whatever_becomes_of_the_images(engine, 
     assert all(np.shares_memory(new, old) for new, old in zip(second, first, strict=True))
 
 
-def test_two_engines_of_a_profile_do_not_share_what_they_give(load, engine, images):
+def test_two_engines_of_a_profile_do_not_share_what_they_give(load, engine, images) -> None:
     other = load()
     mine, theirs = engine.run(images[:2]), other.run(images[2:])
     assert_answers(mine, images[:2])
@@ -123,13 +124,13 @@ def test_two_engines_of_a_profile_do_not_share_what_they_give(load, engine, imag
     assert_answers(engine.run(images), images)
 
 
-def test_another_thread_than_the_one_that_loaded_may_run_it(engine, images):
+def test_another_thread_than_the_one_that_loaded_may_run_it(engine, images) -> None:
     with ThreadPoolExecutor(1) as thread:
         assert_answers(thread.submit(engine.run, images).result(), images)
 
 
 @pytest.mark.parametrize("count", [0, LIMIT + 1, 3 * LIMIT])
-def test_a_batch_that_does_not_fit_is_refused_and_does_no_harm(engine, images, count):
+def test_a_batch_that_does_not_fit_is_refused_and_does_no_harm(engine, images, count) -> None:
     before = engine.run(images)
     with pytest.raises(EngineError, match=f"a batch of {count} images in an engine for 1 to {LIMIT}"):
         engine.run(np.zeros((count, *images.shape[1:]), np.uint8))
@@ -141,13 +142,13 @@ def test_a_batch_that_does_not_fit_is_refused_and_does_no_harm(engine, images, c
     [{"candidates": 5}, {"labels": ("red", "green")}, {"input": InputSpec(width=32, height=64)}],
     ids=lambda update: next(iter(update)),
 )
-def test_a_model_that_is_not_the_manifests_is_refused(load, update):
+def test_a_model_that_is_not_the_manifests_is_refused(load, update) -> None:
     with pytest.raises(EngineError, match="its manifest promises"):
         load(**update)
 
 
 @pytest.mark.parametrize("damage", [lambda model: b"no model", lambda model: model[: len(model) // 2]])
-def test_a_damaged_file_is_refused(load, pristine, damage):
+def test_a_damaged_file_is_refused(load, pristine: Path, damage) -> None:
     model = Repository(pristine).folder("colours", 3, "quick").model_path.read_bytes()
     with pytest.raises(EngineError):
         load(damage(model))

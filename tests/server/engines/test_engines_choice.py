@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import onnxruntime
@@ -24,7 +25,7 @@ ON_CUDA = (CUDA_PROVIDER, CPU_PROVIDER)
 
 
 @pytest.fixture
-def manifest(pristine):
+def manifest(pristine: Path):
     """`manifest(target="gpu")`: what a recipe for that target would have made."""
     read = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     return lambda target="cpu", **update: read.model_copy(
@@ -42,7 +43,9 @@ def manifest(pristine):
         ("tensorrt", {"providers": (TENSORRT_PROVIDER,)}, "tensorrt"),
     ],
 )
-def test_a_profile_for_a_gpu_runs_where_the_operator_or_else_its_manifest_says(manifest, preferred, options, chosen):
+def test_a_profile_for_a_gpu_runs_where_the_operator_or_else_its_manifest_says(
+    manifest, preferred, options, chosen
+) -> None:
     assert choose(manifest("gpu", engine=preferred), EngineOptions(LIMIT, **options)) == chosen
 
 
@@ -56,13 +59,13 @@ def test_a_profile_for_a_gpu_runs_where_the_operator_or_else_its_manifest_says(m
         ("cpu", {"engine": "tensorrt"}, "TensorRT takes those of a recipe with target: gpu"),
     ],
 )
-def test_a_profile_for_another_device_is_refused_with_what_to_do(manifest, target, options, message):
+def test_a_profile_for_another_device_is_refused_with_what_to_do(manifest, target, options, message) -> None:
     with pytest.raises(EngineMissing, match=message):
         load_engine(b"", manifest(target), EngineOptions(LIMIT, **options))
 
 
 @pytest.fixture
-def forget(monkeypatch):
+def forget(monkeypatch: pytest.MonkeyPatch):
     """`forget("openvino")`: the next import of the runtime, and of the engine that needs it, is the first."""
 
     def forget(engine):
@@ -76,7 +79,9 @@ def forget(monkeypatch):
 @pytest.mark.parametrize(
     "modules", [{"tensorrt": None}, {"tensorrt": ModuleType("tensorrt"), "cuda": None, "cuda.bindings": None}]
 )
-def test_without_tensorrt_or_cuda_it_cannot_be_forced(manifest, forget, monkeypatch, modules):
+def test_without_tensorrt_or_cuda_it_cannot_be_forced(
+    manifest, forget, monkeypatch: pytest.MonkeyPatch, modules
+) -> None:
     forget("tensorrt")
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -84,7 +89,9 @@ def test_without_tensorrt_or_cuda_it_cannot_be_forced(manifest, forget, monkeypa
         load_engine(b"", manifest("gpu"), EngineOptions(LIMIT, engine="tensorrt"))
 
 
-def test_without_tensorrt_a_profile_that_prefers_it_goes_to_onnx_runtime(manifest, forget, monkeypatch, caplog):
+def test_without_tensorrt_a_profile_that_prefers_it_goes_to_onnx_runtime(
+    manifest, forget, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     forget("tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU_PROVIDER])
@@ -98,7 +105,7 @@ def test_without_tensorrt_a_profile_that_prefers_it_goes_to_onnx_runtime(manifes
 
 
 @pytest.fixture
-def replace_runtime(forget, monkeypatch, tmp_path):
+def replace_runtime(forget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """`replace_runtime("openvino", "raise ImportError")`: a module with this content is what is installed."""
 
     def replace(engine, content):
@@ -118,7 +125,7 @@ def replace_runtime(forget, monkeypatch, tmp_path):
 )
 def test_a_runtime_that_is_installed_but_broken_is_not_called_missing(
     manifest, replace_runtime, engine, title, content
-):
+) -> None:
     replace_runtime(engine, content)
     target = "gpu" if engine == "tensorrt" else "cpu"
     with pytest.raises(EngineError, match=f"{title} is installed, but cannot be imported: ") as caught:

@@ -37,7 +37,7 @@ def runtime():
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path):
     return tmp_path / "not" / "there" / "yet"
 
 
@@ -46,7 +46,7 @@ def restore(folder, runtime, identity=IDENTITY):
     return EngineCache(folder).restore(identity, runtime.load, runtime.build)
 
 
-def test_what_was_built_is_found_again(folder, runtime):
+def test_what_was_built_is_found_again(folder, runtime) -> None:
     assert [restore(folder, runtime) for _ in range(3)] == ["10 plan"] * 3
     assert runtime.built == 1
     assert [path.name for path in folder.iterdir()] == [f"{digest(IDENTITY)}.plan"]
@@ -54,7 +54,7 @@ def test_what_was_built_is_found_again(folder, runtime):
 
 
 @pytest.mark.parametrize("what", IDENTITY)
-def test_another_model_machine_or_runtime_has_its_own(folder, runtime, what):
+def test_another_model_machine_or_runtime_has_its_own(folder, runtime, what) -> None:
     restore(folder, runtime)
     restore(folder, runtime, IDENTITY | {what: "another"})
     assert runtime.built == 2
@@ -62,7 +62,7 @@ def test_another_model_machine_or_runtime_has_its_own(folder, runtime, what):
     assert runtime.built == 2
 
 
-def test_the_order_of_an_identity_does_not_matter():
+def test_the_order_of_an_identity_does_not_matter() -> None:
     assert digest(IDENTITY) == digest(dict(reversed(IDENTITY.items())))
 
 
@@ -77,7 +77,7 @@ def test_the_order_of_an_identity_does_not_matter():
     ],
     ids=["empty", "no hash", "cut short", "changed", "other"],
 )
-def test_what_was_damaged_is_built_again(folder, runtime, damage, caplog):
+def test_what_was_damaged_is_built_again(folder, runtime, damage, caplog: pytest.LogCaptureFixture) -> None:
     restore(folder, runtime)
     (path,) = folder.iterdir()
     whole = path.read_bytes()
@@ -88,7 +88,7 @@ def test_what_was_damaged_is_built_again(folder, runtime, damage, caplog):
     assert "is damaged and is built again" in caplog.text
 
 
-def test_what_the_runtime_refuses_is_built_again(folder, caplog):
+def test_what_the_runtime_refuses_is_built_again(folder, caplog: pytest.LogCaptureFixture) -> None:
     restore(folder, Runtime(b"10"))
     newer = Runtime(b"11")
     assert [restore(folder, newer) for _ in range(2)] == ["11 plan"] * 2
@@ -96,14 +96,14 @@ def test_what_the_runtime_refuses_is_built_again(folder, caplog):
     assert "is refused and is built again" in caplog.text
 
 
-def test_what_cannot_be_loaded_even_when_new_is_an_error_and_not_kept(folder, runtime):
+def test_what_cannot_be_loaded_even_when_new_is_an_error_and_not_kept(folder, runtime) -> None:
     runtime.build = lambda: b"nonsense"
     with pytest.raises(EngineError, match="cannot load what it has built"):
         restore(folder, runtime)
     assert not folder.exists()
 
 
-def test_a_failed_build_leaves_nothing(folder, runtime):
+def test_a_failed_build_leaves_nothing(folder, runtime) -> None:
     def fail():
         raise EngineError("no memory")
 
@@ -113,26 +113,28 @@ def test_a_failed_build_leaves_nothing(folder, runtime):
     assert not folder.exists()
 
 
-def test_without_a_folder_it_is_built_every_time(runtime):
+def test_without_a_folder_it_is_built_every_time(runtime) -> None:
     assert [restore(None, runtime) for _ in range(2)] == ["10 plan"] * 2
     assert runtime.built == 2
 
 
-def test_a_folder_that_cannot_be_used_costs_time_only(tmp_path, runtime, caplog):
+def test_a_folder_that_cannot_be_used_costs_time_only(
+    tmp_path: Path, runtime, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("not a folder")
     with caplog.at_level(logging.WARNING):
         assert restore(tmp_path / "file" / "cache", runtime) == "10 plan"
     assert "so the next start builds it again" in caplog.text
 
 
-def test_a_file_that_cannot_be_read_is_built_again(folder, runtime, caplog):
+def test_a_file_that_cannot_be_read_is_built_again(folder, runtime, caplog: pytest.LogCaptureFixture) -> None:
     path = folder / f"{digest(IDENTITY)}.plan"
     path.mkdir(parents=True)
     assert restore(folder, runtime) == "10 plan"
     assert "cannot be read and is built again" in caplog.text
 
 
-def test_kinds_of_files_do_not_meet(folder):
+def test_kinds_of_files_do_not_meet(folder) -> None:
     cache = EngineCache(folder)
     cache.write(MACHINE, "timing", b"timings")
     assert cache.read(MACHINE, "timing") == b"timings"
@@ -140,7 +142,7 @@ def test_kinds_of_files_do_not_meet(folder):
 
 
 @pytest.fixture
-def manifest(pristine):
+def manifest(pristine: Path):
     """`manifest("gpu")`: 64 x 32 pixels, by a recipe for that target."""
     read = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     return lambda target, quantise=None: read.model_copy(
@@ -148,7 +150,7 @@ def manifest(pristine):
     )
 
 
-def test_providers_take_the_device_the_batches_and_the_precision_of_the_graph(manifest):
+def test_providers_take_the_device_the_batches_and_the_precision_of_the_graph(manifest) -> None:
     options = EngineOptions(8, gpu=GpuOptions(device=1, memory_bytes=2**30))
     chosen = tensorrt_options(manifest("gpu", Quantise(calibration_images=9)), options)
     assert chosen | {"trt_fp16_enable": "1", "trt_int8_enable": "1", "device_id": "1"} == chosen
@@ -159,7 +161,7 @@ def test_providers_take_the_device_the_batches_and_the_precision_of_the_graph(ma
     assert (tensorrt_options(manifest("cpu"), options)["trt_fp16_enable"]) == "0"
 
 
-def test_every_provider_has_its_options_and_only_gpus_have_any(manifest):
+def test_every_provider_has_its_options_and_only_gpus_have_any(manifest) -> None:
     options = EngineOptions(1, providers=(CUDA_PROVIDER, CPU_PROVIDER))
     cuda, cpu = provider_options(b"", manifest("cpu"), options)
     assert cuda == {
@@ -175,7 +177,7 @@ KEPT = ("trt_engine_cache_enable", "trt_engine_cache_path", "trt_timing_cache_en
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_the_installed_runtime_knows_the_options(manifest, provider):
+def test_the_installed_runtime_knows_the_options(manifest, provider) -> None:
     spec = find_spec("onnxruntime")
     library = Path(spec.origin).parent / "capi" / f"libonnxruntime_providers_{provider}.so"
     if not library.exists():

@@ -1,8 +1,8 @@
 """TensorRT's engine on an imitated GPU: what it keeps, shares and gives back. Its answers: `test_engines`."""
 
-import asyncio
 import gc
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +12,8 @@ from damoserve_profiles.repository import Repository
 from damoserve_server.engines.choice import load_engine
 from damoserve_server.engines.engine import EngineError, EngineOptions, GpuOptions, close_engine
 from tests.support.imitated_gpu import imitated_gpu
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
 
 IMAGES = np.full((3, 32, 64, 3), 255, np.uint8)
 
@@ -23,7 +25,7 @@ def gpu():
 
 
 @pytest.fixture
-def load(repository, tmp_path):
+def load(repository: Path, tmp_path: Path):
     """Loads the network of the four quarters: `load(device=1)`, `load(candidates=5)`."""
     for profile in ("accurate", "quick"):
         folder = Repository(repository).folder("colours", 3, profile)
@@ -44,7 +46,7 @@ def restart():
     import_module("damoserve_server.engines.tensorrt_plan")._plans.clear()
 
 
-def test_workers_share_what_was_built_and_the_next_process_finds_it(gpu, load, tmp_path):
+def test_workers_share_what_was_built_and_the_next_process_finds_it(gpu, load, tmp_path: Path) -> None:
     engines = [load(), load()]
     assert engines[0]._plan is engines[1]._plan
     restart()
@@ -53,7 +55,7 @@ def test_workers_share_what_was_built_and_the_next_process_finds_it(gpu, load, t
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".plan", ".timing"]
 
 
-def test_another_batch_limit_is_built_anew_with_the_same_timings(gpu, load, tmp_path):
+def test_another_batch_limit_is_built_anew_with_the_same_timings(gpu, load, tmp_path: Path) -> None:
     load(limit=3)
     load(limit=2)
     assert gpu.builds == 2
@@ -61,14 +63,14 @@ def test_another_batch_limit_is_built_anew_with_the_same_timings(gpu, load, tmp_
     assert timing.read_bytes().endswith(b"!!")
 
 
-def test_without_a_cache_workers_share_all_the_same(gpu, load):
+def test_without_a_cache_workers_share_all_the_same(gpu, load) -> None:
     engines = [load(cache=None), load(cache=None)]
     assert gpu.builds == 1
     close_engine(engines[0])
     assert (engines[1].run(IMAGES)[0] == 1).all()
 
 
-def test_closing_gives_back_what_the_device_has(gpu, load):
+def test_closing_gives_back_what_the_device_has(gpu, load) -> None:
     engine = load()
     before = gpu.cuda.in_use
     close_engine(engine)
@@ -78,7 +80,7 @@ def test_closing_gives_back_what_the_device_has(gpu, load):
         engine.run(IMAGES)
 
 
-def test_forgetting_an_engine_gives_everything_back(gpu, load):
+def test_forgetting_an_engine_gives_everything_back(gpu, load) -> None:
     engine = load()
     engine.run(IMAGES)
     del engine
@@ -86,7 +88,7 @@ def test_forgetting_an_engine_gives_everything_back(gpu, load):
     assert not gpu.cuda.in_use
 
 
-def test_outputs_outlive_their_engine(gpu, load):
+def test_outputs_outlive_their_engine(gpu, load) -> None:
     scores = load().run(IMAGES)[0]
     gc.collect()
     assert (scores == 1).all()
@@ -95,14 +97,14 @@ def test_outputs_outlive_their_engine(gpu, load):
     assert not gpu.cuda.in_use
 
 
-def test_a_failed_load_gives_its_memory_back(gpu, load):
+def test_a_failed_load_gives_its_memory_back(gpu, load) -> None:
     with pytest.raises(EngineError, match="its manifest promises"):
         load(candidates=5)
     gc.collect()
     assert not gpu.cuda.in_use
 
 
-def test_a_network_that_cannot_be_captured_runs_without_graphs(load):
+def test_a_network_that_cannot_be_captured_runs_without_graphs(load) -> None:
     with imitated_gpu(capturable=False) as tensorrt:
         engine = load()
         assert (engine.run(IMAGES)[0] == 1).all()
@@ -112,24 +114,21 @@ def test_a_network_that_cannot_be_captured_runs_without_graphs(load):
         assert not tensorrt.cuda.in_use
 
 
-def test_graphs_are_tried_for_every_batch_size(gpu, load):
+def test_graphs_are_tried_for_every_batch_size(gpu, load) -> None:
     load(limit=3)
     timed = import_module("damoserve_server.engines.tensorrt").TIMED_RUNS
     assert gpu.cuda.launches == 3 * timed
 
 
-def test_a_device_that_is_not_there_is_an_engine_error(gpu, load):
+def test_a_device_that_is_not_there_is_an_engine_error(gpu, load) -> None:
     with pytest.raises(EngineError, match=r"CUDA: .* \(cudaErrorInvalidDevice\)"):
         load(device=1)
 
 
 @pytest.mark.usefixtures("gpu", "load")
-def test_a_server_set_to_tensorrt_serves_profiles_for_gpus(serve, pictures):
-    async def scenario():
-        async with serve(load_engine=load_engine, engine="tensorrt") as client:
-            engines = [p.engines[0] for p in client.application._detector.result().catalogue.active()]
-            return [type(engine).__name__ for engine in engines], await client.detect(pictures.red)
-
-    engines, answer = asyncio.run(scenario())
+async def test_a_server_set_to_tensorrt_serves_profiles_for_gpus(serve: Serve, pictures: Pictures) -> None:
+    async with serve(load_engine=load_engine, engine="tensorrt") as client:
+        engines = [p.engines[0] for p in client.application._detector.result().catalogue.active()]
+        engines, answer = [type(engine).__name__ for engine in engines], await client.detect(pictures.red)
     assert engines == ["TensorRtEngine"] * 2
     assert {detection.label for detection in answer.detections} == {"red"}

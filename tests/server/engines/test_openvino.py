@@ -17,6 +17,8 @@ from damoserve_profiles.runtimes import openvino_core
 from damoserve_server.engines.choice import choose, load_engine
 from damoserve_server.engines.engine import EngineError, EngineMissing, EngineOptions
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
 
 PICTURE = Path(__file__).parents[3] / "docs" / "images" / "smear.jpg"
 OPTIONS = EngineOptions(max_batch_size=4)
@@ -31,7 +33,7 @@ def openvino_engine():
 
 
 @pytest.fixture
-def no_openvino(monkeypatch):
+def no_openvino(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, ENGINE_MODULE, raising=False)
 
@@ -53,7 +55,7 @@ def prefer_openvino(manifest, **update):
     return manifest.model_copy(update={"engine": "openvino"} | update)
 
 
-def rewrite(repository, profile, **update):
+def rewrite(repository: Path, profile, **update):
     folder = Repository(repository).folder("colours", 3, profile)
     folder.write(prefer_openvino(folder.read_manifest(), **update))
 
@@ -69,7 +71,7 @@ def detections(outputs, manifest):
     ("profile", "score", "pixels"),
     [("fp32", 1e-4, 0.01), ("pruned", 1e-4, 0.01), ("int8", 0.1, 5), ("int8+pruned", 0.1, 5)],
 )
-def test_bundled_profiles_find_the_same_in_both_runtimes(openvino_engine, images, profile, score, pixels):
+def test_bundled_profiles_find_the_same_in_both_runtimes(openvino_engine, images, profile, score, pixels) -> None:
     model, manifest = bundled(profile)
     ours, theirs = (
         detections(engine(model, manifest, OPTIONS).run(images), manifest)
@@ -88,7 +90,7 @@ def test_bundled_profiles_find_the_same_in_both_runtimes(openvino_engine, images
 
 
 @pytest.mark.openvino
-def test_a_batch_gives_what_its_images_give_in_buffers_that_stay(openvino_engine, images):
+def test_a_batch_gives_what_its_images_give_in_buffers_that_stay(openvino_engine, images) -> None:
     engine = openvino_engine(*bundled("int8"), OPTIONS)
     batch = engine.run(images)
     kept = [part.copy() for part in batch]
@@ -101,7 +103,7 @@ def test_a_batch_gives_what_its_images_give_in_buffers_that_stay(openvino_engine
 
 
 @pytest.mark.openvino
-def test_bfloat16_is_close_to_the_file_but_not_the_same(openvino_engine, images):
+def test_bfloat16_is_close_to_the_file_but_not_the_same(openvino_engine, images) -> None:
     model, manifest = bundled("fp32")
     half = prefer_openvino(manifest, precision="bf16")
     if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -117,7 +119,7 @@ def test_bfloat16_is_close_to_the_file_but_not_the_same(openvino_engine, images)
     ("update", "message"),
     [({"candidates": 5}, "its manifest promises"), ({"labels": ("red",)}, "its manifest promises")],
 )
-def test_a_model_that_is_not_the_manifests_is_refused(openvino_engine, pristine, update, message):
+def test_a_model_that_is_not_the_manifests_is_refused(openvino_engine, pristine: Path, update, message) -> None:
     folder = Repository(pristine).folder("colours", 3, "quick")
     manifest = prefer_openvino(folder.read_manifest(), **update)
     with pytest.raises(EngineError, match=message):
@@ -125,7 +127,7 @@ def test_a_model_that_is_not_the_manifests_is_refused(openvino_engine, pristine,
 
 
 @pytest.mark.openvino
-def test_a_file_that_is_no_model_is_refused(openvino_engine, pristine):
+def test_a_file_that_is_no_model_is_refused(openvino_engine, pristine: Path) -> None:
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     with pytest.raises(EngineError, match="OpenVINO refused the model"):
         openvino_engine(b"no model", manifest, OPTIONS)
@@ -141,14 +143,14 @@ def test_a_file_that_is_no_model_is_refused(openvino_engine, pristine):
         ("openvino", {"providers": ("CUDAExecutionProvider", "CPUExecutionProvider")}, "onnxruntime"),
     ],
 )
-def test_the_operator_goes_before_the_manifest(pristine, preferred, options, chosen):
+def test_the_operator_goes_before_the_manifest(pristine: Path, preferred, options, chosen) -> None:
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     manifest = manifest.model_copy(update={"engine": preferred})
     assert choose(manifest, EngineOptions(4, **options)) == chosen
 
 
 @pytest.mark.openvino
-def test_the_preferred_engine_serves(openvino_engine, serve, repository, pictures):
+def test_the_preferred_engine_serves(openvino_engine, serve: Serve, repository: Path, pictures: Pictures) -> None:
     rewrite(repository, "accurate")
 
     async def scenario(**settings):
@@ -163,7 +165,9 @@ def test_the_preferred_engine_serves(openvino_engine, serve, repository, picture
     assert forced == {"accurate": openvino_engine, "quick": openvino_engine}
 
 
-def test_without_openvino_a_profile_that_prefers_it_runs_in_onnx_runtime(no_openvino, pristine, caplog):
+def test_without_openvino_a_profile_that_prefers_it_runs_in_onnx_runtime(
+    no_openvino, pristine: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = Repository(pristine).folder("colours", 3, "quick")
     manifest = prefer_openvino(folder.read_manifest(), model="without-openvino")
     with caplog.at_level(logging.INFO):
@@ -173,29 +177,25 @@ def test_without_openvino_a_profile_that_prefers_it_runs_in_onnx_runtime(no_open
     assert "damoserve[openvino]" in caplog.text
 
 
-def test_without_openvino_it_cannot_be_forced(no_openvino, pristine):
+def test_without_openvino_it_cannot_be_forced(no_openvino, pristine: Path) -> None:
     folder = Repository(pristine).folder("colours", 3, "quick")
     with pytest.raises(EngineMissing, match=r"install damoserve\[openvino\]"):
         load_engine(folder.model_path.read_bytes(), folder.read_manifest(), EngineOptions(4, engine="openvino"))
 
 
-def test_without_openvino_a_bfloat16_profile_fails_alone_and_callers_learn_why(
-    no_openvino, serve, repository, pictures
-):
+async def test_without_openvino_a_bfloat16_profile_fails_alone_and_callers_learn_why(
+    no_openvino, serve: Serve, repository: Path, pictures: Pictures
+) -> None:
     rewrite(repository, "accurate", precision="bf16")
-
-    async def scenario():
-        async with serve(load_engine=load_engine) as client:
-            listed = (await client.profiles.ListProfiles(pb.ListProfilesRequest(model="colours"))).profiles
-            return {profile.profile: profile.error for profile in listed}, await client.detect(pictures.red)
-
-    errors, answer = asyncio.run(scenario())
+    async with serve(load_engine=load_engine) as client:
+        listed = (await client.profiles.ListProfiles(pb.ListProfilesRequest(model="colours"))).profiles
+        errors, answer = {profile.profile: profile.error for profile in listed}, await client.detect(pictures.red)
     expected = "colours/3/accurate: bf16 needs OpenVINO: install damoserve[openvino] on the server"
     assert errors == {"quick": "", "accurate": expected}
     assert answer.profile == "quick"
 
 
-def test_a_bfloat16_profile_cannot_be_forced_into_onnx_runtime(pristine):
+def test_a_bfloat16_profile_cannot_be_forced_into_onnx_runtime(pristine: Path) -> None:
     folder = Repository(pristine).folder("colours", 3, "quick")
     manifest = prefer_openvino(folder.read_manifest(), precision="bf16")
     with pytest.raises(EngineMissing, match="set to onnxruntime only"):
@@ -203,7 +203,7 @@ def test_a_bfloat16_profile_cannot_be_forced_into_onnx_runtime(pristine):
 
 
 @pytest.mark.openvino
-def test_no_usage_statistics_are_sent(openvino_engine, tmp_path):
+def test_no_usage_statistics_are_sent(openvino_engine, tmp_path: Path) -> None:
     script = (
         f"import sys, {ENGINE_MODULE}, openvino.tools.ovc as ovc\n"
         "print([name for name, module in sys.modules.items() if 'openvino_telemetry' in name and module is not None])\n"

@@ -5,6 +5,8 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,18 @@ from damoserve_profiles.repository import Repository
 from damoserve_server.engines.engine import EngineOptions, Interruptible
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.scheduling.latency import WINDOW
-from tests.support.comparing import ALL, PATIENCE, Engines, compared, entered, monitor_of, results, served
+from tests.support.comparing import ALL, Engines, compared, entered, monitor_of, results, served
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
+from tests.support.valve import Valve
 
 
-def test_a_full_store_drops_and_counts(serve, pictures):
+def test_a_full_store_drops_and_counts(serve: Serve, pictures: Pictures) -> None:
     shut = Engines()
     shut.opened.clear()
 
-    async def scenario(client):
+    async def scenario(client: ServerClient):
         await client.detect(pictures.red, profile="quick")
         await entered(shut)
         for _ in range(5):
@@ -36,7 +42,7 @@ def test_a_full_store_drops_and_counts(serve, pictures):
     assert results(after) == {"compared": 3, "dropped_busy": 3}
 
 
-def test_nothing_is_run_while_requests_are_there(serve, pictures, valve):
+def test_nothing_is_run_while_requests_are_there(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     watched = Engines()
 
     def load(model, manifest, options):
@@ -51,7 +57,7 @@ def test_nothing_is_run_while_requests_are_there(serve, pictures, valve):
         engine.run = run
         return engine
 
-    async def scenario(client):
+    async def scenario(client: ServerClient):
         await client.detect(pictures.red, profile="quick")
         valve.shut()
         waiting = [asyncio.ensure_future(client.detect(pictures.red, profile="quick")) for _ in range(3)]
@@ -68,11 +74,11 @@ def test_nothing_is_run_while_requests_are_there(serve, pictures, valve):
     assert watched.ends["ran"] == 4
 
 
-def test_an_arrival_interrupts_the_run_and_the_sample_is_tried_again(serve, pictures):
+def test_an_arrival_interrupts_the_run_and_the_sample_is_tried_again(serve: Serve, pictures: Pictures) -> None:
     shut = Engines()
     shut.opened.clear()
 
-    async def scenario(client):
+    async def scenario(client: ServerClient):
         await client.detect(pictures.red, profile="quick")
         await entered(shut)
         await client.detect(pictures.red, profile="accurate")  # answered, though the run is held up
@@ -84,16 +90,16 @@ def test_an_arrival_interrupts_the_run_and_the_sample_is_tried_again(serve, pict
     assert shut.ends["ran"] == 1
 
 
-def test_what_cannot_be_interrupted_runs_only_after_a_longer_quiet(serve, pictures):
+def test_what_cannot_be_interrupted_runs_only_after_a_longer_quiet(serve: Serve, pictures: Pictures) -> None:
     watched = Engines(interruptible=False)
 
-    async def scenario(client):
+    async def scenario(client: ServerClient):
         monitor = monitor_of(client)
         reference = client.application._detector.result().catalogue.model("colours").find("accurate")
-        reference.latency.observe(PATIENCE)  # a run is believed to take so long: nothing is quiet enough
+        reference.latency.observe(TIMEOUT)  # a run is believed to take so long: nothing is quiet enough
         await client.detect(pictures.red, profile="quick")
         with monitor._changed:
-            assert monitor._wait() > PATIENCE
+            assert monitor._wait() > TIMEOUT
         for _ in range(WINDOW):
             reference.latency.observe(0.001)
         await client.detect(pictures.red, profile="quick")
@@ -102,11 +108,11 @@ def test_what_cannot_be_interrupted_runs_only_after_a_longer_quiet(serve, pictur
     served(serve, scenario, watched.load)
 
 
-def test_after_a_run_there_is_a_pause_of_nine_times_its_length(serve, pictures):
+def test_after_a_run_there_is_a_pause_of_nine_times_its_length(serve: Serve, pictures: Pictures) -> None:
     shut = Engines()
     shut.opened.clear()
 
-    async def scenario(client):
+    async def scenario(client: ServerClient):
         await client.detect(pictures.red, profile="quick")
         await entered(shut)
         began = time.monotonic()
@@ -120,37 +126,33 @@ def test_after_a_run_there_is_a_pause_of_nine_times_its_length(serve, pictures):
     assert pause >= 9 * ran
 
 
-def test_stopping_does_not_wait_for_samples(serve, pictures):
+async def test_stopping_does_not_wait_for_samples(serve: Serve, pictures: Pictures) -> None:
     shut = Engines()
     shut.opened.clear()
-
-    async def scenario():
-        async with serve(shut.load, **ALL) as client:
-            for _ in range(4):
-                await client.detect(pictures.red, profile="quick")
-            await entered(shut)
-            thread = monitor_of(client)._thread
-            started = time.monotonic()
-        return thread.is_alive(), time.monotonic() - started
-
-    alive, seconds = asyncio.run(scenario())
+    async with serve(shut.load, **ALL) as client:
+        for _ in range(4):
+            await client.detect(pictures.red, profile="quick")
+        await entered(shut)
+        thread = monitor_of(client)._thread
+        started = time.monotonic()
+    alive, seconds = thread.is_alive(), time.monotonic() - started
     assert not alive
-    assert seconds < PATIENCE / 2
+    assert seconds < TIMEOUT / 2
 
 
 async def freed(reference: Any) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while reference() is not None:
             gc.collect()
             await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("profile", ["quick", "accurate"])
-def test_unloading_drops_the_samples_and_frees_the_profile(serve, pictures, profile):
+def test_unloading_drops_the_samples_and_frees_the_profile(serve: Serve, pictures: Pictures, profile) -> None:
     shut = Engines()
     shut.opened.clear()
 
-    async def scenario(client):
+    async def scenario(client: ServerClient):
         for _ in range(3):
             await client.detect(pictures.red, profile="quick")
         await entered(shut)
@@ -164,11 +166,13 @@ def test_unloading_drops_the_samples_and_frees_the_profile(serve, pictures, prof
     assert results(served(serve, scenario, shut.load)) == {"dropped_unloaded": 3}
 
 
-def test_a_new_version_drops_the_samples_and_frees_the_old_one(serve, repository, new_profile, pictures):
+def test_a_new_version_drops_the_samples_and_frees_the_old_one(
+    serve: Serve, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+) -> None:
     shut = Engines()
     shut.opened.clear()
 
-    async def scenario(client):
+    async def scenario(client: ServerClient):
         await client.detect(pictures.red, profile="quick")
         await entered(shut)
         old = [weakref.ref(profile) for profile in client.application._detector.result().catalogue.active()]
@@ -185,7 +189,7 @@ def test_a_new_version_drops_the_samples_and_frees_the_old_one(serve, repository
     assert results(served(serve, scenario, shut.load)) == {"dropped_unloaded": 1, "compared": 1}
 
 
-def test_onnx_runtime_can_be_interrupted(pristine):
+def test_onnx_runtime_can_be_interrupted(pristine: Path) -> None:
     folder = Repository(pristine).folder("colours", 3, "quick")
     engine = OnnxRuntimeEngine(folder.model_path.read_bytes(), folder.read_manifest(), EngineOptions(1))
     assert isinstance(engine, Interruptible)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from damoserve_server.inputs.buffers import SHARE_OF_LIMIT, Pool, affordable_slo
 SLOTS = 3
 
 
-def test_a_lease_ends_once():
+def test_a_lease_ends_once() -> None:
     lease = Pool(1, Size(2, 2)).lease()
     with lease as row:
         assert row.shape == (2, 2, 3)
@@ -20,7 +22,7 @@ def test_a_lease_ends_once():
         _ = lease.row
 
 
-def test_a_row_comes_back_when_its_user_fails():
+def test_a_row_comes_back_when_its_user_fails() -> None:
     pool = Pool(1, Size(2, 2))
     with pytest.raises(ZeroDivisionError), pool.lease():
         _ = 1 / 0
@@ -38,7 +40,9 @@ def test_a_row_comes_back_when_its_user_fails():
         (None, 9),
     ],
 )
-def test_slots_fit_into_the_memory_of_the_container(tmp_path, caplog, limit, slots):
+def test_slots_fit_into_the_memory_of_the_container(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, limit, slots
+) -> None:
     path = tmp_path / "memory.max"
     if limit is not None:
         path.write_text(limit)
@@ -83,4 +87,4 @@ class Leasing(RuleBasedStateMachine):
 
 
 TestLeasing = Leasing.TestCase
-TestLeasing.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestLeasing.settings = settings(max_examples=30, stateful_step_count=30)

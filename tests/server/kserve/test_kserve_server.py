@@ -1,13 +1,17 @@
 """What else Triton's own client can ask of the KServe v2 service."""
 
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from damoserve.kserve.v2 import inference_pb2
+from tests.support.pictures import Pictures
+from tests.support.server import ClientOf, MakeApplication, Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
 from tests.support.triton_calls import (
-    PATIENCE,
     InferenceServerException,
     call,
     files_input,
@@ -16,12 +20,13 @@ from tests.support.triton_calls import (
     refusal,
     triton,
 )
+from tests.support.valve import Valve
 
 triton_pb = pytest.importorskip("tritonclient.grpc.service_pb2")
 triton_config_pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 
 
-def test_requests_that_are_refused(serve, pictures):
+async def test_requests_that_are_refused(serve: Serve, pictures: Pictures) -> None:
     red = files_input([pictures.red])
     shared = triton.InferInput("images", [1], "BYTES")
     shared.set_shared_memory("region", 10)
@@ -76,25 +81,20 @@ def test_requests_that_are_refused(serve, pictures):
         "empty image": (files_input([pictures.red, b""]), {}, "INVALID_ARGUMENT", "image 1: the image is empty"),
         "long id": (red, {"request_id": "x" * 257}, "INVALID_ARGUMENT", "256"),
     }
-
-    async def scenario():
-        outcomes = {}
-        async with serve(max_pixels=80_000) as server:
-            for name, (inputs, options, _, _) in cases.items():
-                outcomes[name] = await call(server, refusal, inputs, **options)
-            assert len((await server.detect(pictures.red)).detections) == 4
-        return outcomes
-
-    outcomes = asyncio.run(scenario())
+    outcomes = {}
+    async with serve(max_pixels=80_000) as server:
+        for name, (inputs, options, _, _) in cases.items():
+            outcomes[name] = await call(server, refusal, inputs, **options)
+        assert len((await server.detect(pictures.red)).detections) == 4
     assert {name: code for name, (code, _) in outcomes.items()} == {name: case[2] for name, case in cases.items()}
     for name, (_, message) in outcomes.items():
         assert cases[name][3] in message, name
 
 
-def test_what_triton_tools_read(serve, repository, new_profile):
+async def test_what_triton_tools_read(serve: Serve, repository: Path, new_profile: Callable[..., None]) -> None:
     new_profile(repository, "broken", ap=0.9, model=b"no network")
 
-    def read(client):
+    def read(client: ServerClient):
         return {
             "server": client.get_server_metadata(as_json=True),
             "metadata": client.get_model_metadata("colours", as_json=True),
@@ -107,11 +107,8 @@ def test_what_triton_tools_read(serve, repository, new_profile):
             "alive": (client.is_server_live(), client.is_server_ready()),
         }
 
-    async def scenario():
-        async with serve() as server:
-            return await call(server, read)
-
-    seen = asyncio.run(scenario())
+    async with serve() as server:
+        seen = await call(server, read)
     assert seen["server"]["name"] == "damoserve"
     assert "statistics" in seen["server"]["extensions"]
     assert "model_repository" not in seen["server"]["extensions"]
@@ -138,19 +135,16 @@ def test_what_triton_tools_read(serve, repository, new_profile):
     assert seen["alive"] == (True, True)
 
 
-def test_statistics(serve, pictures):
-    def statistics(client, name=""):
+async def test_statistics(serve: Serve, pictures: Pictures) -> None:
+    def statistics(client: ServerClient, name=""):
         stats = client.get_inference_statistics(name).model_stats
         return {one.name: one for one in stats}
 
-    async def scenario():
-        async with serve() as server:
-            await call(server, infer, files_input([pictures.red] * 3), parameters={"profile": "quick"})
-            await call(server, infer, files_input([pictures.red]), model="colours/quick")
-            await call(server, refusal, files_input([b"GIF"]), parameters={"profile": "quick"})
-            return await call(server, statistics), await call(server, statistics, "colours/quick")
-
-    every, quick = asyncio.run(scenario())
+    async with serve() as server:
+        await call(server, infer, files_input([pictures.red] * 3), parameters={"profile": "quick"})
+        await call(server, infer, files_input([pictures.red]), model="colours/quick")
+        await call(server, refusal, files_input([b"GIF"]), parameters={"profile": "quick"})
+        every, quick = await call(server, statistics), await call(server, statistics, "colours/quick")
     assert every.keys() == {"colours", "colours/accurate", "colours/quick"}
     assert quick["colours/quick"] == every["colours/quick"]
     for one in (every["colours"], every["colours/quick"]):
@@ -164,80 +158,69 @@ def test_statistics(serve, pictures):
     assert every["colours/accurate"].inference_count == 0
 
 
-def test_what_is_not_offered_says_so(serve):
+async def test_what_is_not_offered_says_so(serve: Serve) -> None:
     def refused(method, *args, **options):
         with pytest.raises(InferenceServerException) as caught:
             method(*args, **options)
         return caught.value.status(), caught.value.message()
 
-    def attempts(client):
+    def attempts(client: ServerClient):
         return [
             refused(client.get_system_shared_memory_status),
             refused(client.register_system_shared_memory, "name", "/key", 10),
             refused(client.unregister_cuda_shared_memory),
-            refused(client.get_trace_settings),
-            refused(client.update_log_settings, {"log_info": True}),
+            refused(client.update_trace_settings, settings={"trace_level": ["TIMESTAMPS"]}),
+            refused(client.update_log_settings, {"log_info": False}),
             refused(client.load_model, "colours"),
             refused(client.unload_model, "colours"),
         ]
 
-    async def scenario():
-        async with serve() as server:
-            outcomes = await call(server, attempts)
-            metrics = await server.metrics()
-            return outcomes, metrics.sum("damoserve_refused_total", reason="NOT_OFFERED")
-
-    outcomes, counted = asyncio.run(scenario())
+    async with serve() as server:
+        outcomes = await call(server, attempts)
+        metrics = await server.metrics()
+        counted = metrics.sum("damoserve_refused_total", reason="NOT_OFFERED")
     assert {code for code, _ in outcomes} == {"StatusCode.UNIMPLEMENTED"}
     assert [message.split(" ")[0] for _, message in outcomes] == ["shared"] * 3 + ["traces", "the", "models", "models"]
     assert counted == len(outcomes)
 
 
-def test_a_server_that_loads_is_alive_but_not_ready(application, client_of):
-    def state(client):
+async def test_a_server_that_loads_is_alive_but_not_ready(application: MakeApplication, client_of: ClientOf) -> None:
+    def state(client: ServerClient):
         return client.is_server_live(), client.is_server_ready(), client.is_model_ready("colours")
 
-    async def scenario():
-        server = application()
-        await server.listen()
-        async with client_of(server) as connected:
-            loading = await call(connected, state)
-            await server.load()
-            loaded = await call(connected, state)
-        await server.stop()
-        return loading, loaded
-
-    loading, loaded = asyncio.run(scenario())
+    server = application()
+    await server.listen()
+    async with client_of(server) as connected:
+        loading = await call(connected, state)
+        await server.load()
+        loaded = await call(connected, state)
+    await server.stop()
     assert loading == (True, False, False)
     assert loaded == (True, True, True)
 
 
-def test_a_server_that_drains_is_no_longer_ready(serve, pictures, valve):
-    async def scenario():
-        async with serve(valve.load) as server:
-            valve.shut()
-            held = asyncio.ensure_future(server.detect(pictures.red))
-            await valve.entered()
-            stopping = asyncio.ensure_future(server.application.stop())
-            ready = True
-            async with asyncio.timeout(PATIENCE):
-                while ready:
-                    ready = await call(server, lambda client: client.is_server_ready())
-            code, _ = await call(server, refusal, files_input([pictures.red]))
-            valve.open()
-            await held
-            await stopping
-            return code
-
-    assert asyncio.run(scenario()) == "UNAVAILABLE"
+async def test_a_server_that_drains_is_no_longer_ready(serve: Serve, pictures: Pictures, valve: Valve) -> None:
+    async with serve(valve.load) as server:
+        valve.shut()
+        held = asyncio.ensure_future(server.detect(pictures.red))
+        await valve.entered()
+        stopping = asyncio.ensure_future(server.application.stop())
+        ready = True
+        async with asyncio.timeout(TIMEOUT):
+            while ready:
+                ready = await call(server, lambda client: client.is_server_ready())
+        code, _ = await call(server, refusal, files_input([pictures.red]))
+        valve.open()
+        await held
+        await stopping
+        result = code
+    assert result == "UNAVAILABLE"
 
 
-def test_the_service_can_be_switched_off(serve, pictures):
-    async def scenario():
-        async with serve(kserve=False) as server:
-            return await call(server, refusal, files_input([pictures.red]))
-
-    assert asyncio.run(scenario())[0] == "UNIMPLEMENTED"
+async def test_the_service_can_be_switched_off(serve: Serve, pictures: Pictures) -> None:
+    async with serve(kserve=False) as server:
+        result = await call(server, refusal, files_input([pictures.red]))
+    assert result[0] == "UNIMPLEMENTED"
 
 
 def messages(file):
@@ -256,7 +239,7 @@ def kinds(message):
         yield field.name, field.number, field.type, field.is_repeated, name
 
 
-def test_our_messages_are_on_the_wire_what_tritons_are():
+def test_our_messages_are_on_the_wire_what_tritons_are() -> None:
     theirs = dict(messages(triton_pb.DESCRIPTOR)) | dict(messages(triton_config_pb.DESCRIPTOR))
     ours = dict(messages(inference_pb2.DESCRIPTOR))
     assert len(ours) > 30

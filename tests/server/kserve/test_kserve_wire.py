@@ -2,6 +2,8 @@
 
 import asyncio
 import struct
+from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -14,14 +16,17 @@ from damoserve_profiles.repository import ALIASES_FILE
 from damoserve_server.detection import detector
 from damoserve_server.kserve.tensors import pack, unpack
 from tests.support.administration import FRENCH, administered, only_version
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
+from tests.support.valve import Valve
 
-PATIENCE = 20.0
 Request = pb.ModelInferRequest
 Input = pb.ModelInferRequest.InferInputTensor
 Contents = pb.InferTensorContents
 
 
-def method(client, name, response=pb.ModelInferResponse):
+def method(client: ServerClient, name, response=pb.ModelInferResponse):
     return client.channel.unary_unary(
         f"/inference.GRPCInferenceService/{name}",
         request_serializer=lambda message: message.SerializeToString(),
@@ -29,8 +34,8 @@ def method(client, name, response=pb.ModelInferResponse):
     )
 
 
-def infer(client, request):
-    return method(client, "ModelInfer")(request, timeout=PATIENCE)
+def infer(client: ServerClient, request):
+    return method(client, "ModelInfer")(request, timeout=TIMEOUT)
 
 
 def length(number):
@@ -45,19 +50,16 @@ def raw(name, datatype, shape, *entries):
     return Request(inputs=[Input(name=name, datatype=datatype, shape=shape)], raw_input_contents=entries)
 
 
-def test_typed_contents_are_answered_in_typed_contents(serve, pictures):
+async def test_typed_contents_are_answered_in_typed_contents(serve: Serve, pictures: Pictures) -> None:
     image = pictures.draw("red", "black", "blue", "black", size=(16, 8))
     pixels = np.asarray(image)
-
-    async def scenario():
-        async with serve() as client:
-            requests = [
-                typed("images", "BYTES", [1], bytes_contents=[pictures.encode(image)]),
-                typed("pixels", "UINT8", [1, *pixels.shape], uint_contents=pixels.ravel().tolist()),
-            ]
-            return [await infer(client, request) for request in requests]
-
-    for response in asyncio.run(scenario()):
+    async with serve() as client:
+        requests = [
+            typed("images", "BYTES", [1], bytes_contents=[pictures.encode(image)]),
+            typed("pixels", "UINT8", [1, *pixels.shape], uint_contents=pixels.ravel().tolist()),
+        ]
+        result = [await infer(client, request) for request in requests]
+    for response in result:
         assert not response.raw_output_contents
         outputs = {output.name: output.contents for output in response.outputs}
         assert list(outputs["count"].int_contents) == [2]
@@ -66,13 +68,11 @@ def test_typed_contents_are_answered_in_typed_contents(serve, pictures):
         assert list(outputs["image_size"].int_contents) == [16, 8]
 
 
-def test_an_empty_model_name_means_the_default_model(serve, pictures):
-    async def scenario():
-        async with serve() as client:
-            response = await infer(client, typed("images", "BYTES", [1], bytes_contents=[pictures.red]))
-            return response.model_name, response.model_version, response.outputs[0].contents.int_contents[0]
-
-    assert asyncio.run(scenario()) == ("colours", "3", 4)
+async def test_an_empty_model_name_means_the_default_model(serve: Serve, pictures: Pictures) -> None:
+    async with serve() as client:
+        response = await infer(client, typed("images", "BYTES", [1], bytes_contents=[pictures.red]))
+        result = response.model_name, response.model_version, response.outputs[0].contents.int_contents[0]
+    assert result == ("colours", "3", 4)
 
 
 def mixed():
@@ -135,41 +135,38 @@ def malformed(red):
     }
 
 
-def test_malformed_requests(serve, pictures):
+async def test_malformed_requests(serve: Serve, pictures: Pictures) -> None:
     cases = malformed(pictures.red)
-
-    async def scenario():
-        outcomes = {}
-        async with serve() as client:
-            for name, (request, _) in cases.items():
-                failure = await client.failure(infer(client, request))
-                assert failure.code == grpc.StatusCode.INVALID_ARGUMENT, (name, failure.message)
-                assert len(failure.message) < 500, name
-                outcomes[name] = failure.detail(error_details_pb2.BadRequest).field_violations[0].field
-                assert len((await client.detect(pictures.red)).detections) == 4
-        return outcomes
-
-    assert asyncio.run(scenario()) == {name: field for name, (_, field) in cases.items()}
-
-
-def test_a_request_that_fails_withdraws_its_other_images(serve, pictures, valve):
-    async def scenario():
-        async with serve(valve.load) as client:
-            valve.shut()
-            blocking = asyncio.ensure_future(client.detect(pictures.red))
-            await valve.entered()
-            request = typed("images", "BYTES", [2], bytes_contents=[pictures.red, b"GIF"])
+    outcomes = {}
+    async with serve() as client:
+        for name, (request, _) in cases.items():
             failure = await client.failure(infer(client, request))
-            await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 1)
-            valve.open()
-            await blocking
-            return failure
+            assert failure.code == grpc.StatusCode.INVALID_ARGUMENT, (name, failure.message)
+            assert len(failure.message) < 500, name
+            outcomes[name] = failure.detail(error_details_pb2.BadRequest).field_violations[0].field
+            assert len((await client.detect(pictures.red)).detections) == 4
+    result = outcomes
+    assert result == {name: field for name, (_, field) in cases.items()}
 
-    assert asyncio.run(scenario()).reason == "IMAGE_UNDECODABLE"
+
+async def test_a_request_that_fails_withdraws_its_other_images(serve: Serve, pictures: Pictures, valve: Valve) -> None:
+    async with serve(valve.load) as client:
+        valve.shut()
+        blocking = asyncio.ensure_future(client.detect(pictures.red))
+        await valve.entered()
+        request = typed("images", "BYTES", [2], bytes_contents=[pictures.red, b"GIF"])
+        failure = await client.failure(infer(client, request))
+        await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 1)
+        valve.open()
+        await blocking
+        result = failure
+    assert result.reason == "IMAGE_UNDECODABLE"
     assert len(valve.sizes) == 1
 
 
-def test_the_priority_reaches_the_detector(serve, pictures, monkeypatch):
+async def test_the_priority_reaches_the_detector(
+    serve: Serve, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     detect = detector.Detector.detect
 
@@ -178,160 +175,137 @@ def test_the_priority_reaches_the_detector(serve, pictures, monkeypatch):
         return await detect(self, request)
 
     monkeypatch.setattr(detector.Detector, "detect", spy)
-
-    async def scenario():
-        async with serve() as client:
-            for parameters in ({}, *({"priority": pb.InferParameter(uint64_param=value)} for value in (0, 1, 7))):
-                request = typed("images", "BYTES", [1], bytes_contents=[pictures.red])
-                request.MergeFrom(Request(parameters=parameters))
-                await infer(client, request)
-
-    asyncio.run(scenario())
+    async with serve() as client:
+        for parameters in ({}, *({"priority": pb.InferParameter(uint64_param=value)} for value in (0, 1, 7))):
+            request = typed("images", "BYTES", [1], bytes_contents=[pictures.red])
+            request.MergeFrom(Request(parameters=parameters))
+            await infer(client, request)
     assert seen == [5, 5, 1, 5]
 
 
-def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve):
+async def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve: Serve) -> None:
     load, unload = pb.RepositoryModelLoadRequest, pb.RepositoryModelUnloadRequest
+    async with serve(kserve_admin=True) as client:
+        loading = method(client, "RepositoryModelLoad", pb.RepositoryModelLoadResponse)
+        unloading = method(client, "RepositoryModelUnload", pb.RepositoryModelUnloadResponse)
+        ready = method(client, "ModelReady", pb.ModelReadyResponse)
+        metadata = method(client, "ServerMetadata", pb.ServerMetadataResponse)
 
-    async def scenario():
-        async with serve(kserve_admin=True) as client:
-            loading = method(client, "RepositoryModelLoad", pb.RepositoryModelLoadResponse)
-            unloading = method(client, "RepositoryModelUnload", pb.RepositoryModelUnloadResponse)
-            ready = method(client, "ModelReady", pb.ModelReadyResponse)
-            metadata = method(client, "ServerMetadata", pb.ServerMetadataResponse)
+        async def is_ready():
+            names = ("colours", "colours/quick")
+            return [(await ready(pb.ModelReadyRequest(name=name), timeout=TIMEOUT)).ready for name in names]
 
-            async def is_ready():
-                names = ("colours", "colours/quick")
-                return [(await ready(pb.ModelReadyRequest(name=name), timeout=PATIENCE)).ready for name in names]
-
-            states = []
-            for call, request in (
-                (unloading, unload(model_name="colours/quick")),
-                (unloading, unload(model_name="colours")),
-                (loading, load(model_name="colours/quick")),
-                (unloading, unload(model_name="colours")),
-                (loading, load(model_name="colours")),
-            ):
-                await call(request, timeout=PATIENCE)
-                states.append(await is_ready())
-            configured = load(parameters={"config": pb.ModelRepositoryParameter(string_param="{}")})
-            refused = [
-                (await client.failure(loading(configured, timeout=PATIENCE))).reason,
-                (await client.failure(unloading(unload(repository_name="other"), timeout=PATIENCE))).reason,
-                *[(await client.failure(unloading(unload(model_name=name)))).reason for name in ("", "/quick")],
-            ]
-            return states, refused, (await metadata(pb.ServerMetadataRequest(), timeout=PATIENCE)).extensions
-
-    states, refused, extensions = asyncio.run(scenario())
+        states = []
+        for call, request in (
+            (unloading, unload(model_name="colours/quick")),
+            (unloading, unload(model_name="colours")),
+            (loading, load(model_name="colours/quick")),
+            (unloading, unload(model_name="colours")),
+            (loading, load(model_name="colours")),
+        ):
+            await call(request, timeout=TIMEOUT)
+            states.append(await is_ready())
+        configured = load(parameters={"config": pb.ModelRepositoryParameter(string_param="{}")})
+        refused = [
+            (await client.failure(loading(configured, timeout=TIMEOUT))).reason,
+            (await client.failure(unloading(unload(repository_name="other"), timeout=TIMEOUT))).reason,
+            *[(await client.failure(unloading(unload(model_name=name)))).reason for name in ("", "/quick")],
+        ]
+        extensions = (await metadata(pb.ServerMetadataRequest(), timeout=TIMEOUT)).extensions
     assert states == [[True, False], [False, False], [True, True], [False, False], [True, True]]
     assert refused == ["NOT_OFFERED"] * 2 + ["MODEL_NOT_FOUND"] * 2
     assert "model_repository" in extensions
 
 
-def test_a_request_is_answered_by_one_version_though_another_takes_over(
-    serve, repository, new_profile, pictures, valve
-):
+async def test_a_request_is_answered_by_one_version_though_another_takes_over(
+    serve: Serve, repository: Path, new_profile: Callable[..., None], pictures: Pictures, valve: Valve
+) -> None:
     new_profile(repository, "quick", ap=0.5, version=4, labels=FRENCH)
     (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
     settings = {"workers": 1, "max_batch_size": 1}  # so only two images of a request are worked on at a time
     tensor = pb.ModelInferRequest.InferInputTensor(name="images", datatype="BYTES", shape=[5])
 
-    def ask(client, version):
+    def ask(client: ServerClient, version):
         request = pb.ModelInferRequest(model_name="colours/quick", model_version=version, inputs=[tensor])
         request.raw_input_contents.append(pack([pictures.red] * 5))
         request.outputs.add(name="label_names")
-        return method(client, "ModelInfer")(request, timeout=PATIENCE)
+        return method(client, "ModelInfer")(request, timeout=TIMEOUT)
 
-    async def scenario():
-        async with administered(serve, only_version(3, valve.load), **settings) as (client, admin):
-            valve.shut()
-            whichever, third = ask(client, ""), ask(client, "3")
-            await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == 3)
-            await admin.ReloadModel(admin_pb2.ReloadModelRequest(model="colours", version=4))
-            valve.open()
-            return await whichever, await client.failure(third)
-
-    answer, failure = asyncio.run(scenario())
+    async with administered(serve, only_version(3, valve.load), **settings) as (client, admin):
+        valve.shut()
+        whichever, third = ask(client, ""), ask(client, "3")
+        await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == 3)
+        await admin.ReloadModel(admin_pb2.ReloadModelRequest(model="colours", version=4))
+        valve.open()
+        answer, failure = await whichever, await client.failure(third)
     assert answer.model_version == "4"
     assert set(unpack(answer.raw_output_contents[0], 5 * 4)) == {b"rouge"}
     assert failure.reason == "MODEL_NOT_FOUND"
 
 
-def test_streams_are_bounded(serve, pictures):
+async def test_streams_are_bounded(serve: Serve, pictures: Pictures) -> None:
     """Each may have as many requests in the memory of the server as it may work on."""
+    async with serve(max_streams=1) as client:
+        open_stream = client.channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )
 
-    async def scenario():
-        async with serve(max_streams=1) as client:
-            open_stream = client.channel.stream_stream(
-                "/inference.GRPCInferenceService/ModelStreamInfer",
-                request_serializer=pb.ModelInferRequest.SerializeToString,
-                response_deserializer=pb.ModelStreamInferResponse.FromString,
-            )
+        async def answered():
+            stream = open_stream(timeout=TIMEOUT)
+            await stream.write(pb.ModelInferRequest(id="one"))
+            answer = await stream.read()
+            assert answer is not grpc.aio.EOF, stream.debug_error_string()
+            assert answer.infer_response.id == "one"
+            return stream
 
-            async def answered():
-                stream = open_stream(timeout=PATIENCE)
-                await stream.write(pb.ModelInferRequest(id="one"))
-                answer = await stream.read()
-                assert answer is not grpc.aio.EOF, stream.debug_error_string()
-                assert answer.infer_response.id == "one"
-                return stream
-
-            first = await answered()
-            refused = await client.failure(open_stream(timeout=PATIENCE).read())
-            first.cancel()
-            labels = {"grpc_method": "ModelStreamInfer", "grpc_code": "CANCELLED"}
-            await client.until(lambda now: now.sum("grpc_server_handled_total", **labels) == 1)
-            (await answered()).cancel()
-            return refused
-
-    refused = asyncio.run(scenario())
+        first = await answered()
+        refused = await client.failure(open_stream(timeout=TIMEOUT).read())
+        first.cancel()
+        labels = {"grpc_method": "ModelStreamInfer", "grpc_code": "CANCELLED"}
+        await client.until(lambda now: now.sum("grpc_server_handled_total", **labels) == 1)
+        (await answered()).cancel()
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
 
 
-def test_a_server_that_drains_changes_no_model(serve, pictures, valve):
+async def test_a_server_that_drains_changes_no_model(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     unload = pb.RepositoryModelUnloadRequest(model_name="colours/quick")
-
-    async def scenario():
-        async with serve(valve.load, kserve_admin=True) as client:
-            unloading = method(client, "RepositoryModelUnload", pb.RepositoryModelUnloadResponse)
-            valve.shut()
-            accepted = asyncio.ensure_future(client.detect(pictures.red))
-            await valve.entered()
-            stopping = asyncio.ensure_future(client.application.stop())
-            while (refused := await client.failure(client.detect(b""))).reason != "SHUTTING_DOWN":
-                pass
-            failure = await client.failure(unloading(unload, timeout=PATIENCE))
-            valve.open()
-            await accepted
-            await stopping
-            return refused, failure
-
-    for failure in asyncio.run(scenario()):
+    async with serve(valve.load, kserve_admin=True) as client:
+        unloading = method(client, "RepositoryModelUnload", pb.RepositoryModelUnloadResponse)
+        valve.shut()
+        accepted = asyncio.ensure_future(client.detect(pictures.red))
+        await valve.entered()
+        stopping = asyncio.ensure_future(client.application.stop())
+        while (refused := await client.failure(client.detect(b""))).reason != "SHUTTING_DOWN":
+            pass
+        failure = await client.failure(unloading(unload, timeout=TIMEOUT))
+        valve.open()
+        await accepted
+        await stopping
+        result = refused, failure
+    for failure in result:
         assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 
 
-def test_only_what_serves_is_listed_if_so_asked(serve, repository, new_profile):
+async def test_only_what_serves_is_listed_if_so_asked(
+    serve: Serve, repository: Path, new_profile: Callable[..., None]
+) -> None:
     new_profile(repository, "broken", ap=0.9, model=b"no network")
     new_profile(repository, "fp32", ap=0.9, model=b"no network", name="shapes")
-
-    async def scenario():
-        async with serve() as client:
-            index = method(client, "RepositoryIndex", pb.RepositoryIndexResponse)
-            every = await index(pb.RepositoryIndexRequest(), timeout=PATIENCE)
-            ready = await index(pb.RepositoryIndexRequest(ready=True), timeout=PATIENCE)
-            return {model.name: model.reason for model in every.models}, [model.name for model in ready.models]
-
-    every, ready = asyncio.run(scenario())
+    async with serve() as client:
+        index = method(client, "RepositoryIndex", pb.RepositoryIndexResponse)
+        every = await index(pb.RepositoryIndexRequest(), timeout=TIMEOUT)
+        ready = await index(pb.RepositoryIndexRequest(ready=True), timeout=TIMEOUT)
+        every, ready = {model.name: model.reason for model in every.models}, [model.name for model in ready.models]
     assert ready == ["colours", "colours/accurate", "colours/quick"]
     assert set(every) - set(ready) == {"colours/broken", "shapes", "shapes/fp32"}
     assert all(bool(reason) == (name not in ready) for name, reason in every.items())
 
 
 @pytest.mark.parametrize("name", ["ModelInfer", "ModelReady", "CudaSharedMemoryStatus"])
-def test_every_method_has_its_metrics_from_the_start(serve, name):
-    async def scenario():
-        async with serve() as client:
-            labels = {"grpc_service": "inference.GRPCInferenceService", "grpc_method": name}
-            return (await client.metrics()).sum("grpc_server_started_total", **labels)
-
-    assert asyncio.run(scenario()) == 0
+async def test_every_method_has_its_metrics_from_the_start(serve: Serve, name) -> None:
+    async with serve() as client:
+        labels = {"grpc_service": "inference.GRPCInferenceService", "grpc_method": name}
+        result = (await client.metrics()).sum("grpc_server_started_total", **labels)
+    assert result == 0

@@ -2,7 +2,9 @@
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -11,12 +13,14 @@ from damoserve_profiles.repository import ALIASES_FILE, Repository
 from damoserve_server.lifecycle import lifecycle
 from damoserve_server.models import lookup
 from tests.support.administration import FRENCH, Callers, active
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
 
 OFTEN = {"watch_seconds": 0.01, "workers": 2, "tiers": {"balanced": {"objective_ms": 60_000}}}
 
 
 @pytest.fixture
-def watching(serve):
+def watching(serve: Serve):
     @asynccontextmanager
     async def running():
         async with serve(**OFTEN) as client:
@@ -25,7 +29,7 @@ def watching(serve):
     return running
 
 
-async def counted(client, result, model="colours", times=1):
+async def counted(client: ServerClient, result, model="colours", times=1):
     await client.until(lambda now: _reloads(now, result, model) >= times)
 
 
@@ -36,7 +40,7 @@ def _reloads(now, result, model):
         return 0
 
 
-async def looks(client, times=3):
+async def looks(client: ServerClient, times=3):
     """Returns after so many looks at the repository."""
     done = asyncio.Event()
     left = times
@@ -56,51 +60,43 @@ async def looks(client, times=3):
             await done.wait()
 
 
-def test_a_new_version_is_served_under_sixteen_callers(watching, repository, new_profile, pictures):
-    async def scenario():
-        async with watching() as client, Callers(client, pictures) as callers:
-            new_profile(repository, "accurate", ap=0.7, version=4, labels=FRENCH)
-            await counted(client, "switched")
-            await callers.more(2)
-        return callers
-
-    callers = asyncio.run(scenario())
+async def test_a_new_version_is_served_under_sixteen_callers(
+    watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+) -> None:
+    async with watching() as client, Callers(client, pictures) as callers:
+        new_profile(repository, "accurate", ap=0.7, version=4, labels=FRENCH)
+        await counted(client, "switched")
+        await callers.more(2)
     assert callers.failures == []
     callers.check({3: ("red", "green", "blue"), 4: FRENCH})
     assert [answer.model_version for _, answer in callers.answers[-16:]] == [4] * 16
 
 
-def test_nothing_is_loaded_again_without_a_change(watching):
-    async def scenario():
-        async with watching() as client:
-            before = active(client)
-            await looks(client, 5)
-            return before == active(client), _reloads(await client.metrics(), "switched", "colours")
-
-    assert asyncio.run(scenario()) == (True, 0)
+async def test_nothing_is_loaded_again_without_a_change(watching) -> None:
+    async with watching() as client:
+        before = active(client)
+        await looks(client, 5)
+        result = before == active(client), _reloads(await client.metrics(), "switched", "colours")
+    assert result == (True, 0)
 
 
-def test_half_a_version_is_reported_once_and_served_when_it_is_whole(
-    watching, repository, new_profile, pictures, caplog
-):
+async def test_half_a_version_is_reported_once_and_served_when_it_is_whole(
+    watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
     new_profile(repository, "quick", ap=0.5, version=4)
     whole, half = repository / "colours" / "4", repository / ".4"
     whole.rename(half)
-
-    async def scenario():
-        async with watching() as client:
-            shutil.copytree(half, whole, ignore=lambda folder, names: {"model.onnx"} if "quick" in folder else ())
-            await counted(client, "refused")
-            await looks(client, 5)
-            before = await client.metrics(), await client.detect(pictures.red)
-            listed = (await client.profiles.ListProfiles(pb.ListProfilesRequest())).profiles
-            shutil.copy(half / "quick" / "model.onnx", whole / "quick")
-            await counted(client, "switched")
-            after = (await client.profiles.ListProfiles(pb.ListProfilesRequest())).profiles
-            return before, listed, after
-
-    (metrics, answer), listed, after = asyncio.run(scenario())
+    async with watching() as client:
+        shutil.copytree(half, whole, ignore=lambda folder, names: {"model.onnx"} if "quick" in folder else ())
+        await counted(client, "refused")
+        await looks(client, 5)
+        before = await client.metrics(), await client.detect(pictures.red)
+        listed = (await client.profiles.ListProfiles(pb.ListProfilesRequest())).profiles
+        shutil.copy(half / "quick" / "model.onnx", whole / "quick")
+        await counted(client, "switched")
+        after = (await client.profiles.ListProfiles(pb.ListProfilesRequest())).profiles
+        (metrics, answer) = before
     assert answer.model_version == 3
     assert _reloads(metrics, "refused", "colours") == 1
     assert caplog.text.count("colours has changed, and is not loaded") == 1
@@ -112,7 +108,7 @@ def test_half_a_version_is_reported_once_and_served_when_it_is_whole(
     assert [(p.model_version, p.state) for p in after] == [(4, pb.Profile.STATE_ACTIVE)] * 2
 
 
-def test_models_come_and_go(watching, repository, new_profile, pictures):
+def test_models_come_and_go(watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures) -> None:
     async def scenario():
         async with watching() as client:
             new_profile(repository, "only", ap=0.1, name="birds")
@@ -132,29 +128,28 @@ def test_models_come_and_go(watching, repository, new_profile, pictures):
     assert asyncio.run(scenario()) == ("birds", "MODEL_NOT_FOUND", shown, "colours")
 
 
-def test_an_alias_that_is_written_rolls_back(watching, repository, new_profile, pictures):
+async def test_an_alias_that_is_written_rolls_back(
+    watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
-
-    async def scenario():
-        async with watching() as client:
-            before = (await client.detect(pictures.red)).model_version
-            Repository(repository).set_alias("colours", "serving", 3)
-            await counted(client, "switched")
-            now = await client.metrics()
-            assert now.sum("damoserve_profile_accuracy", model="colours", profile="accurate") == 0.6
-            middle = (await client.detect(pictures.red)).model_version
-            (repository / "colours" / ALIASES_FILE).write_text("what?")
-            await counted(client, "refused")
-            await looks(client, 4)
-            refused = _reloads(await client.metrics(), "refused", "colours")
-            return before, middle, (await client.detect(pictures.red)).model_version, refused
-
-    assert asyncio.run(scenario()) == (4, 3, 3, 1)
+    async with watching() as client:
+        before = (await client.detect(pictures.red)).model_version
+        Repository(repository).set_alias("colours", "serving", 3)
+        await counted(client, "switched")
+        now = await client.metrics()
+        assert now.sum("damoserve_profile_accuracy", model="colours", profile="accurate") == 0.6
+        middle = (await client.detect(pictures.red)).model_version
+        (repository / "colours" / ALIASES_FILE).write_text("what?")
+        await counted(client, "refused")
+        await looks(client, 4)
+        refused = _reloads(await client.metrics(), "refused", "colours")
+        result = before, middle, (await client.detect(pictures.red)).model_version, refused
+    assert result == (4, 3, 3, 1)
 
 
-def test_an_alias_that_changes_while_it_is_followed_is_not_missed(
-    watching, repository, new_profile, pictures, monkeypatch
-):
+async def test_an_alias_that_changes_while_it_is_followed_is_not_missed(
+    watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
     aliases = Repository(repository)
     changes = [4]
@@ -166,29 +161,25 @@ def test_an_alias_that_changes_while_it_is_followed_is_not_missed(
         return found
 
     monkeypatch.setattr(lifecycle, "find_version", find)
-
-    async def scenario():
-        async with watching() as client:
-            aliases.set_alias("colours", "serving", 3)
-            await counted(client, "switched")
-            await looks(client, 4)
-            return (await client.detect(pictures.red)).model_version
-
-    assert asyncio.run(scenario()) == 4
+    async with watching() as client:
+        aliases.set_alias("colours", "serving", 3)
+        await counted(client, "switched")
+        await looks(client, 4)
+        result = (await client.detect(pictures.red)).model_version
+    assert result == 4
     assert not changes
 
 
-def test_a_repository_that_vanishes_takes_nothing_along(watching, repository, pictures, caplog):
-    async def scenario():
-        async with watching() as client:
-            away = repository.rename(repository.with_name("away"))
-            while "is gone" not in caplog.text:
-                await client.health()
-            answer = await client.detect(pictures.red)
-            away.rename(repository)
-            await looks(client, 4)
-            return answer, _reloads(await client.metrics(), "switched", "colours")
-
-    answer, reloads = asyncio.run(scenario())
+async def test_a_repository_that_vanishes_takes_nothing_along(
+    watching, repository: Path, pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watching() as client:
+        away = repository.rename(repository.with_name("away"))
+        while "is gone" not in caplog.text:
+            await client.health()
+        answer = await client.detect(pictures.red)
+        away.rename(repository)
+        await looks(client, 4)
+        reloads = _reloads(await client.metrics(), "switched", "colours")
     assert len(answer.detections) == 4
     assert reloads == 0

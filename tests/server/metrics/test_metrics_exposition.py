@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pro
 
 from damoserve_server.metrics.exposition import Registry
 from damoserve_server.metrics.rows import Histogram
+from tests.support.server import Serve
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 FORMATS = [
@@ -47,13 +48,13 @@ def registry():
 
 
 @pytest.mark.parametrize(("accept", "parse", "encode"), FORMATS)
-def test_rows_are_written_as_the_library_writes(registry, accept, parse, encode):
+def test_rows_are_written_as_the_library_writes(registry, accept, parse, encode) -> None:
     text, content_type = registry.text(accept)
     assert families(parse, text.decode()) == families(parse, encode(registry).decode())
     assert content_type.startswith(accept.split(";")[0])
 
 
-def test_a_row_that_changes_is_written_anew(registry):
+def test_a_row_that_changes_is_written_anew(registry) -> None:
     gauge = Gauge("depth", "Of the library.", registry=registry)
     histogram = Histogram("size", "Ours.", [], EDGES)
     registry.register(histogram)
@@ -65,7 +66,7 @@ def test_a_row_that_changes_is_written_anew(registry):
             assert (found["size_count"], found["size_sum"], found["depth"]) == (count, count / 4, count)
 
 
-def test_values_on_an_edge_are_within_it_as_in_the_library():
+def test_values_on_an_edge_are_within_it_as_in_the_library() -> None:
     reference = CollectorRegistry()
     from prometheus_client import Histogram as Theirs
 
@@ -78,22 +79,18 @@ def test_values_on_an_edge_are_within_it_as_in_the_library():
     assert ours_found == {key: value for key, value in theirs_found.items() if not key[0].endswith("_created")}
 
 
-def test_the_endpoint_speaks_both_formats_and_compresses(serve):
-    async def scenario():
-        async with serve() as client:
-            url = f"http://127.0.0.1:{client.application.metrics_port}/metrics"
+async def test_the_endpoint_speaks_both_formats_and_compresses(serve: Serve) -> None:
+    async with serve() as client:
+        url = f"http://127.0.0.1:{client.application.metrics_port}/metrics"
 
-            def ask(query="", **headers):
-                request = urllib.request.Request(url + query, headers=headers)
-                with urllib.request.urlopen(request, timeout=20) as response:
-                    return response.headers, response.read()
+        def ask(query="", **headers):
+            request = urllib.request.Request(url + query, headers=headers)
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return response.headers, response.read()
 
-            plain = await asyncio.to_thread(ask)
-            packed = await asyncio.to_thread(ask, **{"Accept-Encoding": "gzip", "Accept": OPENMETRICS})
-            one = await asyncio.to_thread(ask, "?name[]=damoserve_requests_in_flight")
-            return plain, packed, one
-
-    plain, packed, one = asyncio.run(scenario())
+        plain = await asyncio.to_thread(ask)
+        packed = await asyncio.to_thread(ask, **{"Accept-Encoding": "gzip", "Accept": OPENMETRICS})
+        one = await asyncio.to_thread(ask, "?name[]=damoserve_requests_in_flight")
     assert plain[0]["Content-Type"].startswith("text/plain")
     assert packed[0]["Content-Type"].startswith("application/openmetrics-text")
     names = {family.name for family in parse_openmetrics(gzip.decompress(packed[1]).decode())}

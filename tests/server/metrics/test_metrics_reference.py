@@ -6,19 +6,22 @@ from pathlib import Path
 
 from damoserve_profiles.repository import BUNDLED
 from damoserve_server.metrics.reference import page
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
 
 PAGE = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
 
 
-def test_page_is_what_the_code_writes():
+def test_page_is_what_the_code_writes() -> None:
     assert page() == PAGE, "write it anew: python -m damoserve_server.metrics.reference > docs/metrics.md"
 
 
-def test_a_running_server_shows_what_the_page_lists(serve):
-    """With the bundled model, whose manifests have all that there is to show."""
+def test_a_running_server_shows_what_the_page_lists(serve: Serve, pictures: Pictures) -> None:
+    """With the bundled model, whose manifests have all that there is to show, once something was asked of it."""
 
     async def scenario():
-        async with serve(repository=BUNDLED) as client:
+        async with serve(repository=BUNDLED, fidelity={"share": 1}) as client:
+            await client.detect(pictures.red)
             return await client.metrics()
 
     written = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", PAGE, re.MULTILINE)

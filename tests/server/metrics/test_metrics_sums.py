@@ -9,34 +9,36 @@ import urllib.request
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from damoserve_server.configuration.settings import Tiers
 from damoserve_server.metrics.exposition import Registry
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.metrics.requests import NO_TIER, Outcome
 from damoserve_server.scheduling.selection import Tier
-from damoserve_server.settings import Tiers
-from tests.server.conftest import Samples
+from tests.support.pictures import Pictures
+from tests.support.server import Samples, Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
+from tests.support.valve import Valve
 
 CALLERS = 12
 CALLS = 25
 DETECT = {"grpc_service": "damoserve.v1.DetectionService", "grpc_method": "Detect"}
-PATIENCE = 20.0
 
 
 def open_calls(now):
     return now.sum("grpc_server_started_total", **DETECT) - now.sum("grpc_server_handled_total", **DETECT)
 
 
-def read(client):
+def read(client: ServerClient):
     url = f"http://127.0.0.1:{client.application.metrics_port}/metrics"
-    with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
         return response.read().decode()
 
 
-async def call_all(client, pictures, seed):
+async def call_all(client: ServerClient, pictures: Pictures, seed):
     """Calls of all kinds, one after the other; how many ended in no answer."""
     rng, failed = random.Random(seed), 0
     for _ in range(CALLS):
-        wishes = rng.choice(
+        fields = rng.choice(
             [
                 {},
                 {"profile": "quick"},
@@ -45,7 +47,7 @@ async def call_all(client, pictures, seed):
                 {"latency_budget": Duration(nanos=10**6)},
             ]
         )
-        call = client.detect(rng.choice([pictures.red, pictures.red, b"", b"no image"]), **wishes)
+        call = client.detect(rng.choice([pictures.red, pictures.red, b"", b"no image"]), **fields)
         if rng.random() < 0.2:
             asyncio.get_running_loop().call_later(rng.random() * 0.01, call.cancel)
         try:
@@ -55,22 +57,19 @@ async def call_all(client, pictures, seed):
     return failed
 
 
-async def scrape_until(client, loaded):
+async def scrape_until(client: ServerClient, loaded):
     texts = []
     while not loaded.done():
         texts.append(await asyncio.to_thread(read, client))
     return texts
 
 
-def test_sums_hold_at_any_moment_under_load(serve, pictures):
-    async def scenario():
-        async with serve(workers=2, max_queue=6) as client:
-            loaded = asyncio.gather(*(call_all(client, pictures, seed) for seed in range(CALLERS)))
-            scrapes = await scrape_until(client, loaded)
-            await client.until(lambda now: open_calls(now) == 0)
-            return sum(await loaded), [Samples(text) for text in scrapes], await client.metrics()
-
-    failed, scrapes, end = asyncio.run(scenario())
+async def test_sums_hold_at_any_moment_under_load(serve: Serve, pictures: Pictures) -> None:
+    async with serve(workers=2, max_queue=6) as client:
+        loaded = asyncio.gather(*(call_all(client, pictures, seed) for seed in range(CALLERS)))
+        scrapes = await scrape_until(client, loaded)
+        await client.until(lambda now: open_calls(now) == 0)
+        failed, scrapes, end = sum(await loaded), [Samples(text) for text in scrapes], await client.metrics()
     assert len(scrapes) > 3
     assert any(open_calls(now) > 0 for now in scrapes), "nobody looked while a call was open"
     before = 0.0
@@ -92,7 +91,7 @@ def test_sums_hold_at_any_moment_under_load(serve, pictures):
     assert end.sum("grpc_server_handling_seconds_count", **DETECT) == end.sum("grpc_server_handled_total", **DETECT)
 
 
-def test_a_thread_that_looks_never_sees_more_ended_than_begun():
+def test_a_thread_that_looks_never_sees_more_ended_than_begun() -> None:
     metrics = Metrics(Registry(), Tiers())
     calls, tier = metrics.calls.of(("unary", "service", "method")), metrics.requests.tiers[NO_TIER]
     looks = []
@@ -124,18 +123,15 @@ def test_a_thread_that_looks_never_sees_more_ended_than_begun():
     assert set(looks) <= {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
-def test_as_many_are_in_flight_as_wait(serve, pictures, valve):
-    async def scenario():
-        async with serve(valve.load, max_batch_size=1) as client:
-            valve.shut()
-            calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(5)]
-            await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == 4)
-            held = await client.metrics()
-            valve.open()
-            await asyncio.gather(*calls)
-            return held, await client.metrics()
-
-    held, end = asyncio.run(scenario())
+async def test_as_many_are_in_flight_as_wait(serve: Serve, pictures: Pictures, valve: Valve) -> None:
+    async with serve(valve.load, max_batch_size=1) as client:
+        valve.shut()
+        calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(5)]
+        await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == 4)
+        held = await client.metrics()
+        valve.open()
+        await asyncio.gather(*calls)
+        end = await client.metrics()
     assert (open_calls(held), held.sum("damoserve_requests_in_flight", tier="balanced")) == (5, 5)
     assert (held.sum("damoserve_workers_busy"), held.sum("damoserve_requests_total")) == (1, 0)
     assert held.sum("damoserve_pool_slots", state="leased") == held.sum("damoserve_pool_slots_high_water") == 5

@@ -1,9 +1,8 @@
 """How many workers and threads there are: the choice, and how what it is made by is measured."""
 
-import asyncio
-import itertools
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,18 +12,21 @@ from hypothesis import strategies as st
 from damoserve_profiles.repository import Repository
 from damoserve_server.engines.engine import EngineError, EngineOptions
 from damoserve_server.errors import ShuttingDown
-from damoserve_server.models.core_split import NOISE, Split, Trial, choose, possible_splits
+from damoserve_server.models.core_split import NOISE, CoreSplit, SplitTrial, choose, possible_splits
+from tests.support.clock import TickingClock
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
 
 TWO_CORES = possible_splits(2)
 counts = st.integers(1, 200)
 
 
 def split(workers, threads):
-    return Split(threads, workers)
+    return CoreSplit(threads, workers)
 
 
 @given(cores=counts)
-def test_possible_splits_use_the_cores_without_sharing_any(cores):
+def test_possible_splits_use_the_cores_without_sharing_any(cores) -> None:
     splits = possible_splits(cores)
     assert splits[0] == split(cores, 1)
     assert split(1, cores) in splits
@@ -33,7 +35,7 @@ def test_possible_splits_use_the_cores_without_sharing_any(cores):
 
 
 @given(cores=counts, workers=st.none() | counts, threads=st.none() | counts)
-def test_what_is_set_is_kept_and_what_is_not_fits_the_cores(cores, workers, threads):
+def test_what_is_set_is_kept_and_what_is_not_fits_the_cores(cores, workers, threads) -> None:
     for each in possible_splits(cores, workers, threads):
         assert workers in (None, each.workers)
         assert threads in (None, each.threads)
@@ -50,36 +52,26 @@ def test_what_is_set_is_kept_and_what_is_not_fits_the_cores(cores, workers, thre
         ({"workers": 9}, (9, 1)),
     ],
 )
-def test_nothing_is_left_to_choose_once_one_is_set(given, chosen):
+def test_nothing_is_left_to_choose_once_one_is_set(given, chosen) -> None:
     assert possible_splits(8, **given) == [split(*chosen)]
 
 
 @given(
     speeds=st.dictionaries(
-        st.builds(Split, counts, counts), st.floats(0.01, 1e6, allow_subnormal=False), min_size=1, max_size=8
+        st.builds(CoreSplit, counts, counts), st.floats(0.01, 1e6, allow_subnormal=False), min_size=1, max_size=8
     )
 )
-def test_the_choice_is_about_the_fastest_and_no_better_liked_one_is(speeds):
+def test_the_choice_is_about_the_fastest_and_no_better_liked_one_is(speeds) -> None:
     chosen = choose(speeds)
     enough = max(speeds.values()) * (1 - NOISE)
     assert speeds[chosen] >= enough
     assert all(speeds[each] < enough for each in speeds if each < chosen)
 
 
-def test_more_threads_are_taken_only_for_a_real_gain():
+def test_more_threads_are_taken_only_for_a_real_gain() -> None:
     one_each, one_worker = split(2, 1), split(1, 2)
     assert choose({one_each: 100.0, one_worker: 104.0}) == one_each
     assert choose({one_each: 100.0, one_worker: 106.0}) == one_worker
-
-
-class Clock:
-    """Every reading is a second later. Threads may share it."""
-
-    def __init__(self):
-        self._readings = itertools.count()
-
-    def __call__(self):
-        return float(next(self._readings))
 
 
 @dataclass
@@ -102,14 +94,16 @@ class Loader:
         return np.zeros((1, 4, 3), np.float32), np.zeros((1, 4, 4), np.float32)
 
 
-def test_every_split_is_measured_with_as_many_engines_as_it_has_workers(pristine):
+def test_every_split_is_measured_with_as_many_engines_as_it_has_workers(pristine: Path) -> None:
     loader = Loader()
-    best = Trial(loader, EngineOptions(4), 9.0, Clock()).best(possible_splits(4), Repository(pristine), None)
+    best = SplitTrial(loader, EngineOptions(4), 9.0, TickingClock()).best(
+        possible_splits(4), Repository(pristine), None
+    )
     assert best in possible_splits(4)
     assert sorted(loader.loaded) == [("accurate", 1)] * 4 + [("accurate", 2)] * 2 + [("accurate", 4)]
 
 
-def test_the_faster_split_is_chosen(pristine):
+def test_the_faster_split_is_chosen(pristine: Path) -> None:
     class Slow(Loader):
         """Two at a time hold each other up: the clock runs ten times as fast."""
 
@@ -124,64 +118,59 @@ def test_the_faster_split_is_chosen(pristine):
             for _ in range(self.seconds):
                 clock()
 
-    clock = Clock()
-    trial = Trial(Slow(), EngineOptions(4), 100.0, clock)
+    clock = TickingClock()
+    trial = SplitTrial(Slow(), EngineOptions(4), 100.0, clock)
     assert trial.best(TWO_CORES, Repository(pristine), None) == split(1, 2)
 
 
-def test_a_profile_that_cannot_be_loaded_is_passed_over(pristine):
+def test_a_profile_that_cannot_be_loaded_is_passed_over(pristine: Path) -> None:
     loader = Loader(broken="accurate")
-    Trial(loader, EngineOptions(4), 9.0, Clock()).best(TWO_CORES, Repository(pristine), "colours")
+    SplitTrial(loader, EngineOptions(4), 9.0, TickingClock()).best(TWO_CORES, Repository(pristine), "colours")
     assert {profile for profile, _ in loader.loaded} == {"quick"}
 
 
 @pytest.mark.parametrize(("model", "seconds"), [("absent", 9.0), (None, 0.0)])
-def test_the_preferred_split_is_taken_where_there_is_nothing_to_measure_by(pristine, model, seconds):
+def test_the_preferred_split_is_taken_where_there_is_nothing_to_measure_by(pristine: Path, model, seconds) -> None:
     loader = Loader()
-    trial = Trial(loader, EngineOptions(4), seconds, Clock())
+    trial = SplitTrial(loader, EngineOptions(4), seconds, TickingClock())
     assert trial.best(TWO_CORES, Repository(pristine), model) == split(2, 1)
     assert not loader.loaded
 
 
-def test_one_core_is_not_measured(pristine):
+def test_one_core_is_not_measured(pristine: Path) -> None:
     loader = Loader()
-    assert Trial(loader, EngineOptions(4), 9.0).best(possible_splits(1), Repository(pristine), None) == split(1, 1)
+    assert SplitTrial(loader, EngineOptions(4), 9.0).best(possible_splits(1), Repository(pristine), None) == split(1, 1)
     assert not loader.loaded
 
 
-def test_damaged_models_are_not_run(repository):
+def test_damaged_models_are_not_run(repository: Path) -> None:
     for path in repository.rglob("model.onnx"):
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     loader = Loader()
-    Trial(loader, EngineOptions(4), 9.0, Clock()).best(TWO_CORES, Repository(repository), None)
+    SplitTrial(loader, EngineOptions(4), 9.0, TickingClock()).best(TWO_CORES, Repository(repository), None)
     assert not loader.loaded
 
 
-def test_a_server_that_is_stopped_measures_no_further(pristine):
+def test_a_server_that_is_stopped_measures_no_further(pristine: Path) -> None:
     stop = threading.Event()
     stop.set()
     loader = Loader()
     with pytest.raises(ShuttingDown):
-        Trial(loader, EngineOptions(4), 9.0, Clock(), stop).best(TWO_CORES, Repository(pristine), None)
+        SplitTrial(loader, EngineOptions(4), 9.0, TickingClock(), stop).best(TWO_CORES, Repository(pristine), None)
     assert not loader.loaded
 
 
-def test_a_server_measures_what_is_not_set(serve, pictures, monkeypatch):
+async def test_a_server_measures_what_is_not_set(
+    serve: Serve, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("damoserve_server.app.usable_cores", lambda: 2)
-
-    async def run():
-        async with serve(workers=None, split_seconds=0.01) as client:
-            assert (await client.detect(pictures.red, profile="quick")).detections
-            now = await client.metrics()
-            assert now.sum("damoserve_workers") * now.sum("damoserve_worker_threads") == 2
-
-    asyncio.run(run())
+    async with serve(workers=None, split_seconds=0.01) as client:
+        assert (await client.detect(pictures.red, profile="quick")).detections
+        now = await client.metrics()
+        assert now.sum("damoserve_workers") * now.sum("damoserve_worker_threads") == 2
 
 
-def test_a_server_shows_what_is_set(serve):
-    async def run():
-        async with serve(workers=3, threads_per_worker=2) as client:
-            now = await client.metrics()
-            assert (now.sum("damoserve_workers"), now.sum("damoserve_worker_threads")) == (3, 2)
-
-    asyncio.run(run())
+async def test_a_server_shows_what_is_set(serve: Serve) -> None:
+    async with serve(workers=3, threads_per_worker=2) as client:
+        now = await client.metrics()
+        assert (now.sum("damoserve_workers"), now.sum("damoserve_worker_threads")) == (3, 2)

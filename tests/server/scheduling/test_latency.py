@@ -8,30 +8,24 @@ from damoserve_server.scheduling.latency import (
     DecodeEstimate,
     LatencyEstimate,
 )
+from tests.support.clock import Clock
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-def test_an_outlier_does_not_move_the_estimate():
+def test_an_outlier_does_not_move_the_estimate() -> None:
     estimate = LatencyEstimate({1: 1.0}, Clock())
     for seconds in (2.0, 2.0, 100.0):
         estimate.observe(seconds)
     assert estimate.expected() == 2.0
 
 
-def test_it_follows_a_lasting_change():
+def test_it_follows_a_lasting_change() -> None:
     estimate = LatencyEstimate({1: 1.0}, Clock())
     for seconds in [2.0] * WINDOW + [3.0] * WINDOW:
         estimate.observe(seconds)
     assert estimate.expected() == 3.0
 
 
-def test_it_returns_to_the_baseline_when_nothing_is_measured():
+def test_it_returns_to_the_baseline_when_nothing_is_measured() -> None:
     clock = Clock()
     estimate = LatencyEstimate({1: 1.0}, clock)
     estimate.observe(50.0)
@@ -41,7 +35,7 @@ def test_it_returns_to_the_baseline_when_nothing_is_measured():
     assert estimate.expected() == 1.0
 
 
-def test_batches_are_learned_by_their_size():
+def test_batches_are_learned_by_their_size() -> None:
     estimate = LatencyEstimate({1: 1.0, 2: 2.0, 3: 2.2, 4: 2.5}, Clock())
     estimate.observe(1.0)
     estimate.observe(3.0, batch_size=4)
@@ -49,12 +43,12 @@ def test_batches_are_learned_by_their_size():
     assert (estimate.expected(4), estimate.expected(1)) == (3.0, 1.0)
 
 
-def test_before_the_first_measurement_the_baselines_count():
+def test_before_the_first_measurement_the_baselines_count() -> None:
     estimate = LatencyEstimate({1: 1.0, 2: 2.5}, Clock())
     assert [estimate.expected(size) for size in (1, 2)] == [1.0, 2.5]
 
 
-def test_decisions_are_made_by_a_cautious_estimate():
+def test_decisions_are_made_by_a_cautious_estimate() -> None:
     estimate = LatencyEstimate({1: 1.0, 2: 2.0}, Clock())
     for _ in range(7):
         estimate.observe(1.0)
@@ -64,7 +58,7 @@ def test_decisions_are_made_by_a_cautious_estimate():
     assert (estimate.expected(), cost.accuracy, cost.seconds) == (1.0, 0.6, (3.0, 6.0))
 
 
-def test_an_old_estimate_is_not_decided_by():
+def test_an_old_estimate_is_not_decided_by() -> None:
     clock = Clock()
     estimate = LatencyEstimate({1: 1.0}, clock)
     estimate.observe(50.0)
@@ -73,13 +67,13 @@ def test_an_old_estimate_is_not_decided_by():
     assert estimate.cost(0.6).seconds == (1.0,)
 
 
-def test_a_slow_batch_tells_of_all_sizes():
+def test_a_slow_batch_tells_of_all_sizes() -> None:
     estimate = LatencyEstimate({1: 20.0, 2: 30.0, 3: 40.0}, Clock())
     estimate.observe(400.0, batch_size=3)
     assert [estimate.expected(size) for size in (1, 2, 3)] == [200.0, 300.0, 400.0]
 
 
-def test_decoding_a_large_image_tells_nothing_of_small_ones():
+def test_decoding_a_large_image_tells_nothing_of_small_ones() -> None:
     estimate = DecodeEstimate(Clock())
     for _ in range(40):
         estimate.observe(0.5, 9_000_000)
@@ -89,7 +83,7 @@ def test_decoding_a_large_image_tells_nothing_of_small_ones():
     assert (estimate.expected(10_000_000), estimate.expected(20_000)) == (0.5, 0.001)
 
 
-def test_decoding_is_forgotten_too():
+def test_decoding_is_forgotten_too() -> None:
     clock = Clock()
     estimate = DecodeEstimate(clock)
     estimate.observe(50.0, 1000)
@@ -97,7 +91,7 @@ def test_decoding_is_forgotten_too():
     assert estimate.expected(1000) == 0
 
 
-def test_arrivals_are_counted_and_forgotten():
+def test_arrivals_are_counted_and_forgotten() -> None:
     arrivals = Arrivals()
     assert arrivals.recent(0.0) == (0.0, 0.0)
     arrivals.add(1.0, budget=0.3)
@@ -110,7 +104,7 @@ def test_arrivals_are_counted_and_forgotten():
     assert budget == pytest.approx(0.2)
 
 
-def test_a_steady_rate_is_found():
+def test_a_steady_rate_is_found() -> None:
     arrivals = Arrivals()
     for number in range(1000):
         arrivals.add(number / 100, budget=1.0)

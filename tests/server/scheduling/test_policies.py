@@ -8,7 +8,7 @@ from benchmarks.simulator import LADDER, Arrival, Simulation, accuracy, bursts
 from damoserve_server.errors import DeadlineUnreachable
 from damoserve_server.scheduling.baselines import FixedProfile, ModelSwitching, SlackFit, StaticTiers
 from damoserve_server.scheduling.deadline import DeadlinePolicy
-from damoserve_server.scheduling.policy import Cost, Pause, State, Wish
+from damoserve_server.scheduling.policy import Cost, Pause, QueueState, Requirements
 from damoserve_server.scheduling.scheduler import Ticket
 
 ALL = tuple(LADDER)
@@ -59,8 +59,8 @@ def requests(draw, costs):
 
 @pytest.mark.parametrize("make", POLICIES.values(), ids=POLICIES)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
-def test_promises(make, data):
+@settings(max_examples=40)
+def test_promises(make, data) -> None:
     costs = data.draw(ladders())
     arrivals = data.draw(requests(costs))
     slower = data.draw(st.floats(0.5, 3))
@@ -94,16 +94,18 @@ def states(draw):
     tickets = []
     for arrival in draw(requests(costs)):
         deadline = draw(st.floats(1e-3, 3))
-        wish = Wish(arrival.allowed, deadline, min(deadline, draw(moments)), -draw(moments), arrival.priority)
-        tickets.append(Ticket(wish, draw(moments), ready=draw(st.booleans())))
+        requirements = Requirements(
+            arrival.allowed, deadline, min(deadline, draw(moments)), -draw(moments), arrival.priority
+        )
+        tickets.append(Ticket(requirements, draw(moments), ready=draw(st.booleans())))
     busy = tuple(draw(st.lists(st.floats(0, 1000), max_size=3)))
     rate, budget = draw(st.floats(0, 1e4)), draw(st.floats(0, 3))
-    return State(0.0, tickets, costs, draw(st.integers(1, 3)), busy, rate, budget, draw(st.floats(0, 1)))
+    return QueueState(0.0, tickets, costs, draw(st.integers(1, 3)), busy, rate, budget, draw(st.floats(0, 1)))
 
 
 @given(state=states())
-@settings(max_examples=150, deadline=None)
-def test_a_decision_starts_what_may_start(state):
+@settings(max_examples=150)
+def test_a_decision_starts_what_may_start(state) -> None:
     decision = ours().decide(state)
     ready = [ticket for ticket in state.waiting if ticket.ready]
     assert (decision is None) == (not ready)
@@ -115,12 +117,12 @@ def test_a_decision_starts_what_may_start(state):
         assert len(decision.tickets) in state.costs[decision.profile].sizes
         for ticket in decision.tickets:
             assert ticket.ready
-            assert decision.profile in ticket.wish.allowed
+            assert decision.profile in ticket.requirements.allowed
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
-def test_whoever_is_let_in_is_answered_in_time(data):
+@settings(max_examples=100)
+def test_whoever_is_let_in_is_answered_in_time(data) -> None:
     """With one worker, true estimates and equal budgets: whatever profiles are chosen, the last one pays for none."""
     costs = data.draw(ladders(batching=False))
     budget = data.draw(st.floats(0.01, 1))
@@ -135,20 +137,20 @@ def test_whoever_is_let_in_is_answered_in_time(data):
         assert outcome.in_time or outcome.answered_at == pytest.approx(outcome.arrival.at + budget)
 
 
-def test_alone_everyone_gets_the_most_accurate_profile_that_is_in_time():
+def test_alone_everyone_gets_the_most_accurate_profile_that_is_in_time() -> None:
     budgets = {0.3: "fp32", 0.061: "fp32", 0.059: "pruned", 0.025: "int8", 0.011: "int8+pruned"}
     arrivals = [Arrival(10.0 * number, budget, ALL) for number, budget in enumerate(budgets)]
     assert [outcome.profile for outcome in serve(arrivals)] == list(budgets.values())
 
 
-def test_one_request_is_no_rate_of_arrivals():
+def test_one_request_is_no_rate_of_arrivals() -> None:
     """Slow profiles: as many more requests in the time of one would make all late."""
     costs = {"slow": Cost(0.6, (0.323,)), "quick": Cost(0.5, (0.100,))}
     arrivals = [Arrival(10.0 * number, 0.4, ("slow", "quick")) for number in range(3)]
     assert [outcome.profile for outcome in serve(arrivals, costs)] == ["slow"] * 3
 
 
-def test_a_worker_that_hangs_is_not_counted_on():
+def test_a_worker_that_hangs_is_not_counted_on() -> None:
     """Of two workers one hangs all the time; bursts that the other can bear are in time once that has shown."""
     hanging = iter([60.0])
 
@@ -161,14 +163,14 @@ def test_a_worker_that_hangs_is_not_counted_on():
     assert accuracy(outcomes, LADDER)[1] > LADDER["int8+pruned"].accuracy
 
 
-def test_a_burst_is_drained_by_quicker_profiles_and_all_are_in_time():
+def test_a_burst_is_drained_by_quicker_profiles_and_all_are_in_time() -> None:
     outcomes = serve([Arrival(0.0, 0.25, ALL)] * 12)
     assert all(outcome.in_time for outcome in outcomes)
     assert {outcome.profile for outcome in outcomes} != {"int8+pruned"}, "no quicker than it has to be"
     assert accuracy(outcomes, LADDER)[1] > LADDER["int8"].accuracy - 0.01
 
 
-def test_an_explicit_profile_makes_the_others_hurry():
+def test_an_explicit_profile_makes_the_others_hurry() -> None:
     named = [Arrival(0.0, 0.25, ("fp32",))] * 3
     free = [Arrival(0.001, 0.25, ALL)] * 4
     outcomes = serve([*named, *free])
@@ -176,14 +178,14 @@ def test_an_explicit_profile_makes_the_others_hurry():
     assert [outcome.profile for outcome in outcomes[:3]] == ["fp32"] * 3
 
 
-def test_who_misses_the_tier_gets_the_quickest_and_holds_up_nobody():
+def test_who_misses_the_tier_gets_the_quickest_and_holds_up_nobody() -> None:
     arrivals = [Arrival(0.0, 10.0, ALL, objective=0.005), Arrival(0.0, 0.045, ("pruned",))]
     late, urgent = serve(arrivals)
     assert (late.profile, urgent.profile) == ("int8+pruned", "pruned")
     assert urgent.in_time
 
 
-def test_nobody_starves():
+def test_nobody_starves() -> None:
     """A request without priority against more urgent ones than can be served."""
     crowd = [Arrival(number / 200, 0.2, ALL, priority=1) for number in range(2000)]
     patient = Arrival(0.1, 5.0, ALL, priority=5)
@@ -201,7 +203,7 @@ def test_nobody_starves():
         ((2.0, 2.0, 2.0, 2.0), {1, 2, 3, 4}),
     ],
 )
-def test_batches_form_only_where_they_win(seconds, sizes):
+def test_batches_form_only_where_they_win(seconds, sizes) -> None:
     cost = Cost(0.5, seconds)
     assert set(cost.sizes) == sizes
     simulation = Simulation(ours(), {"only": cost})
@@ -211,7 +213,7 @@ def test_batches_form_only_where_they_win(seconds, sizes):
     assert largest == max(sizes)
 
 
-def test_under_bursts_it_is_in_time_more_often_and_more_accurate_than_a_fixed_profile_or_a_table():
+def test_under_bursts_it_is_in_time_more_often_and_more_accurate_than_a_fixed_profile_or_a_table() -> None:
     capacity = 2 / LADDER["fp32"].share
     arrivals = bursts(0.9 * capacity, 60, 0.25, ALL, seed=1)
     in_time, mean = accuracy(serve(arrivals, workers=2), LADDER)

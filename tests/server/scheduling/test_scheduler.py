@@ -9,20 +9,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from damoserve_server.errors import DeadlineExpired, DeadlineUnreachable, QueueFull, ShuttingDown, WorkersLost
 from damoserve_server.scheduling.deadline import DeadlinePolicy
-from damoserve_server.scheduling.policy import Cost, Wish
+from damoserve_server.scheduling.policy import Cost, Requirements
 from damoserve_server.scheduling.scheduler import Closing, Scheduler
+from tests.support.clock import Clock
 
 COSTS = {"slow": Cost(0.6, (8.0, 16.0, 24.0)), "quick": Cost(0.5, (2.0, 3.0, 4.0))}
 MAX_QUEUE = 4
 WORKERS = 2
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 def make(workers=1, costs=COSTS, max_wait=0.0):
@@ -32,12 +25,12 @@ def make(workers=1, costs=COSTS, max_wait=0.0):
     return scheduler, clock
 
 
-def wish(profile, deadline, **fields):
-    return Wish((profile,), deadline, **{"due": deadline, "arrival": 0.0} | fields)
+def requirements(profile, deadline, **fields):
+    return Requirements((profile,), deadline, **{"due": deadline, "arrival": 0.0} | fields)
 
 
 def submit(scheduler, profile, deadline, name="", **fields):
-    ticket = scheduler.admit(wish(profile, deadline, **fields), 0.0)
+    ticket = scheduler.admit(requirements(profile, deadline, **fields), 0.0)
     scheduler.make_ready(ticket, name or deadline)
     return ticket
 
@@ -46,7 +39,7 @@ def names(batch):
     return [ticket.payload for ticket in batch.tickets]
 
 
-def test_the_most_urgent_goes_first():
+def test_the_most_urgent_goes_first() -> None:
     scheduler, _ = make()
     for name, deadline in {"a": 90, "b": 100, "c": 80}.items():
         submit(scheduler, "slow", deadline, name)
@@ -57,32 +50,32 @@ def test_the_most_urgent_goes_first():
     assert names(scheduler.take()) == ["a"]
 
 
-def test_what_is_still_decoded_waits_but_counts():
+def test_what_is_still_decoded_waits_but_counts() -> None:
     scheduler, clock = make()
-    ticket = scheduler.admit(wish("slow", 20.0), decoding=5.0)
+    ticket = scheduler.admit(requirements("slow", 20.0), decoding=5.0)
     assert (scheduler.queued(ready=False), scheduler.queued(ready=True), scheduler.take()) == (1, 0, None)
-    scheduler.admit(wish("slow", 20.0), 0.0)
+    scheduler.admit(requirements("slow", 20.0), 0.0)
     with pytest.raises(DeadlineUnreachable):
-        scheduler.admit(wish("slow", 20.5), 0.0)
+        scheduler.admit(requirements("slow", 20.5), 0.0)
     clock.now = 6
     scheduler.make_ready(ticket, "a")
     assert names(scheduler.take()) == ["a"]
 
 
-def test_what_has_been_dropped_cannot_become_ready():
+def test_what_has_been_dropped_cannot_become_ready() -> None:
     scheduler, clock = make()
-    ticket = scheduler.admit(wish("quick", 3.0), 0.5)
+    ticket = scheduler.admit(requirements("quick", 3.0), 0.5)
     clock.now = 3.0
     assert [dropped for dropped, _ in scheduler.drop()] == [ticket]
     with pytest.raises(DeadlineExpired):
         scheduler.make_ready(ticket, "late")
-    ticket = scheduler.admit(wish("quick", 9.0), 0.5)
+    ticket = scheduler.admit(requirements("quick", 9.0), 0.5)
     scheduler.close()
     with pytest.raises(ShuttingDown):
         scheduler.make_ready(ticket, "late")
 
 
-def test_the_soonest_end_counts_what_runs_and_what_is_more_urgent():
+def test_the_soonest_end_counts_what_runs_and_what_is_more_urgent() -> None:
     scheduler, clock = make()
     submit(scheduler, "slow", 100)
     scheduler.take()
@@ -90,32 +83,32 @@ def test_the_soonest_end_counts_what_runs_and_what_is_more_urgent():
     clock.now = 3
 
     def end(deadline):
-        ticket = scheduler.admit(wish("quick", deadline), 0.0)
+        ticket = scheduler.admit(requirements("quick", deadline), 0.0)
         scheduler.withdraw(ticket)
         return scheduler.soonest_end(ticket)
 
     assert (end(40), end(60)) == (8 + 2, 8 + 8 + 2)
 
 
-def test_the_soonest_end_counts_batches_as_they_will_form():
+def test_the_soonest_end_counts_batches_as_they_will_form() -> None:
     scheduler, clock = make()
     for _ in range(3):
         submit(scheduler, "quick", 90)
-    ticket = scheduler.admit(wish("quick", 90), 0.0)
+    ticket = scheduler.admit(requirements("quick", 90), 0.0)
     assert scheduler.soonest_end(ticket) == 4 + 2
     scheduler.withdraw(ticket)
     clock.now = 10.0  # when no more are expected to come
     assert len(scheduler.take().tickets) == 3
     submit(scheduler, "quick", 90)
-    ticket = scheduler.admit(wish("quick", 90), 0.0)
+    ticket = scheduler.admit(requirements("quick", 90), 0.0)
     assert scheduler.soonest_end(ticket) == 10 + 4 + 3, "behind a full batch, in one with the other"
-    slow = scheduler.admit(wish("slow", 90.5), 0.0)
+    slow = scheduler.admit(requirements("slow", 90.5), 0.0)
     assert scheduler.soonest_end(slow) == 10 + 4 + 3 + 8, "the rest of another profile takes no more than it is"
 
 
-def test_of_alternatives_the_first_that_is_in_time_is_chosen_else_the_soonest():
+def test_of_alternatives_the_first_that_is_in_time_is_chosen_else_the_soonest() -> None:
     scheduler, _ = make()
-    slow, quick = (wish(profile, 100.0, due=9.0) for profile in ("slow", "quick"))
+    slow, quick = (requirements(profile, 100.0, due=9.0) for profile in ("slow", "quick"))
     assert scheduler.choose([slow, quick], 0.0) is slow
     submit(scheduler, "quick", 4.0)
     assert scheduler.choose([slow, quick], 0.0) is quick, "slow would end at 10"
@@ -124,7 +117,7 @@ def test_of_alternatives_the_first_that_is_in_time_is_chosen_else_the_soonest():
     assert scheduler.choose([slow, quick], 0.0) is slow, "to be refused"
 
 
-def test_refusals():
+def test_refusals() -> None:
     scheduler, clock = make()
     clock.now = 10
     with pytest.raises(DeadlineExpired):
@@ -141,7 +134,7 @@ def test_refusals():
         submit(scheduler, "quick", 100)
 
 
-def test_what_cannot_end_in_time_is_dropped_when_a_worker_is_free():
+def test_what_cannot_end_in_time_is_dropped_when_a_worker_is_free() -> None:
     scheduler, clock = make()
     running_for = submit(scheduler, "slow", 100)
     running = scheduler.take()
@@ -155,7 +148,7 @@ def test_what_cannot_end_in_time_is_dropped_when_a_worker_is_free():
     assert error.details == {"expected_ms": "2000.0", "budget_ms": "1500.0"}
 
 
-def test_an_estimate_that_falls_in_time_saves_what_waits():
+def test_an_estimate_that_falls_in_time_saves_what_waits() -> None:
     costs = {"quick": Cost(0.5, (2.0,))}
     scheduler, clock = make(costs=costs)
     submit(scheduler, "quick", 7, "first")
@@ -169,14 +162,14 @@ def test_an_estimate_that_falls_in_time_saves_what_waits():
     assert names(scheduler.take()) == ["second"]
 
 
-def test_a_tier_may_be_missed_but_a_deadline_may_not():
+def test_a_tier_may_be_missed_but_a_deadline_may_not() -> None:
     scheduler, _ = make()
     submit(scheduler, "slow", 100, "late for its tier", due=5.0)
     submit(scheduler, "slow", 50, "in time")
     assert names(scheduler.take()) == ["in time"], "who is late already makes nobody else late"
 
 
-def test_priority_is_worth_time_and_waiting_makes_up_for_it():
+def test_priority_is_worth_time_and_waiting_makes_up_for_it() -> None:
     scheduler, _ = make()
     submit(scheduler, "slow", 50.0, "patient")
     submit(scheduler, "slow", 200.0, "urgent", priority=1)
@@ -188,20 +181,20 @@ def test_priority_is_worth_time_and_waiting_makes_up_for_it():
     assert order == ["urgent", "patient", "young"]
 
 
-def test_a_pause_ends_when_company_comes():
+def test_a_pause_ends_when_company_comes() -> None:
     scheduler, _ = make(max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
     submit(scheduler, "quick", 900, "first")
-    coming = scheduler.admit(wish("quick", 900), decoding=0.5)
+    coming = scheduler.admit(requirements("quick", 900), decoding=0.5)
     assert scheduler.take() is None
     assert 0 < scheduler.next_take() <= 0.5
     scheduler.make_ready(coming, "second")
     assert names(scheduler.take()) == ["first", "second"]
 
 
-def test_a_pause_that_is_over_before_it_is_waited_for_is_no_end():
+def test_a_pause_that_is_over_before_it_is_waited_for_is_no_end() -> None:
     scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
     submit(scheduler, "quick", 900, "first")
-    scheduler.admit(wish("quick", 900), decoding=0.5)
+    scheduler.admit(requirements("quick", 900), decoding=0.5)
     assert scheduler.take() is None
     clock.now = 2.0
     assert scheduler.next_take() <= 2.0
@@ -209,18 +202,18 @@ def test_a_pause_that_is_over_before_it_is_waited_for_is_no_end():
     assert scheduler.next_take() is None, "whoever waits for that would never sleep"
 
 
-def test_a_pause_ends_when_another_worker_is_free():
+def test_a_pause_ends_when_another_worker_is_free() -> None:
     scheduler, _ = make(workers=2, max_wait=1.0, costs={"quick": Cost(0.5, (2.0, 3.0))})
     submit(scheduler, "quick", 900)
     running = scheduler.take()
     submit(scheduler, "quick", 900, "first")
-    scheduler.admit(wish("quick", 900), decoding=0.5)
+    scheduler.admit(requirements("quick", 900), decoding=0.5)
     assert scheduler.take() is None
     scheduler.finish(running)
     assert names(scheduler.take()) == ["first"]
 
 
-def test_where_batches_win_a_batch_waits_a_little_for_a_burst_to_show():
+def test_where_batches_win_a_batch_waits_a_little_for_a_burst_to_show() -> None:
     scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 10.0, 10.0))})
     submit(scheduler, "quick", 900, "first")
     assert scheduler.take() is None
@@ -229,23 +222,23 @@ def test_where_batches_win_a_batch_waits_a_little_for_a_burst_to_show():
     assert names(scheduler.take()) == ["first"]
 
 
-def test_where_batches_do_not_win_nobody_waits_for_one():
+def test_where_batches_do_not_win_nobody_waits_for_one() -> None:
     scheduler, _ = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 20.0, 30.0))})
     submit(scheduler, "quick", 900, "first")
     assert names(scheduler.take()) == ["first"]
 
 
-def test_what_waits_is_shared_among_the_free_workers():
+def test_what_waits_is_shared_among_the_free_workers() -> None:
     scheduler, _ = make(workers=2)
     for _ in range(4):
         submit(scheduler, "quick", 90)
     assert [len(scheduler.take().tickets) for _ in range(2)] == [2, 2]
 
 
-def test_a_pause_ends_without_company_too():
+def test_a_pause_ends_without_company_too() -> None:
     scheduler, clock = make(max_wait=1.0)
     submit(scheduler, "quick", 90, "first")
-    scheduler.admit(wish("quick", 90), decoding=0.5)
+    scheduler.admit(requirements("quick", 90), decoding=0.5)
     starts = []
     while not starts:
         batch = scheduler.take()
@@ -255,7 +248,7 @@ def test_a_pause_ends_without_company_too():
     assert clock.now <= 1.0
 
 
-def test_a_batch_tells_why_it_is_no_larger():
+def test_a_batch_tells_why_it_is_no_larger() -> None:
     scheduler, clock = make(costs={"quick": Cost(0.5, (2.0, 3.0, 4.0))})
     for _ in range(4):
         submit(scheduler, "quick", 90)
@@ -272,14 +265,14 @@ def test_a_batch_tells_why_it_is_no_larger():
     assert (names(urgent), urgent.closing) == (["urgent"], Closing.SMALLER)
 
 
-def test_where_no_batch_gains_every_batch_is_full():
+def test_where_no_batch_gains_every_batch_is_full() -> None:
     scheduler, _ = make(costs={"quick": Cost(0.5, (10.0, 20.0, 30.0))})
     submit(scheduler, "quick", 900)
     submit(scheduler, "quick", 900)
     assert scheduler.take().closing == Closing.FULL
 
 
-def test_a_batch_knows_since_when_it_was_held_back_for_company():
+def test_a_batch_knows_since_when_it_was_held_back_for_company() -> None:
     scheduler, clock = make(max_wait=1.0, costs={"quick": Cost(0.5, (10.0, 10.0, 10.0))})
     clock.now = 5.0
     submit(scheduler, "quick", 900, "first")
@@ -300,9 +293,9 @@ def test_a_batch_knows_since_when_it_was_held_back_for_company():
     assert (alone.closing, alone.held_since) == (Closing.ALL_READY, inf), "what was held has left"
 
 
-def test_the_close_hands_out_all_that_wait_and_nothing_comes_in():
+def test_the_close_hands_out_all_that_wait_and_nothing_comes_in() -> None:
     scheduler, _ = make()
-    tickets = [submit(scheduler, "quick", 100), scheduler.admit(wish("quick", 90), 0.5)]
+    tickets = [submit(scheduler, "quick", 100), scheduler.admit(requirements("quick", 90), 0.5)]
     assert scheduler.close() == tickets
     assert (scheduler.queued(ready=True), scheduler.take()) == (0, None)
     with pytest.raises(ShuttingDown):
@@ -331,10 +324,10 @@ class AnyOrder(RuleBasedStateMachine):
     def admit(self, allowed, patience, hope, priority):
         now = self.clock.now
         quickest = min(COSTS[profile].seconds[0] for profile in allowed)
-        wish = Wish(allowed, now + patience, now + min(patience, hope), now, priority)
+        requirements = Requirements(allowed, now + patience, now + min(patience, hope), now, priority)
         before = len(self.waiting)
         try:
-            ticket = self.scheduler.admit(wish, 0.0)
+            ticket = self.scheduler.admit(requirements, 0.0)
         except QueueFull:
             assert before == MAX_QUEUE
         except DeadlineExpired:
@@ -372,8 +365,8 @@ class AnyOrder(RuleBasedStateMachine):
         assert 1 <= len(batch.tickets) <= 3
         for ticket in batch.tickets:
             assert ticket.ready
-            assert batch.profile in ticket.wish.allowed
-            assert ticket.wish.deadline > self.clock.now
+            assert batch.profile in ticket.requirements.allowed
+            assert ticket.requirements.deadline > self.clock.now
             self.waiting.remove(ticket)
         return batch
 
@@ -388,14 +381,14 @@ class AnyOrder(RuleBasedStateMachine):
         free = self.running < WORKERS
 
         def late(ticket):
-            needed = min(COSTS[profile].seconds[0] for profile in ticket.wish.allowed) if free else 0
-            return ticket.wish.deadline <= now or ticket.wish.deadline < now + needed
+            needed = min(COSTS[profile].seconds[0] for profile in ticket.requirements.allowed) if free else 0
+            return ticket.requirements.deadline <= now or ticket.requirements.deadline < now + needed
 
         due = {ticket for ticket in self.waiting if late(ticket)}
         dropped = dict(self.scheduler.drop())
         assert dropped.keys() == due
         for ticket, error in dropped.items():
-            assert isinstance(error, DeadlineExpired) == (ticket.wish.deadline <= now)
+            assert isinstance(error, DeadlineExpired) == (ticket.requirements.deadline <= now)
         self.waiting = [ticket for ticket in self.waiting if ticket not in due]
 
     @rule()
@@ -423,4 +416,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40)

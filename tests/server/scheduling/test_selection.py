@@ -17,11 +17,11 @@ class Rated:
 LADDER = [Rated(0.62), Rated(0.60), Rated(0.55)]
 
 
-def test_only_those_accurate_enough_may_serve():
+def test_only_those_accurate_enough_may_serve() -> None:
     assert accurate_enough(LADDER, 0.58) == (Rated(0.62), Rated(0.60))
 
 
-def test_without_any_the_best_is_named():
+def test_without_any_the_best_is_named() -> None:
     with pytest.raises(AccuracyUnavailable) as refusal:
         accurate_enough(LADDER, 0.7)
     assert refusal.value.details == {"min_accuracy": "0.7", "best_accuracy": "0.6200"}
@@ -29,6 +29,6 @@ def test_without_any_the_best_is_named():
 
 @example(accuracy=0.6)
 @given(accuracy=st.floats(0, 1))
-def test_a_profile_has_the_accuracy_that_it_is_said_to_have(accuracy):
+def test_a_profile_has_the_accuracy_that_it_is_said_to_have(accuracy) -> None:
     asked = float(np.float32(accuracy))  # as protobuf carries it
     assert accurate_enough([Rated(accuracy)], asked) == (Rated(accuracy),)

@@ -11,10 +11,12 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_client import AsyncClient, Client
 from damoserve_server.scheduling.scheduler import Closing
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
+from tests.support.timeouts import TIMEOUT
 from tests.support.traces import (
     DETECT,
     DETECT_STREAM,
-    PATIENCE,
     UNSAMPLED,
     Traces,
     assert_stages,
@@ -23,6 +25,7 @@ from tests.support.traces import (
     follow_one_another,
     own,
 )
+from tests.support.valve import Valve
 
 pytest.importorskip("opentelemetry.trace", reason="the extra tracing is not installed")
 
@@ -34,24 +37,22 @@ ROUNDING = 1000
 """Nanoseconds: the stages are added up in seconds."""
 
 
-def test_a_trace_has_the_callers_span_ours_for_each_stage_and_the_batch(serve, pictures, valve):
+async def test_a_trace_has_the_callers_span_ours_for_each_stage_and_the_batch(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(valve.load, tracer=traces.tracer) as client:
-            client.learn(0.01)
-            valve.shut()
-            first = asyncio.ensure_future(detect_with(client, pictures.red, UNSAMPLED, profile="quick"))
-            await valve.entered()
-            both = [traces.detect(client, pictures.red, f"caller {n}", profile="quick") for n in range(2)]
-            unsampled = detect_with(client, pictures.red, UNSAMPLED, profile="quick")
-            together = asyncio.gather(*both, unsampled)
-            await client.until(lambda now: now.sum("damoserve_queued_requests") == 3)
-            valve.open()
-            await first
-            return await together
-
-    answers = asyncio.run(scenario())
+    async with serve(valve.load, tracer=traces.tracer) as client:
+        client.learn(0.01)
+        valve.shut()
+        first = asyncio.ensure_future(detect_with(client, pictures.red, UNSAMPLED, profile="quick"))
+        await valve.entered()
+        both = [traces.detect(client, pictures.red, f"caller {n}", profile="quick") for n in range(2)]
+        unsampled = detect_with(client, pictures.red, UNSAMPLED, profile="quick")
+        together = asyncio.gather(*both, unsampled)
+        await client.until(lambda now: now.sum("damoserve_queued_requests") == 3)
+        valve.open()
+        await first
+        answers = await together
     assert [answer.batch_size for answer in answers] == [3, 3, 3]
     calls, batch = traces.named(DETECT), traces.only("batch")
     assert len(calls) == 2
@@ -74,14 +75,10 @@ def test_a_trace_has_the_callers_span_ours_for_each_stage_and_the_batch(serve, p
         assert inference.end_time <= batch.end_time
 
 
-def test_attributes_of_a_call_say_who_served_it_and_have_no_content(serve, pictures):
+async def test_attributes_of_a_call_say_who_served_it_and_have_no_content(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer, tiers={"balanced": {"objective_ms": 5000}}) as client:
-            await detect_with(client, pictures.red, ("x-request-id", "mine"), ("authorization", "Bearer hush"))
-
-    asyncio.run(scenario())
+    async with serve(tracer=traces.tracer, tiers={"balanced": {"objective_ms": 5000}}) as client:
+        await detect_with(client, pictures.red, ("x-request-id", "mine"), ("authorization", "Bearer hush"))
     call = traces.only(DETECT)
     assert own(call) == {
         "request_id": "mine",
@@ -99,21 +96,17 @@ def test_attributes_of_a_call_say_who_served_it_and_have_no_content(serve, pictu
 
 
 @pytest.mark.parametrize(
-    ("wishes", "reason", "status"),
+    ("fields", "reason", "status"),
     [
         ({"score_threshold": 2}, "ARGUMENT_OUT_OF_RANGE", StatusCode.UNSET),
         ({"model": "birds"}, "MODEL_NOT_FOUND", StatusCode.UNSET),
         ({"latency_budget": Duration(nanos=1)}, "DEADLINE_EXPIRED", StatusCode.ERROR),
     ],
 )
-def test_a_refusal_is_recorded_with_its_reason(serve, pictures, wishes, reason, status):
+async def test_a_refusal_is_recorded_with_its_reason(serve: Serve, pictures: Pictures, fields, reason, status) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer) as client:
-            return await client.failure(traces.detect(client, pictures.red, **wishes))
-
-    failure = asyncio.run(scenario())
+    async with serve(tracer=traces.tracer) as client:
+        failure = await client.failure(traces.detect(client, pictures.red, **fields))
     call = traces.only(DETECT)
     assert failure.reason == reason
     assert call.parent.span_id == traces.only("caller").context.span_id
@@ -121,15 +114,12 @@ def test_a_refusal_is_recorded_with_its_reason(serve, pictures, wishes, reason, 
     assert call.attributes["rpc.response.status_code"] == failure.code.name
 
 
-def test_a_batch_that_fails_is_recorded_as_failed(serve, pictures, valve):
+async def test_a_batch_that_fails_is_recorded_as_failed(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(valve.load, tracer=traces.tracer) as client:
-            valve.fault = RuntimeError("secret of the engine")
-            return await client.failure(client.detect(pictures.red))
-
-    assert asyncio.run(scenario()).code is grpc.StatusCode.INTERNAL
+    async with serve(valve.load, tracer=traces.tracer) as client:
+        valve.fault = RuntimeError("secret of the engine")
+        result = await client.failure(client.detect(pictures.red))
+    assert result.code is grpc.StatusCode.INTERNAL
     call, batch = traces.only(DETECT), traces.only("batch")
     assert (call.attributes["error.type"], call.status.status_code) == ("INTERNAL", StatusCode.ERROR)
     assert (batch.attributes["error.type"], batch.status.status_code) == ("RuntimeError", StatusCode.ERROR)
@@ -137,36 +127,31 @@ def test_a_batch_that_fails_is_recorded_as_failed(serve, pictures, valve):
     assert "secret" not in call.to_json() + batch.to_json()
 
 
-def test_a_call_that_its_caller_leaves_is_recorded_as_cancelled(serve, pictures, valve):
+async def test_a_call_that_its_caller_leaves_is_recorded_as_cancelled(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(valve.load, tracer=traces.tracer) as client:
-            valve.shut()
-            call = asyncio.ensure_future(client.detect(pictures.red))
-            await valve.entered()
-            call.cancel()
-            handled = {"grpc_method": "Detect", "grpc_code": "CANCELLED"}
-            await client.until(lambda now: now.sum("grpc_server_handled_total", **handled) == 1)
-            valve.open()
-
-    asyncio.run(scenario())
+    async with serve(valve.load, tracer=traces.tracer) as client:
+        valve.shut()
+        call = asyncio.ensure_future(client.detect(pictures.red))
+        await valve.entered()
+        call.cancel()
+        handled = {"grpc_method": "Detect", "grpc_code": "CANCELLED"}
+        await client.until(lambda now: now.sum("grpc_server_handled_total", **handled) == 1)
+        valve.open()
     assert traces.only(DETECT).attributes["error.type"] == "CANCELLED"
 
 
-def test_a_stream_has_a_span_and_each_frame_one_inside(serve, pictures):
+async def test_a_stream_has_a_span_and_each_frame_one_inside(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer) as client:
-            call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=PATIENCE)
-            await call.write(pb.DetectStreamRequest(options=pb.StreamOptions(profile="quick")))
-            for identifier, image in [(7, pictures.red), (8, b"no image")]:
-                await call.write(pb.DetectStreamRequest(frame=pb.Frame(id=identifier, image=pb.Image(content=image))))
-            await call.done_writing()
-            return [answer.frame_id async for answer in call]
-
-    assert asyncio.run(scenario()) == [7, 8]
+    async with serve(tracer=traces.tracer) as client:
+        call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=TIMEOUT)
+        await call.write(pb.DetectStreamRequest(options=pb.StreamOptions(profile="quick")))
+        for identifier, image in [(7, pictures.red), (8, b"no image")]:
+            await call.write(pb.DetectStreamRequest(frame=pb.Frame(id=identifier, image=pb.Image(content=image))))
+        await call.done_writing()
+        result = [answer.frame_id async for answer in call]
+    assert result == [7, 8]
     stream = traces.only(DETECT_STREAM)
     frames = {own(frame)["frame_id"]: frame for frame in traces.inside(stream)}
     assert [frame.name for frame in frames.values()] == ["frame", "frame"]
@@ -176,26 +161,22 @@ def test_a_stream_has_a_span_and_each_frame_one_inside(serve, pictures):
     assert frames["8"].attributes["error.type"] == "IMAGE_UNDECODABLE"
 
 
-def test_a_frame_that_is_dropped_has_a_span_that_says_so(serve, pictures, valve):
+async def test_a_frame_that_is_dropped_has_a_span_that_says_so(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(valve.load, tracer=traces.tracer, stream_window=1) as client:
-            valve.shut()
-            call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=PATIENCE)
-            options = pb.StreamOptions(on_overload=pb.StreamOptions.OVERLOAD_DROP_OLDEST)
-            await call.write(pb.DetectStreamRequest(options=options))
-            for identifier in range(3):
-                frame = pb.Frame(id=identifier, image=pb.Image(content=pictures.red))
-                await call.write(pb.DetectStreamRequest(frame=frame))
-            await valve.entered()
-            received = {"grpc_type": "bidi_stream", "grpc_method": "DetectStream"}
-            await client.until(lambda now: now.sum("grpc_server_msg_received_total", **received) == 4)
-            await call.done_writing()
-            valve.open()
-            return [(answer.frame_id, answer.WhichOneof("outcome")) async for answer in call]
-
-    answers = asyncio.run(scenario())
+    async with serve(valve.load, tracer=traces.tracer, stream_window=1) as client:
+        valve.shut()
+        call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=TIMEOUT)
+        options = pb.StreamOptions(on_overload=pb.StreamOptions.OVERLOAD_DROP_OLDEST)
+        await call.write(pb.DetectStreamRequest(options=options))
+        for identifier in range(3):
+            frame = pb.Frame(id=identifier, image=pb.Image(content=pictures.red))
+            await call.write(pb.DetectStreamRequest(frame=frame))
+        await valve.entered()
+        received = {"grpc_type": "bidi_stream", "grpc_method": "DetectStream"}
+        await client.until(lambda now: now.sum("grpc_server_msg_received_total", **received) == 4)
+        await call.done_writing()
+        valve.open()
+        answers = [(answer.frame_id, answer.WhichOneof("outcome")) async for answer in call]
     assert [identifier for identifier, _ in answers] == [0, 1, 2]
     outcomes = {own(frame)["frame_id"]: own(frame).get("outcome") for frame in traces.named("frame")}
     assert outcomes == {"0": None, "1": "dropped_server_behind", "2": None}
@@ -209,33 +190,29 @@ def infer_request(*images, identifier=""):
     return kserve_pb.ModelInferRequest(id=identifier, model_name="colours", inputs=[tensor])
 
 
-async def infer(client, *images):
+async def infer(client: ServerClient, *images):
     method = client.channel.unary_unary(
         f"/{INFER}",
         request_serializer=kserve_pb.ModelInferRequest.SerializeToString,
         response_deserializer=kserve_pb.ModelInferResponse.FromString,
     )
-    return await method(infer_request(*images), timeout=PATIENCE)
+    return await method(infer_request(*images), timeout=TIMEOUT)
 
 
-async def stream_infer(client, requests):
+async def stream_infer(client: ServerClient, requests):
     method = client.channel.stream_stream(
         f"/{STREAM_INFER}",
         request_serializer=kserve_pb.ModelInferRequest.SerializeToString,
         response_deserializer=kserve_pb.ModelStreamInferResponse.FromString,
     )
-    return [answer async for answer in method(iter(requests), timeout=PATIENCE)]
+    return [answer async for answer in method(iter(requests), timeout=TIMEOUT)]
 
 
-def test_calls_by_kserve_are_traced_and_each_of_several_images(serve, pictures):
+async def test_calls_by_kserve_are_traced_and_each_of_several_images(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer) as client:
-            await infer(client, pictures.red)
-            await infer(client, pictures.red, pictures.red)
-
-    asyncio.run(scenario())
+    async with serve(tracer=traces.tracer) as client:
+        await infer(client, pictures.red)
+        await infer(client, pictures.red, pictures.red)
     alone, several = traces.named(INFER)
     assert_stages(traces, alone)
     images = traces.inside(several)
@@ -244,15 +221,12 @@ def test_calls_by_kserve_are_traced_and_each_of_several_images(serve, pictures):
         assert_stages(traces, image)
 
 
-def test_a_stream_by_kserve_has_a_span_for_each_message(serve, pictures):
+async def test_a_stream_by_kserve_has_a_span_for_each_message(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer) as client:
-            requests = [infer_request(image, identifier=name) for name, image in [("one", pictures.red), ("two", b"")]]
-            return await stream_infer(client, requests)
-
-    assert len(asyncio.run(scenario())) == 2
+    async with serve(tracer=traces.tracer) as client:
+        requests = [infer_request(image, identifier=name) for name, image in [("one", pictures.red), ("two", b"")]]
+        result = await stream_infer(client, requests)
+    assert len(result) == 2
     stream = traces.only(STREAM_INFER)
     messages = {own(message)["message_id"]: message for message in traces.inside(stream)}
     assert messages.keys() == {"one", "two"}
@@ -261,65 +235,51 @@ def test_a_stream_by_kserve_has_a_span_for_each_message(serve, pictures):
     assert {own(message)["request_id"] for message in messages.values()} == {own(stream)["request_id"]}
 
 
-def test_our_client_names_the_span_that_it_is_called_in(serve, pictures):
+async def test_our_client_names_the_span_that_it_is_called_in(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
+    async with serve(tracer=traces.tracer) as server:
+        address = f"127.0.0.1:{server.application.port}"
+        async with AsyncClient(address, timeout=TIMEOUT) as client:
+            with traces.callers.start_as_current_span("asynchronous"):
+                await client.detect(pictures.red)
+                assert [frame async for frame in client.stream([pictures.red])]
 
-    async def scenario():
-        async with serve(tracer=traces.tracer) as server:
-            address = f"127.0.0.1:{server.application.port}"
-            async with AsyncClient(address, timeout=PATIENCE) as client:
-                with traces.callers.start_as_current_span("asynchronous"):
-                    await client.detect(pictures.red)
-                    assert [frame async for frame in client.stream([pictures.red])]
+        def synchronous():
+            with Client(address, timeout=TIMEOUT) as client, traces.callers.start_as_current_span("synchronous"):
+                client.detect(pictures.red)
+                assert list(client.stream([pictures.red]))
 
-            def synchronous():
-                with Client(address, timeout=PATIENCE) as client, traces.callers.start_as_current_span("synchronous"):
-                    client.detect(pictures.red)
-                    assert list(client.stream([pictures.red]))
-
-            await asyncio.to_thread(synchronous)
-
-    asyncio.run(scenario())
+        await asyncio.to_thread(synchronous)
     for name in ("asynchronous", "synchronous"):
         assert [span.name for span in traces.inside(traces.only(name))] == [DETECT, DETECT_STREAM]
 
 
-def test_what_callers_send_is_bounded_and_may_be_nonsense(serve, pictures):
+async def test_what_callers_send_is_bounded_and_may_be_nonsense(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer) as client:
-            await client.failure(
-                detect_with(client, pictures.red, ("traceparent", "nonsense"), ("baggage", "=,;"), model="x" * 10_000)
-            )
-            return await stream_infer(client, [infer_request(pictures.red, identifier="y" * 10_000)])
-
-    assert len(asyncio.run(scenario())) == 1
+    async with serve(tracer=traces.tracer) as client:
+        await client.failure(
+            detect_with(client, pictures.red, ("traceparent", "nonsense"), ("baggage", "=,;"), model="x" * 10_000)
+        )
+        result = await stream_infer(client, [infer_request(pictures.red, identifier="y" * 10_000)])
+    assert len(result) == 1
     assert traces.only(DETECT).parent is None
     assert own(traces.only(DETECT))["model"] == "x" * 128
     assert own(traces.only("message"))["message_id"] == "y" * 128
 
 
-def test_what_callers_or_the_ratio_leave_out_is_not_traced(serve, pictures):
+async def test_what_callers_or_the_ratio_leave_out_is_not_traced(serve: Serve, pictures: Pictures) -> None:
     traces = Traces(sample_ratio=0)
-
-    async def scenario():
-        async with serve(tracer=traces.tracer) as client:
-            await client.detect(pictures.red)
-            await detect_with(client, pictures.red, UNSAMPLED)
-            await client.health()
-            return await exemplars(client)
-
-    assert asyncio.run(scenario()) == []
+    async with serve(tracer=traces.tracer) as client:
+        await client.detect(pictures.red)
+        await detect_with(client, pictures.red, UNSAMPLED)
+        await client.health()
+        result = await exemplars(client)
+    assert result == []
     assert traces.exporter.get_finished_spans() == ()
 
 
-def test_health_checks_are_not_traced(serve):
+async def test_health_checks_are_not_traced(serve: Serve) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer) as client:
-            await client.health()
-
-    asyncio.run(scenario())
+    async with serve(tracer=traces.tracer) as client:
+        await client.health()
     assert traces.exporter.get_finished_spans() == ()

@@ -7,13 +7,17 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
 from pydantic import ValidationError
 
 from damoserve_server.telemetry.settings import TracingSettings
-from tests.support.traces import DETECT, PATIENCE, STAGES, Traces, exemplars
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
+from tests.support.timeouts import TIMEOUT
+from tests.support.traces import DETECT, STAGES, Traces, exemplars
 
 pytest.importorskip("opentelemetry.proto", reason="the extra tracing is not installed")
 
@@ -21,28 +25,22 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.trace import format_trace_id
 
 
-def test_the_access_log_names_the_trace_of_a_call(serve, pictures, caplog):
+async def test_the_access_log_names_the_trace_of_a_call(
+    serve: Serve, pictures: Pictures, caplog: pytest.LogCaptureFixture
+) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer, access_log=True) as client:
-            with caplog.at_level(logging.INFO, "damoserve_server.access_log"):
-                await client.detect(pictures.red)
-
-    asyncio.run(scenario())
+    async with serve(tracer=traces.tracer, access_log=True) as client:
+        with caplog.at_level(logging.INFO, "damoserve_server.access_log"):
+            await client.detect(pictures.red)
     (line,) = [record.fields for record in caplog.records if record.name == "damoserve_server.access_log"]
     assert line["trace_id"] == format_trace_id(traces.only(DETECT).context.trace_id)
 
 
-def test_the_histogram_names_the_trace_of_a_request(serve, pictures):
+async def test_the_histogram_names_the_trace_of_a_request(serve: Serve, pictures: Pictures) -> None:
     traces = Traces()
-
-    async def scenario():
-        async with serve(tracer=traces.tracer) as client:
-            await client.detect(pictures.red)
-            return await exemplars(client)
-
-    labels = asyncio.run(scenario())
+    async with serve(tracer=traces.tracer) as client:
+        await client.detect(pictures.red)
+        labels = await exemplars(client)
     assert labels == [{"trace_id": format_trace_id(traces.only(DETECT).context.trace_id)}]
 
 
@@ -56,7 +54,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     def Export(self, request, context):
         self.resources += request.resource_spans
-        assert self.answers.wait(PATIENCE)
+        assert self.answers.wait(TIMEOUT)
         return trace_service_pb2.ExportTraceServiceResponse()
 
     @property
@@ -77,35 +75,32 @@ def collector():
     server.stop(None).wait()
 
 
-def test_spans_arrive_at_a_collector_before_the_server_has_stopped(serve, pictures, collector):
-    async def scenario():
-        tracing = {"endpoint": collector.endpoint, "sample_ratio": 1, "service_name": "eyes"}
-        async with serve(tracing=tracing) as client:
-            await client.detect(pictures.red)
-
-    asyncio.run(scenario())
+async def test_spans_arrive_at_a_collector_before_the_server_has_stopped(
+    serve: Serve, pictures: Pictures, collector
+) -> None:
+    tracing = {"endpoint": collector.endpoint, "sample_ratio": 1, "service_name": "eyes"}
+    async with serve(tracing=tracing) as client:
+        await client.detect(pictures.red)
     assert collector.names == sorted([DETECT, "batch", *STAGES])
     attributes = {each.key: each.value.string_value for each in collector.resources[0].resource.attributes}
     assert attributes["service.name"] == "eyes"
 
 
-def test_a_collector_that_does_not_answer_keeps_no_server_from_stopping(serve, pictures, collector, monkeypatch):
+async def test_a_collector_that_does_not_answer_keeps_no_server_from_stopping(
+    serve: Serve, pictures: Pictures, collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """OpenTelemetry alone would wait for 30 s."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
-
-    async def scenario():
-        async with (
-            asyncio.timeout(PATIENCE),
-            serve(tracing={"endpoint": collector.endpoint, "sample_ratio": 1}) as client,
-        ):
-            collector.answers.clear()
-            await client.detect(pictures.red)
-
-    asyncio.run(scenario())
+    async with (
+        asyncio.timeout(TIMEOUT),
+        serve(tracing={"endpoint": collector.endpoint, "sample_ratio": 1}) as client,
+    ):
+        collector.answers.clear()
+        await client.detect(pictures.red)
     assert not collector.answers.is_set()
 
 
-def test_an_endpoint_is_an_address_with_its_scheme():
+def test_an_endpoint_is_an_address_with_its_scheme() -> None:
     with pytest.raises(ValidationError, match="endpoint"):
         TracingSettings(endpoint="127.0.0.1:4317")
 
@@ -118,11 +113,11 @@ def without_opentelemetry(script):
     )
 
 
-def test_without_the_packages_the_server_serves(repository):
+def test_without_the_packages_the_server_serves(repository: Path) -> None:
     script = f"""
 import asyncio, signal, os
 from damoserve_server.app import serve
-from damoserve_server.settings import Settings
+from damoserve_server.configuration.settings import Settings
 settings = Settings(repository={str(repository)!r}, access_log=True, workers=1)
 asyncio.run(serve(settings, lambda line: os.kill(os.getpid(), signal.SIGTERM)))
 print("served", [name for name in sys.modules if name.startswith("opentelemetry")])
@@ -132,7 +127,7 @@ print("served", [name for name in sys.modules if name.startswith("opentelemetry"
     assert done.stdout == "served ['opentelemetry']\n"  # the one that is blocked
 
 
-def test_without_the_packages_an_endpoint_is_an_error_that_says_what_to_install(repository):
+def test_without_the_packages_an_endpoint_is_an_error_that_says_what_to_install(repository: Path) -> None:
     script = """
 import os
 os.environ["DAMOSERVE_TRACING__ENDPOINT"] = "http://127.0.0.1:4317"
@@ -142,6 +137,6 @@ typer.run(serve)
 """
     done = without_opentelemetry(script)
     assert done.returncode == 1
-    assert done.stderr.startswith("damoserve cannot start: tracing: ")
+    assert done.stderr.startswith("damoserve cannot start: DAMOSERVE_TRACING__ENDPOINT: ")
     assert "pip install 'damoserve[tracing]'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,6 +3,8 @@
 import asyncio
 import shutil
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
@@ -13,11 +15,14 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.repository import ALIASES_FILE, SERVING
 from damoserve_server.models.catalogue import CatalogueError
 from tests.support.administration import FRENCH, administered, only_version
+from tests.support.pictures import Pictures
+from tests.support.server import MakeApplication, Serve, ServerClient
+from tests.support.valve import Valve
 
 CODE = grpc.StatusCode
 
 
-def run(serve, scenario, *arguments, **settings):
+def run(serve: Serve, scenario, *arguments, **settings):
     async def whole():
         async with administered(serve, *arguments, **settings) as (client, admin):
             return await scenario(client, admin)
@@ -25,16 +30,14 @@ def run(serve, scenario, *arguments, **settings):
     return asyncio.run(whole())
 
 
-def test_it_is_off_by_default(serve):
-    async def scenario():
-        async with serve() as client:
-            return client.application.admin_port
-
-    assert asyncio.run(scenario()) == 0
+async def test_it_is_off_by_default(serve: Serve) -> None:
+    async with serve() as client:
+        result = client.application.admin_port
+    assert result == 0
 
 
-def test_unloaded_and_loaded_again(serve, pictures):
-    async def scenario(client, admin):
+def test_unloaded_and_loaded_again(serve: Serve, pictures: Pictures) -> None:
+    async def scenario(client: ServerClient, admin):
         request = {"model": "colours", "profile": "accurate"}
         states = [(await admin.UnloadProfile(admin_pb.UnloadProfileRequest(**request))).state for _ in range(2)]
         refused = await client.failure(client.detect(pictures.red, profile="accurate"))
@@ -52,8 +55,8 @@ def test_unloaded_and_loaded_again(serve, pictures):
     assert metrics.sum("damoserve_profile_state", profile="accurate", state="active") == 0
 
 
-def test_a_profile_that_is_being_loaded_says_when_to_try_again(serve, pictures, valve):
-    async def scenario(client, admin):
+def test_a_profile_that_is_being_loaded_says_when_to_try_again(serve: Serve, pictures: Pictures, valve: Valve) -> None:
+    async def scenario(client: ServerClient, admin):
         await admin.UnloadProfile(admin_pb.UnloadProfileRequest(profile="accurate"))
         valve.shut()
         loading = admin.LoadProfile(admin_pb.LoadProfileRequest(profile="accurate"))
@@ -73,8 +76,8 @@ def test_a_profile_that_is_being_loaded_says_when_to_try_again(serve, pictures, 
     assert busy.detail(error_details_pb2.RetryInfo).retry_delay.seconds == 1
 
 
-def test_a_damaged_profile_is_not_loaded_again(serve, repository, pictures):
-    async def scenario(client, admin):
+def test_a_damaged_profile_is_not_loaded_again(serve: Serve, repository: Path, pictures: Pictures) -> None:
+    async def scenario(client: ServerClient, admin):
         await admin.UnloadProfile(admin_pb.UnloadProfileRequest(profile="accurate"))
         (repository / "colours" / "3" / "accurate" / "model.onnx").write_bytes(b"no model")
         failure = await client.failure(admin.LoadProfile(admin_pb.LoadProfileRequest(profile="accurate")))
@@ -88,10 +91,12 @@ def test_a_damaged_profile_is_not_loaded_again(serve, repository, pictures):
     assert (listed.state, profile) == (pb.Profile.STATE_FAILED, "quick")
 
 
-def test_rollback_by_alias(serve, repository, new_profile, pictures):
+def test_rollback_by_alias(
+    serve: Serve, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4, labels=FRENCH)
 
-    async def scenario(client, admin):
+    async def scenario(client: ServerClient, admin):
         versions = []
 
         async def reload(**target):
@@ -118,21 +123,23 @@ def test_rollback_by_alias(serve, repository, new_profile, pictures):
     assert removed.aliases == {"stable": 4}
 
 
-def test_the_alias_decides_at_the_start(serve, repository, new_profile, pictures):
+def test_the_alias_decides_at_the_start(
+    serve: Serve, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
     (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
 
-    async def scenario(client, _):
+    async def scenario(client: ServerClient, _):
         return (await client.detect(pictures.red)).model_version
 
     assert run(serve, scenario) == 3
 
 
-def test_a_taken_port_is_an_error_and_leaves_no_worker(serve, application):
+def test_a_taken_port_is_an_error_and_leaves_no_worker(serve: Serve, application: MakeApplication) -> None:
     def workers():
         return {thread for thread in threading.enumerate() if thread.name.startswith("worker-")}
 
-    async def scenario(client, _):
+    async def scenario(client: ServerClient, _):
         before = workers()
         with pytest.raises(OSError, match="cannot listen on"):
             async with application(admin_port=client.application.admin_port):
@@ -142,7 +149,7 @@ def test_a_taken_port_is_an_error_and_leaves_no_worker(serve, application):
     run(serve, scenario)
 
 
-def test_the_only_model_needs_aliases_that_can_be_read(application, repository):
+def test_the_only_model_needs_aliases_that_can_be_read(application: MakeApplication, repository: Path) -> None:
     (repository / "colours" / ALIASES_FILE).write_text('{"serving": 5}')
 
     async def scenario():
@@ -153,8 +160,10 @@ def test_the_only_model_needs_aliases_that_can_be_read(application, repository):
         asyncio.run(scenario())
 
 
-def test_a_model_comes_while_others_serve(serve, repository, new_profile, pictures):
-    async def scenario(client, admin):
+def test_a_model_comes_while_others_serve(
+    serve: Serve, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+) -> None:
+    async def scenario(client: ServerClient, admin):
         absent = await client.failure(client.detect(pictures.red, model="birds"))
         new_profile(repository, "only", ap=0.1, name="birds")
         [before, _] = (await admin.ListModels(admin_pb.ListModelsRequest())).models
@@ -170,11 +179,13 @@ def test_a_model_comes_while_others_serve(serve, repository, new_profile, pictur
     assert metrics.sum("damoserve_stage_seconds_count", model="birds", stage="inference") == 1
 
 
-def test_what_was_unloaded_stays_so_in_the_next_version(serve, repository, new_profile):
+def test_what_was_unloaded_stays_so_in_the_next_version(
+    serve: Serve, repository: Path, new_profile: Callable[..., None]
+) -> None:
     for profile in ("accurate", "quick"):
         new_profile(repository, profile, ap=0.5, version=4)
 
-    async def scenario(client, admin):
+    async def scenario(client: ServerClient, admin):
         await admin.ReloadModel(admin_pb.ReloadModelRequest(model="colours", version=3))
         await admin.UnloadProfile(admin_pb.UnloadProfileRequest(profile="accurate"))
         status = await admin.ReloadModel(admin_pb.ReloadModelRequest(model="colours"))
@@ -211,8 +222,8 @@ LOAD, UNLOAD, RELOAD, ALIAS = "LoadProfile", "UnloadProfile", "ReloadModel", "Se
         (ALIAS, {"model": "colours", "alias": "a/b", "version": 3}, (CODE.INVALID_ARGUMENT, "ARGUMENT_OUT_OF_RANGE")),
     ],
 )
-def test_what_cannot_be_done(serve, pictures, method, fields, outcome):
-    async def scenario(client, admin):
+def test_what_cannot_be_done(serve: Serve, pictures: Pictures, method, fields, outcome) -> None:
+    async def scenario(client: ServerClient, admin):
         failure = await client.failure(getattr(admin, method)(getattr(admin_pb, f"{method}Request")(**fields)))
         return failure, await client.detect(pictures.red)
 
@@ -221,10 +232,10 @@ def test_what_cannot_be_done(serve, pictures, method, fields, outcome):
     assert len(answer.detections) == 4
 
 
-def test_aliases_that_cannot_be_read_or_written(serve, repository, pictures):
+def test_aliases_that_cannot_be_read_or_written(serve: Serve, repository: Path, pictures: Pictures) -> None:
     path = repository / "colours" / ALIASES_FILE
 
-    async def scenario(client, admin):
+    async def scenario(client: ServerClient, admin):
         alias = admin_pb.SetAliasRequest(model="colours", alias="a", version=3)
         path.write_text("[]")
         failures = [
@@ -244,11 +255,13 @@ def test_aliases_that_cannot_be_read_or_written(serve, repository, pictures):
     assert answer.model_version == 3
 
 
-def test_a_caller_that_gives_up_changes_nothing(serve, repository, new_profile, pictures, valve):
+def test_a_caller_that_gives_up_changes_nothing(
+    serve: Serve, repository: Path, new_profile: Callable[..., None], pictures: Pictures, valve: Valve
+) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
     (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
 
-    async def scenario(client, admin):
+    async def scenario(client: ServerClient, admin):
         valve.shut()
         request = admin_pb.ReloadModelRequest(model="colours", version=4)
         late = await client.failure(admin.ReloadModel(request, timeout=0.3))
@@ -265,11 +278,13 @@ def test_a_caller_that_gives_up_changes_nothing(serve, repository, new_profile, 
     assert (before, after) == (3, 4)
 
 
-def test_a_server_that_stops_ends_what_runs(serve, repository, new_profile, valve):
+def test_a_server_that_stops_ends_what_runs(
+    serve: Serve, repository: Path, new_profile: Callable[..., None], valve: Valve
+) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
     (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
 
-    async def scenario(client, admin):
+    async def scenario(client: ServerClient, admin):
         valve.shut()
         call = admin.ReloadModel(admin_pb.ReloadModelRequest(model="colours", version=4))
         await valve.entered()
@@ -284,11 +299,13 @@ def test_a_server_that_stops_ends_what_runs(serve, repository, new_profile, valv
     assert run(serve, scenario, only_version(4, valve.load)).code == CODE.UNAVAILABLE
 
 
-def test_numbers_that_the_contract_cannot_hold_are_no_versions(serve, repository, new_profile, pictures):
+def test_numbers_that_the_contract_cannot_hold_are_no_versions(
+    serve: Serve, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+) -> None:
     (repository / "colours" / "20261124120000").mkdir()
     new_profile(repository, "fp32", ap=0.9, name="shapes", version=1)
 
-    async def scenario(client, admin):
+    async def scenario(client: ServerClient, admin):
         (repository / "shapes" / ALIASES_FILE).write_text('{"good": 20261124120000}')
         listed = await admin.ListModels(admin_pb.ListModelsRequest())
         return {model.model: list(model.versions) for model in listed.models}, await client.detect(pictures.red)
@@ -298,10 +315,10 @@ def test_numbers_that_the_contract_cannot_hold_are_no_versions(serve, repository
     assert answer.model_version == 3
 
 
-def test_the_only_profile_may_go_and_come(serve, repository, pictures):
+def test_the_only_profile_may_go_and_come(serve: Serve, repository: Path, pictures: Pictures) -> None:
     shutil.rmtree(repository / "colours" / "3" / "quick")
 
-    async def scenario(client, admin):
+    async def scenario(client: ServerClient, admin):
         await admin.UnloadProfile(admin_pb.UnloadProfileRequest(profile="accurate"))
         failure = await client.failure(client.detect(pictures.red))
         await admin.LoadProfile(admin_pb.LoadProfileRequest(profile="accurate"))

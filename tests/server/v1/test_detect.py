@@ -1,11 +1,16 @@
 """Detect and the profile service over a real connection."""
 
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from damoserve.v1 import detection_pb2 as pb
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
+from tests.support.valve import Valve
 
 COLOURS = ["red", "lime", "blue", "yellow", "cyan", "magenta", "white", "black"]
 
@@ -14,12 +19,9 @@ def found(response: pb.DetectResponse) -> set[tuple[str, tuple[float, ...]]]:
     return {(d.label, (d.box.x_min, d.box.y_min, d.box.x_max, d.box.y_max)) for d in response.detections}
 
 
-def test_boxes_are_in_pixels_of_the_image(serve, pictures):
-    async def scenario():
-        async with serve() as client:
-            return await client.detect(pictures.encode(pictures.draw("red", "lime", "blue", "black", size=(200, 100))))
-
-    response = asyncio.run(scenario())
+async def test_boxes_are_in_pixels_of_the_image(serve: Serve, pictures: Pictures) -> None:
+    async with serve() as client:
+        response = await client.detect(pictures.encode(pictures.draw("red", "lime", "blue", "black", size=(200, 100))))
     assert found(response) == {
         ("red", (0, 0, 100, 50)),
         ("green", (100, 0, 200, 50)),
@@ -33,24 +35,21 @@ def test_boxes_are_in_pixels_of_the_image(serve, pictures):
     assert sum(stage.ToNanoseconds() for stage in stages) <= timings.total.ToNanoseconds()
 
 
-def test_who_serves(serve, pictures):
-    async def scenario():
-        async with serve(tiers={"realtime": {"objective_ms": 1e-3}, "balanced": {"objective_ms": 5000}}) as client:
+async def test_who_serves(serve: Serve, pictures: Pictures) -> None:
+    async with serve(tiers={"realtime": {"objective_ms": 1e-3}, "balanced": {"objective_ms": 5000}}) as client:
 
-            async def served(**wishes):
-                response = await client.detect(pictures.red, **wishes)
-                return response.profile, pb.SelectionReason.Name(response.selection_reason)
+        async def served(**fields):
+            response = await client.detect(pictures.red, **fields)
+            return response.profile, pb.SelectionReason.Name(response.selection_reason)
 
-            return [
-                await served(profile="quick"),
-                await served(),
-                await served(latency_tier=pb.LATENCY_TIER_REALTIME),
-                await served(latency_tier=pb.LATENCY_TIER_REALTIME, min_accuracy=0.6),
-                await served(latency_tier=pb.LATENCY_TIER_ACCURATE, latency_budget=Duration(seconds=5)),
-                await served(model="colours", profile="accurate", latency_budget=Duration(seconds=5)),
-            ]
-
-    answers = asyncio.run(scenario())
+        answers = [
+            await served(profile="quick"),
+            await served(),
+            await served(latency_tier=pb.LATENCY_TIER_REALTIME),
+            await served(latency_tier=pb.LATENCY_TIER_REALTIME, min_accuracy=0.6),
+            await served(latency_tier=pb.LATENCY_TIER_ACCURATE, latency_budget=Duration(seconds=5)),
+            await served(model="colours", profile="accurate", latency_budget=Duration(seconds=5)),
+        ]
     assert answers[0] == ("quick", "SELECTION_REASON_REQUESTED")
     assert answers[1] == ("accurate", "SELECTION_REASON_MOST_ACCURATE_IN_TIME")
     assert answers[2][1] == "SELECTION_REASON_QUICKEST"
@@ -59,93 +58,79 @@ def test_who_serves(serve, pictures):
     assert answers[5] == ("accurate", "SELECTION_REASON_REQUESTED")
 
 
-def test_a_tier_excludes_profiles_below_its_floor(serve, pictures):
-    async def scenario():
-        tiers = {"realtime": {"objective_ms": 1e-3, "accuracy_floor": 0.5}}
-        async with serve(tiers=tiers, default_tier="realtime") as client:
-            return [(await client.detect(pictures.red)).profile for _ in range(3)]
-
-    assert asyncio.run(scenario()) == ["accurate"] * 3
+async def test_a_tier_excludes_profiles_below_its_floor(serve: Serve, pictures: Pictures) -> None:
+    tiers = {"realtime": {"objective_ms": 1e-3, "accuracy_floor": 0.5}}
+    async with serve(tiers=tiers, default_tier="realtime") as client:
+        result = [(await client.detect(pictures.red)).profile for _ in range(3)]
+    assert result == ["accurate"] * 3
 
 
-def test_profiles_of_different_inputs_serve_one_model_each_when_it_is_in_time(serve, pictures, repository, new_profile):
+async def test_profiles_of_different_inputs_serve_one_model_each_when_in_time(
+    serve: Serve, pictures: Pictures, repository: Path, new_profile: Callable[..., None]
+) -> None:
     """`padded` is the most accurate, and alone in wanting its input."""
     new_profile(repository, "padded", ap=0.9, resize="fit")
     image = pictures.encode(pictures.draw("red", "lime", "blue", "black", size=(200, 100)))
-
-    async def scenario():
-        async with serve(tiers={"balanced": {"objective_ms": 5000}}) as client:
-            client.learn(0.01)
-            first = await client.detect(image)
-            for profile in client.application._detector.result().catalogue.active():
-                if profile.name == "padded":
-                    for _ in range(32):
-                        profile.latency.observe(6.0)
-            tier = await client.detect(image)
-            named = await client.detect(image, profile="padded")
-            short = await client.failure(client.detect(image, profile="padded", timeout=5.0))
-            fitting = await client.detect(image, timeout=5.0, min_accuracy=0.5)
-            return first, tier, named, short, fitting
-
-    first, tier, named, short, fitting = asyncio.run(scenario())
+    async with serve(tiers={"balanced": {"objective_ms": 5000}}) as client:
+        client.learn(0.01)
+        first = await client.detect(image)
+        for profile in client.application._detector.result().catalogue.active():
+            if profile.name == "padded":
+                for _ in range(32):
+                    profile.latency.observe(6.0)
+        tier = await client.detect(image)
+        named = await client.detect(image, profile="padded")
+        short = await client.failure(client.detect(image, profile="padded", timeout=5.0))
+        fitting = await client.detect(image, timeout=5.0, min_accuracy=0.5)
     assert [answer.profile for answer in (first, tier, named, fitting)] == ["padded", "accurate", "padded", "accurate"]
     assert short.reason == "DEADLINE_UNREACHABLE"
     assert found(first) == found(tier) == found(named), "boxes of the image, whatever the input"
 
 
-def test_min_accuracy_is_never_undercut(serve, pictures, valve):
+async def test_min_accuracy_is_never_undercut(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     """However late it makes them: of many at once, each has a profile that it allows."""
-
-    async def scenario():
-        async with serve(valve.load, tiers={"balanced": {"objective_ms": 1}}) as client:
-            for profile in client.application._detector.result().catalogue.active():
-                for size in (1, 2, 3, 4) * 32:
-                    profile.latency.observe(0.5 if profile.name == "accurate" else 0.01, size)
-            valve.shut()
-            wanted = [0.6, 0.0] * 6
-            calls = [asyncio.ensure_future(client.detect(pictures.red, min_accuracy=least)) for least in wanted]
-            await client.until(lambda now: now.sum("damoserve_queued_requests") == len(calls) - sum(valve.sizes))
-            valve.open()
-            return wanted, [answer.profile for answer in await asyncio.gather(*calls)]
-
-    wanted, served = asyncio.run(scenario())
+    async with serve(valve.load, tiers={"balanced": {"objective_ms": 1}}) as client:
+        for profile in client.application._detector.result().catalogue.active():
+            for size in (1, 2, 3, 4) * 32:
+                profile.latency.observe(0.5 if profile.name == "accurate" else 0.01, size)
+        valve.shut()
+        wanted = [0.6, 0.0] * 6
+        calls = [asyncio.ensure_future(client.detect(pictures.red, min_accuracy=least)) for least in wanted]
+        await client.until(lambda now: now.sum("damoserve_queued_requests") == len(calls) - sum(valve.sizes))
+        valve.open()
+        served = [answer.profile for answer in await asyncio.gather(*calls)]
     assert {profile for least, profile in zip(wanted, served, strict=True) if least} == {"accurate"}
     assert {profile for least, profile in zip(wanted, served, strict=True) if not least} == {"quick"}
 
 
-def test_thresholds_of_the_request_replace_those_of_the_model(serve, pictures):
-    async def scenario():
-        async with serve() as client:
-            image = pictures.encode(pictures.draw("red", "maroon", "blue", "#200000"))
+async def test_thresholds_of_the_request_replace_those_of_the_model(serve: Serve, pictures: Pictures) -> None:
+    async with serve() as client:
+        image = pictures.encode(pictures.draw("red", "maroon", "blue", "#200000"))
 
-            async def scores(**thresholds):
-                return [round(d.score, 2) for d in (await client.detect(image, **thresholds)).detections]
+        async def scores(**thresholds):
+            return [round(d.score, 2) for d in (await client.detect(image, **thresholds)).detections]
 
-            return [
-                await scores(),
-                await scores(score_threshold=0.0),
-                await scores(score_threshold=1.0),
-                await scores(max_detections=1),
-            ]
-
-    assert asyncio.run(scenario()) == [[1.0, 1.0, 0.5], [1.0, 1.0, 0.5, 0.13], [1.0, 1.0], [1.0]]
+        result = [
+            await scores(),
+            await scores(score_threshold=0.0),
+            await scores(score_threshold=1.0),
+            await scores(max_detections=1),
+        ]
+    assert result == [[1.0, 1.0, 0.5], [1.0, 1.0, 0.5, 0.13], [1.0, 1.0], [1.0]]
 
 
-def test_every_caller_of_a_batch_gets_its_own_answer(serve, pictures, valve):
-    async def scenario():
-        async with serve(valve.load, max_batch_size=4) as client:
-            client.learn(0.01)
-            valve.shut()
-            first = asyncio.ensure_future(client.detect(pictures.red, profile="quick"))
-            await valve.entered()
-            images = [pictures.encode(pictures.draw(colour)) for colour in COLOURS]
-            together = [asyncio.ensure_future(client.detect(image, profile="quick")) for image in images]
-            await client.until(lambda now: now.sum("damoserve_queued_requests") == len(images))
-            valve.open()
-            alone = [await client.detect(image, profile="quick") for image in images]
-            return await first, await asyncio.gather(*together), alone
-
-    first, together, alone = asyncio.run(scenario())
+async def test_every_caller_of_a_batch_gets_its_own_answer(serve: Serve, pictures: Pictures, valve: Valve) -> None:
+    async with serve(valve.load, max_batch_size=4) as client:
+        client.learn(0.01)
+        valve.shut()
+        first = asyncio.ensure_future(client.detect(pictures.red, profile="quick"))
+        await valve.entered()
+        images = [pictures.encode(pictures.draw(colour)) for colour in COLOURS]
+        together = [asyncio.ensure_future(client.detect(image, profile="quick")) for image in images]
+        await client.until(lambda now: now.sum("damoserve_queued_requests") == len(images))
+        valve.open()
+        alone = [await client.detect(image, profile="quick") for image in images]
+        first, together = await first, await asyncio.gather(*together)
     assert first.batch_size == 1
     assert [response.batch_size for response in together] == [4] * 8
     assert valve.sizes[:3] == [1, 4, 4]
@@ -153,26 +138,23 @@ def test_every_caller_of_a_batch_gets_its_own_answer(serve, pictures, valve):
     assert len({frozenset(found(response)) for response in together}) == len(COLOURS)
 
 
-def test_calls_that_fit_no_batch_run_at_the_same_time_on_all_workers(serve, pictures, valve):
-    async def scenario():
-        async with serve(valve.load, workers=2, max_batch_size=1) as client:
-            valve.shut()
-            calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(3)]
-            await client.until(lambda now: len(valve.sizes) == 2 and now.sum("damoserve_queued_requests") == 1)
-            valve.open()
-            return await asyncio.gather(*calls)
+async def test_calls_that_fit_no_batch_run_at_the_same_time_on_all_workers(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
+    async with serve(valve.load, workers=2, max_batch_size=1) as client:
+        valve.shut()
+        calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(3)]
+        await client.until(lambda now: len(valve.sizes) == 2 and now.sum("damoserve_queued_requests") == 1)
+        valve.open()
+        result = await asyncio.gather(*calls)
+    assert [len(response.detections) for response in result] == [4, 4, 4]
 
-    assert [len(response.detections) for response in asyncio.run(scenario())] == [4, 4, 4]
 
-
-def test_profiles_are_listed_the_most_accurate_first(serve):
-    async def scenario():
-        async with serve() as client:
-            listed = await client.profiles.ListProfiles(pb.ListProfilesRequest())
-            got = await client.profiles.GetProfile(pb.GetProfileRequest(profile="quick"))
-            return listed.profiles, got
-
-    listed, quick = asyncio.run(scenario())
+async def test_profiles_are_listed_the_most_accurate_first(serve: Serve) -> None:
+    async with serve() as client:
+        listed = await client.profiles.ListProfiles(pb.ListProfilesRequest())
+        got = await client.profiles.GetProfile(pb.GetProfileRequest(profile="quick"))
+        listed, quick = listed.profiles, got
     assert [profile.profile for profile in listed] == ["accurate", "quick"]
     assert quick == listed[1]
     assert (quick.model, quick.model_version, quick.state) == ("colours", 3, pb.Profile.STATE_ACTIVE)

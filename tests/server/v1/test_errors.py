@@ -5,6 +5,7 @@ import logging
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,6 +16,9 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve_server import errors
 from damoserve_server.rpc.status import to_status
 from damoserve_server.telemetry.logs import TextFormatter
+from tests.support.pictures import Pictures
+from tests.support.server import Serve
+from tests.support.valve import Valve
 
 NAN = float("nan")
 
@@ -29,7 +33,7 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100)))
 
 
-def test_invalid_requests(serve, pictures):
+async def test_invalid_requests(serve: Serve, pictures: Pictures) -> None:
     red = pictures.red
     jpeg = pictures.encode(pictures.draw("red"), "JPEG")
     gif = pictures.encode(pictures.draw("red"), "GIF")
@@ -51,71 +55,56 @@ def test_invalid_requests(serve, pictures):
         "unknown tier": (red, {"latency_tier": 99}, ("ARGUMENT_OUT_OF_RANGE", "latency_tier")),
         "profile and tier": (red, {"profile": "quick", "latency_tier": 1}, ("PROFILE_AND_TIER", "latency_tier")),
     }
-
-    async def scenario():
-        outcomes = {}
-        async with serve() as client:
-            for name, (content, fields, _) in cases.items():
-                failure = await client.failure(client.detect(content, **fields))
-                assert failure.code == grpc.StatusCode.INVALID_ARGUMENT, name
-                violation = failure.detail(error_details_pb2.BadRequest).field_violations[0]
-                assert violation.description == failure.message == failure.status.message
-                outcomes[name] = (failure.reason, violation.field)
-                assert len((await client.detect(red)).detections) == 4
-        return outcomes
-
-    assert asyncio.run(scenario()) == {name: expected for name, (_, _, expected) in cases.items()}
+    outcomes = {}
+    async with serve() as client:
+        for name, (content, fields, _) in cases.items():
+            failure = await client.failure(client.detect(content, **fields))
+            assert failure.code == grpc.StatusCode.INVALID_ARGUMENT, name
+            violation = failure.detail(error_details_pb2.BadRequest).field_violations[0]
+            assert violation.description == failure.message == failure.status.message
+            outcomes[name] = (failure.reason, violation.field)
+            assert len((await client.detect(red)).detections) == 4
+    result = outcomes
+    assert result == {name: expected for name, (_, _, expected) in cases.items()}
 
 
-def test_a_message_above_the_limit_is_refused_by_grpc(serve, pictures):
-    async def scenario():
-        async with serve() as client:
-            failure = await client.failure(client.detect(bytes(20_000_000)))
-            started = (await client.metrics()).sum("grpc_server_started_total")
-            assert len((await client.detect(pictures.red)).detections) == 4
-            return failure, started
-
-    failure, started = asyncio.run(scenario())
+async def test_a_message_above_the_limit_is_refused_by_grpc(serve: Serve, pictures: Pictures) -> None:
+    async with serve() as client:
+        failure = await client.failure(client.detect(bytes(20_000_000)))
+        started = (await client.metrics()).sum("grpc_server_started_total")
+        assert len((await client.detect(pictures.red)).detections) == 4
     assert failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert failure.reason is None
     assert started == 0
 
 
-def test_a_call_too_many_is_refused_by_grpc(serve, pictures, valve):
-    async def scenario():
-        async with serve(valve.load, max_concurrent_calls=1) as client:
-            valve.shut()
-            first = asyncio.ensure_future(client.detect(pictures.red))
-            await valve.entered()
-            failure = await client.failure(client.detect(pictures.red))
-            started = (await client.metrics()).sum("grpc_server_started_total")
-            valve.open()
-            assert len((await first).detections) == 4
-            return failure, started
-
-    failure, started = asyncio.run(scenario())
+async def test_a_call_too_many_is_refused_by_grpc(serve: Serve, pictures: Pictures, valve: Valve) -> None:
+    async with serve(valve.load, max_concurrent_calls=1) as client:
+        valve.shut()
+        first = asyncio.ensure_future(client.detect(pictures.red))
+        await valve.entered()
+        failure = await client.failure(client.detect(pictures.red))
+        started = (await client.metrics()).sum("grpc_server_started_total")
+        valve.open()
+        assert len((await first).detections) == 4
     assert failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert failure.reason is None
     assert started == 1
 
 
-def test_what_does_not_exist(serve, pictures):
-    async def scenario():
-        async with serve() as client:
-            profiles = client.profiles
-            calls = [
-                client.detect(pictures.red, model="ä" * 100_000),
-                client.detect(pictures.red, model="birds"),
-                client.detect(pictures.red, profile="fast"),
-                profiles.ListProfiles(pb.ListProfilesRequest(model="birds")),
-                profiles.GetProfile(pb.GetProfileRequest(model="birds", profile="quick")),
-                profiles.GetProfile(pb.GetProfileRequest()),
-            ]
-            failures = [await client.failure(call) for call in calls]
-            assert len((await client.detect(pictures.red)).detections) == 4
-            return failures
-
-    failures = asyncio.run(scenario())
+async def test_what_does_not_exist(serve: Serve, pictures: Pictures) -> None:
+    async with serve() as client:
+        profiles = client.profiles
+        calls = [
+            client.detect(pictures.red, model="ä" * 100_000),
+            client.detect(pictures.red, model="birds"),
+            client.detect(pictures.red, profile="fast"),
+            profiles.ListProfiles(pb.ListProfilesRequest(model="birds")),
+            profiles.GetProfile(pb.GetProfileRequest(model="birds", profile="quick")),
+            profiles.GetProfile(pb.GetProfileRequest()),
+        ]
+        failures = [await client.failure(call) for call in calls]
+        assert len((await client.detect(pictures.red)).detections) == 4
     assert {failure.code for failure in failures} == {grpc.StatusCode.NOT_FOUND}
     resources = [failure.detail(error_details_pb2.ResourceInfo).resource_name for failure in failures]
     assert resources == ["ä" * 100, "birds", "colours/fast", "birds", "birds", "colours/"]
@@ -133,141 +122,121 @@ def test_what_does_not_exist(serve, pictures):
     assert failures[2].detail(error_details_pb2.ErrorInfo).metadata == {"profile": "fast", "request_id": request_id}
 
 
-def test_accuracy_that_no_profile_reaches(serve, pictures):
-    async def scenario():
-        async with serve() as client:
-            failures = [
-                await client.failure(client.detect(pictures.red, min_accuracy=0.7)),
-                await client.failure(client.detect(pictures.red, min_accuracy=0.5, profile="quick")),
-            ]
-            assert len((await client.detect(pictures.red, min_accuracy=0.6)).detections) == 4
-            return failures
-
-    for failure in asyncio.run(scenario()):
+async def test_accuracy_that_no_profile_reaches(serve: Serve, pictures: Pictures) -> None:
+    async with serve() as client:
+        failures = [
+            await client.failure(client.detect(pictures.red, min_accuracy=0.7)),
+            await client.failure(client.detect(pictures.red, min_accuracy=0.5, profile="quick")),
+        ]
+        assert len((await client.detect(pictures.red, min_accuracy=0.6)).detections) == 4
+        result = failures
+    for failure in result:
         assert (failure.code, failure.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ACCURACY_UNAVAILABLE")
 
 
-def test_budget_that_no_profile_can_meet(serve, pictures, valve):
-    async def scenario():
-        async with serve(valve.load) as client:
-            client.learn(1000.0)
-            valve.sizes.clear()
-            budget = Duration(seconds=5)
-            failures = [
-                await client.failure(client.detect(pictures.red, latency_budget=budget)),
-                await client.failure(client.detect(pictures.red, latency_budget=budget, profile="quick")),
-            ]
-            assert valve.sizes == []
-            assert len((await client.detect(pictures.red, timeout=5000.0)).detections) == 4
-            return failures
-
-    for failure in asyncio.run(scenario()):
+async def test_budget_that_no_profile_can_meet(serve: Serve, pictures: Pictures, valve: Valve) -> None:
+    async with serve(valve.load) as client:
+        client.learn(1000.0)
+        valve.sizes.clear()
+        budget = Duration(seconds=5)
+        failures = [
+            await client.failure(client.detect(pictures.red, latency_budget=budget)),
+            await client.failure(client.detect(pictures.red, latency_budget=budget, profile="quick")),
+        ]
+        assert valve.sizes == []
+        assert len((await client.detect(pictures.red, timeout=5000.0)).detections) == 4
+        result = failures
+    for failure in result:
         assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_UNREACHABLE")
         assert float(failure.detail(error_details_pb2.ErrorInfo).metadata["budget_ms"]) > 0
 
 
-def test_budget_that_is_over_on_arrival(serve, pictures, valve):
-    async def scenario():
-        async with serve(valve.load) as client:
-            valve.sizes.clear()
-            failure = await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=1)))
-            assert valve.sizes == []
-            assert len((await client.detect(pictures.red)).detections) == 4
-            return failure
-
-    failure = asyncio.run(scenario())
+async def test_budget_that_is_over_on_arrival(serve: Serve, pictures: Pictures, valve: Valve) -> None:
+    async with serve(valve.load) as client:
+        valve.sizes.clear()
+        failure = await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=1)))
+        assert valve.sizes == []
+        assert len((await client.detect(pictures.red)).detections) == 4
     assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXPIRED")
 
 
-def test_grpc_deadline_of_one_millisecond(serve, pictures, valve):
+async def test_grpc_deadline_of_one_millisecond(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     """The image alone takes longer to decode, whatever the machine."""
-
-    async def scenario():
-        async with serve(valve.load) as client:
-            slow = pictures.encode(pictures.draw("red", size=(2000, 2000)))
-            valve.sizes.clear()
-            failure = await client.failure(client.detect(slow, timeout=0.001))
-            assert len((await client.detect(pictures.red)).detections) == 4
-            await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 0)
-            return failure
-
-    assert asyncio.run(scenario()).code == grpc.StatusCode.DEADLINE_EXCEEDED
+    async with serve(valve.load) as client:
+        slow = pictures.encode(pictures.draw("red", size=(2000, 2000)))
+        valve.sizes.clear()
+        failure = await client.failure(client.detect(slow, timeout=0.001))
+        assert len((await client.detect(pictures.red)).detections) == 4
+        await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 0)
+        result = failure
+    assert result.code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert valve.sizes == [1]
 
 
-def test_deadline_that_comes_while_the_request_waits(serve, pictures, valve):
-    async def scenario():
-        async with serve(valve.load, max_batch_size=1) as client:
-            valve.shut()
-            first = asyncio.ensure_future(client.detect(pictures.red))
-            await valve.entered()
-            failure = await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=200_000_000)))
-            assert valve.sizes == [1]
-            valve.open()
-            assert len((await first).detections) == 4
-            return failure
-
-    failure = asyncio.run(scenario())
+async def test_deadline_that_comes_while_the_request_waits(serve: Serve, pictures: Pictures, valve: Valve) -> None:
+    async with serve(valve.load, max_batch_size=1) as client:
+        valve.shut()
+        first = asyncio.ensure_future(client.detect(pictures.red))
+        await valve.entered()
+        failure = await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=200_000_000)))
+        assert valve.sizes == [1]
+        valve.open()
+        assert len((await first).detections) == 4
     assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXPIRED")
 
 
-def test_time_that_does_not_suffice_any_more_when_the_worker_is_free(serve, pictures, valve):
-    async def scenario():
-        async with serve(valve.load, max_batch_size=1) as client:
-            valve.shut()
-            first = asyncio.ensure_future(client.detect(pictures.red))
-            await valve.entered()
-            second = asyncio.ensure_future(client.detect(pictures.red, latency_budget=Duration(seconds=10)))
-            await client.until(lambda now: now.sum("damoserve_queued_requests") == 1)
-            for _ in range(3):  # whatever the first one took, the median is now an hour
-                client.learn(3600.0)
-            valve.open()
-            assert len((await first).detections) == 4
-            return await client.failure(second)
-
-    failure = asyncio.run(scenario())
+async def test_time_that_does_not_suffice_any_more_when_the_worker_is_free(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
+    async with serve(valve.load, max_batch_size=1) as client:
+        valve.shut()
+        first = asyncio.ensure_future(client.detect(pictures.red))
+        await valve.entered()
+        second = asyncio.ensure_future(client.detect(pictures.red, latency_budget=Duration(seconds=10)))
+        await client.until(lambda now: now.sum("damoserve_queued_requests") == 1)
+        for _ in range(3):  # whatever the first one took, the median is now an hour
+            client.learn(3600.0)
+        valve.open()
+        assert len((await first).detections) == 4
+        failure = await client.failure(second)
     assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_UNREACHABLE")
     assert valve.sizes == [1]
 
 
-def test_full_queue(serve, pictures, valve):
+async def test_full_queue(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     """One computes, two wait, seven are refused while the three are still unanswered."""
-
-    async def scenario():
-        async with serve(valve.load, max_batch_size=1, max_queue=2) as client:
-            valve.shut()
-            profiles = ("accurate", "quick") * 5  # the queue is one for all
-            calls = [asyncio.ensure_future(client.detect(pictures.red, profile=profile)) for profile in profiles]
-            done, waiting = set(), set(calls)
-            while len(done) < 7:
-                finished, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                done |= finished
-            valve.open()
-            failures = [await client.failure(call) for call in done]
-            answers = [await call for call in waiting]
-            assert len((await client.detect(pictures.red)).detections) == 4
-            return failures, answers
-
-    failures, answers = asyncio.run(scenario())
+    async with serve(valve.load, max_batch_size=1, max_queue=2) as client:
+        valve.shut()
+        computed = asyncio.ensure_future(client.detect(pictures.red, profile="quick"))
+        await valve.entered()
+        profiles = ("accurate", "quick", "accurate") * 3  # the queue is one for all
+        done: set[asyncio.Future[Any]] = set()
+        waiting = {asyncio.ensure_future(client.detect(pictures.red, profile=profile)) for profile in profiles}
+        while len(done) < 7:
+            finished, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done |= finished
+        valve.open()
+        failures = [await client.failure(call) for call in done]
+        answers = [await call for call in (computed, *waiting)]
+        assert len((await client.detect(pictures.red)).detections) == 4
     assert len(answers) == 3
     for failure in failures:
         assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
         assert failure.detail(error_details_pb2.RetryInfo).retry_delay.ToNanoseconds() > 0
 
 
-def test_a_fault_is_logged_once_under_the_request_id_and_not_shown(serve, pictures, valve, caplog):
+async def test_a_fault_is_logged_once_under_the_request_id_and_not_shown(
+    serve: Serve, pictures: Pictures, valve: Valve, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.handler.setFormatter(TextFormatter())
-
-    async def scenario():
-        async with serve(valve.load) as client:
-            valve.fault = ZeroDivisionError("secret")
-            failure = await client.failure(client.detect(pictures.red))
-            valve.fault = None
-            assert len((await client.detect(pictures.red)).detections) == 4
-            return failure
-
+    async with serve(valve.load) as client:
+        valve.fault = ZeroDivisionError("secret")
+        failure = await client.failure(client.detect(pictures.red))
+        valve.fault = None
+        assert len((await client.detect(pictures.red)).detections) == 4
+        result = failure
     with caplog.at_level(logging.ERROR):
-        failure = asyncio.run(scenario())
+        failure = result
     assert (failure.code, failure.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert failure.message == "internal error"
     assert caplog.text.count(str(failure.metadata["x-request-id"])) == 1
@@ -275,42 +244,35 @@ def test_a_fault_is_logged_once_under_the_request_id_and_not_shown(serve, pictur
     assert "secret" not in str(failure)
 
 
-def test_bytes_that_are_no_message(serve, pictures):
-    async def scenario():
-        async with serve() as client:
-            method = client.channel.unary_unary("/damoserve.v1.DetectionService/Detect")
-            failure = await client.failure(method(b"\xff\xff\xff"))
-            assert len((await client.detect(pictures.red)).detections) == 4
-            return failure
-
-    failure = asyncio.run(scenario())
+async def test_bytes_that_are_no_message(serve: Serve, pictures: Pictures) -> None:
+    async with serve() as client:
+        method = client.channel.unary_unary("/damoserve.v1.DetectionService/Detect")
+        failure = await client.failure(method(b"\xff\xff\xff"))
+        assert len((await client.detect(pictures.red)).detections) == 4
     assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_UNDECODABLE")
 
 
 @pytest.mark.parametrize("given", ["", "a" * 129])
-def test_an_unusable_request_id_is_replaced(serve, pictures, given):
-    async def scenario():
-        async with serve() as client:
-            request = pb.DetectRequest(image=pb.Image(content=pictures.red))
-            method = client.channel.unary_unary(
-                "/damoserve.v1.DetectionService/Detect",
-                request_serializer=pb.DetectRequest.SerializeToString,
-                response_deserializer=pb.DetectResponse.FromString,
-            )
+async def test_an_unusable_request_id_is_replaced(serve: Serve, pictures: Pictures, given) -> None:
+    async with serve() as client:
+        request = pb.DetectRequest(image=pb.Image(content=pictures.red))
+        method = client.channel.unary_unary(
+            "/damoserve.v1.DetectionService/Detect",
+            request_serializer=pb.DetectRequest.SerializeToString,
+            response_deserializer=pb.DetectResponse.FromString,
+        )
 
-            async def echoed(request_id):
-                call = method(request, metadata=(("x-request-id", request_id),))
-                await call
-                return dict(await call.trailing_metadata())["x-request-id"]
+        async def echoed(request_id):
+            call = method(request, metadata=(("x-request-id", request_id),))
+            await call
+            return dict(await call.trailing_metadata())["x-request-id"]
 
-            return await echoed("mine"), await echoed(given)
-
-    mine, replaced = asyncio.run(scenario())
+        mine, replaced = await echoed("mine"), await echoed(given)
     assert mine == "mine"
     assert len(replaced) == 32
 
 
-def test_the_table_of_the_contract():
+def test_the_table_of_the_contract() -> None:
     """Reasons and codes in the code are those in the comments of the contract."""
     documented = {}
     folder = Path(pb.__file__).parent
@@ -329,7 +291,7 @@ def _kinds(root):
     return below or [root]
 
 
-def test_details_hold_the_variable_parts():
+def test_details_hold_the_variable_parts() -> None:
     status = to_status(errors.DeadlineUnreachable(0.25, 0.1))
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)

@@ -16,7 +16,7 @@ class Frame:
     deadline: float
 
 
-class Caller:
+class StreamHandler:
     """Sends frames and then nothing; they are computed until they are cancelled."""
 
     def __init__(self, frames: int, budget: float) -> None:
@@ -50,20 +50,17 @@ async def settle():
 
 
 @pytest.mark.parametrize("steps", range(6))
-def test_a_stream_that_is_cancelled_while_it_ends_computes_nothing_any_more(steps):
+async def test_a_stream_that_is_cancelled_while_it_ends_computes_nothing_any_more(steps) -> None:
     """gRPC cancels the call of a client that is gone shortly after a write to it has failed."""
-
-    async def scenario():
-        caller = Caller(frames=3, budget=60.0)
-        run = asyncio.ensure_future(Streams(limit=1, window=2, patience=60.0).run(caller))
-        await settle()
-        assert caller.begun == [0, 1]
-        run.cancel()
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        run.cancel()
-        await asyncio.gather(run, return_exceptions=True)
-        await settle()
-        return caller.begun, sorted(caller.cancelled)
-
-    assert asyncio.run(scenario()) == ([0, 1], [0, 1])
+    caller = StreamHandler(frames=3, budget=60.0)
+    run = asyncio.ensure_future(Streams(limit=1, window=2, idle_timeout=60.0).run(caller))
+    await settle()
+    assert caller.begun == [0, 1]
+    run.cancel()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)
+    await settle()
+    result = caller.begun, sorted(caller.cancelled)
+    assert result == ([0, 1], [0, 1])

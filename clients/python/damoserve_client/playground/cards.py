@@ -25,11 +25,11 @@ class Measured:
 class Card:
     """Made inside the element that holds it."""
 
-    def __init__(self, info: ProfileInfo) -> None:
+    def __init__(self, info: ProfileInfo, palette: figures.Palette) -> None:
         with ui.element("article").classes("card") as self._element:
             self._element.props["data-profile"] = info.profile
             with ui.element("header"):
-                text("h3", info.profile)
+                markup("h3", f"{palette.swatch(info.profile)}{escape(info.profile)}")
                 text("p", f"AP {100 * info.average_precision:.1f} · {tables.megabytes(info)} MB", "quiet")
                 self._ratio = markup("p", classes="ratio")
             with ui.element("div").classes("picture"):
@@ -56,7 +56,7 @@ class Card:
         self._stages.set_content(figures.stages(result.timings, measured.longest))
         if result is reference:
             self._ratio.set_content("<span>the reference</span>")
-            self._differences.set_content('<span class="chip same">the others are compared with it</span>')
+            self._differences.set_content('<span class="chip">the others are compared with it</span>')
             return
         ratio = reference.timings.inference / max(result.timings.inference, 1e-9)
         self._ratio.set_content(f"<strong>{ratio:.1f}×</strong> <span>as fast as {escape(reference.profile)}</span>")

@@ -5,19 +5,27 @@ import dataclasses
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from PIL import Image
 
-from damoserve_client.draw import colour_of, to_rgb, upright
-from damoserve_client.playground.comparison import UNMOVED_IOU, Kind, Mark, intersection_over_union
+from damoserve_client.draw import colour_of
+from damoserve_client.errors import DamoserveError
+from damoserve_client.images import to_rgb, upright
+from damoserve_client.labels import place
+from damoserve_client.playground.comparison import UNMOVED_IOU, Kind, Mark
 from damoserve_client.tables import milliseconds
 from damoserve_client.types import Box, Detection, DetectionResult, ProfileInfo, Timings
 
 # The longer side of a picture on the page, in pixels: twice the width of a card, for dense screens.
 SHOWN_PIXELS = 1100
-# Told apart in both colour schemes and in grey; a profile has the colour of its place in the server's list.
-PROFILE_COLOURS = ("#3b82b8", "#d98326", "#3f9a68", "#9a63b5", "#c65561", "#7c8796", "#a58b1c", "#2f9aa0")
+# Of copper and olive, which no class has; told apart in both colour schemes and in grey.
+PROFILE_COLOURS = ("#a35c22", "#e3b27c", "#77752a", "#c9c583", "#c8873f", "#a19d4e")
+# Grey, as the stages in the style sheet are.
+TIME_COLOUR = "#838b91"
+# The height of a score, in sizes of its font.
+LINE = 1.2
 # One after the other, as a request meets them.
 STAGES = ("decode_wait", "decode", "queue", "batch_wait", "inference", "postprocess", "respond")
 # Before the score of a box, where the words would hide the picture.
@@ -27,6 +35,30 @@ DIFFERENCES: Mapping[Kind, str] = {
     "extra": "only this profile has it",
     "moved": f"overlaps the reference's, dotted, by less than {UNMOVED_IOU}",
 }
+
+
+class Palette:
+    """The colours of the profiles of a page; each keeps its own, whatever becomes of the others."""
+
+    def __init__(self) -> None:
+        self._colours: dict[str, str] = {}
+
+    def of(self, profile: str) -> str:
+        return self._colours.setdefault(profile, PROFILE_COLOURS[len(self._colours) % len(PROFILE_COLOURS)])
+
+    def swatch(self, profile: str) -> str:
+        """A round one: those of the classes are square."""
+        return f'<span class="swatch round" style="background:{self.of(profile)}"></span>'
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the router was asked, and what came of it: a result or an error."""
+
+    # Seconds; None: as long as it takes.
+    budget: float | None
+    result: DetectionResult | None = None
+    error: DamoserveError | None = None
 
 
 def shown_picture(content: bytes) -> str:
@@ -40,11 +72,13 @@ def shown_picture(content: bytes) -> str:
 
 
 def overlay(marks: Sequence[Mark], size: tuple[int, int]) -> str:
-    """The boxes of one profile, to lie over the picture; the best on top."""
+    """The boxes of one profile, to lie over the picture, the best on top, each with its score where there is room."""
     width, height = size
     font = max(size) / 38
     boxes = "".join(_box(mark) for mark in reversed(marks))
-    tags = "".join(_tag(mark, place) for mark, place in zip(marks, _places(marks, font, width), strict=True))
+    sizes = [(0.62 * font * len(_words(mark)), LINE * font) for mark in marks]
+    places = place([mark.detection.box for mark in marks], sizes, size)
+    tags = "".join(_tag(mark, where, font) for mark, where in zip(marks, places, strict=True) if where)
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(findings(marks))}" '
         f'style="font-size:{font:.1f}px">{boxes}{tags}</svg>'
@@ -66,24 +100,10 @@ def _rect(box: Box, kind: str, colour: str = "") -> str:
     return f'<rect class="{kind}" x="{box.x_min:.1f}" y="{box.y_min:.1f}" {size} {stroke}/>'
 
 
-def _places(marks: Sequence[Mark], font: float, right: float) -> list[Box]:
-    """Where the texts go: above the box, inside it, below it, or beside it, whichever is free first."""
-    taken: list[Box] = []
-    for mark in marks:
-        box = mark.detection.box
-        width = 0.62 * font * len(_words(mark))
-        tops = (box.y_min - 1.1 * font, box.y_min + 0.1 * font, box.y_max + 0.1 * font, box.y_max - 1.1 * font)
-        corners = [(left, top) for left in (box.x_min, box.x_max, box.x_min - width) for top in tops if top >= 0]
-        inside = [(max(0.0, min(left, right - width)), top) for left, top in corners]
-        places = [Box(left, top, left + width, top + font) for left, top in inside]
-        free = (place for place in places if not any(intersection_over_union(place, other) for other in taken))
-        taken.append(next(free, places[0]))
-    return taken
-
-
-def _tag(mark: Mark, place: Box) -> str:
+def _tag(mark: Mark, where: Box, font: float) -> str:
     colour = colour_of(mark.detection.label_id)
-    return f'<text x="{place.x_min + 2:.1f}" y="{place.y_max - 2:.1f}" stroke="{colour}">{_words(mark)}</text>'
+    x, y = where.x_min + 0.2 * font, where.y_max - 0.25 * font
+    return f'<text x="{x:.1f}" y="{y:.1f}" stroke="{colour}">{_words(mark)}</text>'
 
 
 def _words(mark: Mark) -> str:
@@ -106,8 +126,10 @@ def findings(marks: Sequence[Mark]) -> str:
 def differences(marks: Sequence[Mark], reference: str) -> str:
     """How many boxes are not as the reference has them."""
     kinds = Counter(mark.kind for mark in marks)
-    chips = "".join(f'<span class="chip {kind}">{kinds[kind]} {kind}</span>' for kind in DIFFERENCES if kinds[kind])
-    return chips or f'<span class="chip same">the same boxes as {escape(reference)}</span>'
+    chips = "".join(
+        f'<span class="chip">{SIGNS[kind]} {kinds[kind]} {kind}</span>' for kind in DIFFERENCES if kinds[kind]
+    )
+    return chips or f'<span class="chip">the same boxes as {escape(reference)}</span>'
 
 
 def legend(labels: Sequence[str]) -> str:
@@ -160,51 +182,76 @@ def _corners(mark: Mark) -> str:
     return " ".join(f"{value:.0f}" for value in dataclasses.astuple(mark.detection.box))
 
 
-def candidates(infos: Sequence[ProfileInfo], served: str | None, budget: float | None) -> str:
-    """The rows of a table: every profile, what it promises, and whether it can be the one; seconds."""
-    rows = "".join(_candidate(info, index, served, budget) for index, info in enumerate(infos))
+def candidates(infos: Sequence[ProfileInfo], choice: Choice, palette: Palette) -> str:
+    """The rows of a table: every profile, what its network promises, and what the router makes of it."""
+    rows = "".join(_candidate(info, choice, palette) for info in infos)
     return (
-        '<thead><tr><th scope="col">profile</th><th scope="col">AP</th><th scope="col">expected</th>'
+        '<thead><tr><th scope="col">profile</th><th scope="col">AP</th><th scope="col">network</th>'
         f'<th scope="col">router</th></tr></thead><tbody>{rows}</tbody>'
     )
 
 
-def _candidate(info: ProfileInfo, index: int, served: str | None, budget: float | None) -> str:
-    too_slow = budget is not None and info.expected_latency > budget
-    kind = "served" if info.profile == served else "slow" if too_slow else ""
-    verdict = {"served": "answers", "slow": "too slow", "": ""}[kind]
+def _candidate(info: ProfileInfo, choice: Choice, palette: Palette) -> str:
+    answers = choice.result is not None and info.profile == choice.result.profile
+    too_slow = choice.budget is not None and info.expected_latency > choice.budget
+    kind, verdict = ("served", "✓ answers") if answers else ("slow", "too slow") if too_slow else ("", "")
     return (
-        f'<tr class="{kind}"><th scope="row"><span class="swatch" style="background:{profile_colour(index)}"></span>'
-        f"{escape(info.profile)}</th><td>{100 * info.average_precision:.1f}</td>"
+        f'<tr class="{kind}"><th scope="row">{palette.swatch(info.profile)}{escape(info.profile)}</th>'
+        f"<td>{100 * info.average_precision:.1f}</td>"
         f"<td>{milliseconds(info.expected_latency)} ms</td><td>{verdict}</td></tr>"
     )
 
 
-def ticks(infos: Sequence[ProfileInfo], position: Callable[[float], float]) -> str:
-    """Where the expected times of the profiles lie on a slider; `position` says it of seconds, 0 to 1."""
+def ticks(infos: Sequence[ProfileInfo], position: Callable[[float], float], palette: Palette) -> str:
+    """Where the times of the networks lie on a slider; `position` says it of seconds, 0 to 1."""
     return "".join(
-        f'<i style="--at:{position(info.expected_latency):.3f};background:{profile_colour(index)}"></i>'
-        for index, info in enumerate(infos)
+        f'<i style="--at:{position(info.expected_latency):.3f};background:{palette.of(info.profile)}"></i>'
+        for info in infos
     )
 
 
-def profile_colour(index: int) -> str:
-    return PROFILE_COLOURS[index % len(PROFILE_COLOURS)]
+def verdict(choice: Choice) -> str:
+    """Who answered and when, or that nobody did."""
+    if choice.result is None:
+        return "<strong>No answer</strong>"
+    took = milliseconds(choice.result.timings.total)
+    return f"<strong>{escape(choice.result.profile)}</strong> answered in {took} ms"
 
 
-def why(result: DetectionResult, infos: Sequence[ProfileInfo], budget: float | None) -> str:
-    """The router's choice in a sentence or two."""
-    active = [info for info in infos if info.profile == result.profile]
-    accuracy = f" (AP {100 * active[0].average_precision:.1f})" if active else ""
-    within = "in time" if budget is None else f"within {1e3 * budget:g} ms"
-    sentence = {
-        "most_accurate_in_time": f"The most accurate profile{accuracy} that is expected to answer {within}.",
-        "quickest": "No profile is expected to meet the tier's objective, so the quickest one answers.",
-    }.get(result.selection_reason, result.selection_reason.replace("_", " ").capitalize() + ".")
-    quickest = min(infos, key=lambda info: info.expected_latency, default=None)
-    if quickest and infos and quickest.average_precision >= max(info.average_precision for info in infos):
-        sentence += (
-            f" {quickest.profile} is both the most accurate and the quickest here, so every budget that can be met"
-            " gets it."
-        )
-    return escape(sentence)
+def why(choice: Choice, infos: Sequence[ProfileInfo]) -> str:
+    """The router's choice in a sentence or two, which say of the profile that answered what the server said of it."""
+    if choice.error is not None:
+        return escape(f"{_refusal(choice.error)} {choice.error.advice}")
+    if choice.result is None:
+        return ""
+    served = next((info for info in infos if info.profile == choice.result.profile), None)
+    accuracy = f" (AP {100 * served.average_precision:.1f})" if served else ""
+    within = "" if choice.budget is None else f" and within {1e3 * choice.budget:g} ms"
+    match choice.result.selection_reason:
+        case "most_accurate_in_time":
+            sentence = f"The most accurate profile{accuracy} that was expected in time for the tier{within}."
+            return escape(f"{sentence} {_comparison(served, infos)}".strip())
+        case "quickest":
+            return escape(f"None was expected to meet the objective of the tier, so the quickest{accuracy} serves.")
+        case reason:
+            return escape(f"{reason.replace('_', ' ').capitalize()}.")
+
+
+def _refusal(error: DamoserveError) -> str:
+    """What was compared with the budget is the whole answer, not the network alone."""
+    if error.reason == "DEADLINE_UNREACHABLE" and {"expected_ms", "budget_ms"} <= error.metadata.keys():
+        expected, budget = error.metadata["expected_ms"], error.metadata["budget_ms"]
+        return f"The soonest answer, decoding and waiting included, was expected in {expected} ms, not in {budget} ms."
+    return f"{error.message[:1].upper()}{error.message[1:]}."
+
+
+def _comparison(served: ProfileInfo | None, infos: Sequence[ProfileInfo]) -> str:
+    """What the profile that answered is beside the others."""
+    if served is None:
+        return ""
+    better = [info.profile for info in infos if info.average_precision > served.average_precision]
+    if better:
+        return f"More accurate, but not expected in time: {', '.join(better)}."
+    if len(infos) > 1 and served.expected_latency <= min(info.expected_latency for info in infos):
+        return "It is the quickest here as well, so a shorter budget alone does not change the choice."
+    return ""

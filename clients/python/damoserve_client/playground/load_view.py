@@ -1,18 +1,17 @@
 """The chart and the words about a load while it runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from damoserve_client.playground.controls import chart, markup
-from damoserve_client.playground.figures import PROFILE_COLOURS, profile_colour
+from damoserve_client.playground.figures import TIME_COLOUR
 from damoserve_client.playground.load import BIN_SECONDS, SECONDS, Interval, Load, intervals, percentile
 
-FAILED_COLOUR = "#8b8f96"
 # Seen on both grounds.
 RULE = {"lineStyle": {"color": "#8884"}}
-# From the end, so that they are not those of the first profiles.
-P50_COLOUR, P95_COLOUR = PROFILE_COLOURS[-1], PROFILE_COLOURS[-4]
+# An empty bar: nobody answered.
+NOBODY = {"color": "transparent", "borderColor": TIME_COLOUR, "borderWidth": 1.5, "borderType": "dashed"}
 
 
 class LoadView:
@@ -20,10 +19,11 @@ class LoadView:
 
     def __init__(self) -> None:
         self._words = markup("p", "Nothing has run yet.", "load-words").props("role=status")
-        self._chart = chart(_options((), ()), "Latency and calls by profile over the seconds of the load")
+        self._chart = chart(_options((), {}), "Latency and calls by profile over the seconds of the load")
         self._chart.set_visibility(False)
 
-    def show(self, load: Load, profiles: Sequence[str], running: bool) -> None:
+    def show(self, load: Load, profiles: Mapping[str, str], running: bool) -> None:
+        """`profiles` says the colour of each."""
         self._chart.set_visibility(True)
         self._chart.options.update(_options(intervals(load.calls), profiles))
         self._chart.update()
@@ -44,17 +44,17 @@ def _words(load: Load, running: bool) -> str:
     return f"{escape(words)}."
 
 
-def _options(bins: Sequence[Interval], profiles: Sequence[str]) -> dict[str, Any]:
+def _options(bins: Sequence[Interval], profiles: Mapping[str, str]) -> dict[str, Any]:
     """Above the latencies, below what served, both over the same seconds."""
     lines = [
-        _line("median", P50_COLOUR, [(each.begin, each.p50) for each in bins]),
-        _line("95 of 100", P95_COLOUR, [(each.begin, each.p95) for each in bins]),
+        _line("median", "solid", [(each.begin, each.p50) for each in bins]),
+        _line("95 of 100", "dotted", [(each.begin, each.p95) for each in bins]),
     ]
     bars = [
-        _bar(name, profile_colour(index), [(each.begin, each.calls_by_profile.get(name, 0)) for each in bins])
-        for index, name in enumerate(profiles)
+        _bar(name, {"color": colour}, [(each.begin, each.calls_by_profile.get(name, 0)) for each in bins])
+        for name, colour in profiles.items()
     ]
-    bars.append(_bar("no answer", FAILED_COLOUR, [(each.begin, each.failed) for each in bins]))
+    bars.append(_bar("no answer", NOBODY, [(each.begin, each.failed) for each in bins]))
     return {
         "animation": False,
         "grid": [_grid(top=44, height=120), _grid(top=208, height=84)],
@@ -84,7 +84,7 @@ def _scale(grid: int, unit: str, splits: int) -> dict[str, Any]:
     return {**axis, "splitNumber": splits, "splitLine": RULE}
 
 
-def _line(name: str, colour: str, points: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
+def _line(name: str, kind: str, points: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
     data = [
         [begin + BIN_SECONDS / 2, None if seconds is None else round(1e3 * seconds, 2)] for begin, seconds in points
     ]
@@ -97,12 +97,12 @@ def _line(name: str, colour: str, points: Sequence[tuple[float, float | None]]) 
         "symbolSize": 5,
         "symbol": "circle",
     }
-    return {**line, "color": colour, "lineStyle": {"width": 2.5}}
+    return {**line, "color": TIME_COLOUR, "lineStyle": {"width": 2.5, "type": kind}}
 
 
-def _bar(name: str, colour: str, points: Sequence[tuple[float, int]]) -> dict[str, Any]:
+def _bar(name: str, style: Mapping[str, Any], points: Sequence[tuple[float, int]]) -> dict[str, Any]:
     data = [[begin + BIN_SECONDS / 2, count] for begin, count in points]
     return {
         **{"type": "bar", "name": name, "xAxisIndex": 1, "yAxisIndex": 1, "data": data, "stack": "calls"},
-        **{"color": colour, "barWidth": 14},
+        **{"itemStyle": dict(style), "barWidth": 14},
     }

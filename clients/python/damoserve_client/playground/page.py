@@ -77,6 +77,7 @@ class Page:
         self._infos: tuple[ProfileInfo, ...] = ()
         self._model = ""
         self._cards: dict[str, Card] = {}
+        self._palette = figures.Palette()
         self._content, self._content_name = b"", ""
         self._score = SCORE.start
         self._tier: Tier | None = None
@@ -178,7 +179,11 @@ class Page:
         self._grid.clear()
         with self._grid:
             reference = _reference(infos) if infos else None
-            self._cards = {info.profile: Card(info) for info in sorted(infos, key=lambda info: info is not reference)}
+            shown = sorted(infos, key=lambda info: info is not reference)
+            self._palette = figures.Palette()
+            for info in infos:
+                self._palette.of(info.profile)  # in the order of the tables
+            self._cards = {info.profile: Card(info, self._palette) for info in shown}
             for line in tables.failures([info for info in self._infos if info.model == model]):
                 text("p", line, "failed")
         if self._content:
@@ -264,21 +269,18 @@ class Page:
             await self._routing.run(self._ask_router)
 
     async def _ask_router(self) -> None:
-        budget = self._budget
+        wishes = self._wishes()  # what is asked now is what is told below, wherever the slider goes meanwhile
+        budget = wishes["budget"]
         learned = await self._client.profiles(self._model)  # what it expects of them changes with every answer
         infos = [info for info in learned if info.active]
-        self._ticks.set_content(figures.ticks(infos, _position))
         try:
-            result = await self._client.detect(self._content, **self._wishes())
+            choice = figures.Choice(budget, result=await self._client.detect(self._content, **wishes))
         except DamoserveError as error:
-            self._served.set_content("<strong>No answer</strong>")
-            self._why.set_content(escape(f"{_capitalised(error.message)}. {error.advice}"))
-            self._candidates.set_content(figures.candidates(infos, None, budget))
-            return
-        time = tables.milliseconds(result.timings.total)
-        self._served.set_content(f"<strong>{escape(result.profile)}</strong> answered in {time} ms")
-        self._why.set_content(figures.why(result, infos, budget))
-        self._candidates.set_content(figures.candidates(infos, result.profile, budget))
+            choice = figures.Choice(budget, error=error)
+        self._ticks.set_content(figures.ticks(infos, _position, self._palette))
+        self._served.set_content(figures.verdict(choice))
+        self._why.set_content(figures.why(choice, infos))
+        self._candidates.set_content(figures.candidates(infos, choice, self._palette))
 
     def _wishes(self) -> DetectOptions:
         return {"model": self._model, "tier": self._tier, "budget": self._budget}
@@ -290,11 +292,11 @@ class Page:
             load = Load(self._content, self._wishes(), self._callers)
             self._load = asyncio.create_task(load.run(self._client))
             self._start.props("aria-disabled=true")
-            names = [info.profile for info in self._active()]
+            colours = {info.profile: self._palette.of(info.profile) for info in self._active()}
             while not self._load.done():
-                self._load_view.show(load, names, running=True)
+                self._load_view.show(load, colours, running=True)
                 await asyncio.wait([self._load], timeout=0.5)
-            self._load_view.show(load, names, running=False)
+            self._load_view.show(load, colours, running=False)
             self._start.props(remove="aria-disabled")
         return None
 

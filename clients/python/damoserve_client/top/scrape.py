@@ -9,6 +9,7 @@ from typing import Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from damoserve_client.terminal import plain
 from damoserve_client.top.quantiles import Buckets
 
 START = "process_start_time_seconds"
@@ -74,18 +75,22 @@ def scrape(url: str, timeout: float) -> Scrape:
         series = parse(text)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise NoMetrics(getattr(reason, "strerror", None) or str(reason)) from None
+        raise NoMetrics(plain(getattr(reason, "strerror", None) or str(reason))) from None
     except ValueError:
         raise NoMetrics("what answers there tells no metrics") from None
     return Scrape(time.monotonic(), series)
 
 
 def parse(text: str) -> Series:
-    """The series in Prometheus' text format; raises ValueError if it is something else, or holds none of a server's."""
+    """The series in Prometheus' text format, their labels made safe to print.
+
+    Raises ValueError if it is something else, or holds none of a server's.
+    """
     values: dict[str, dict[Labels, float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            values.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
+            labels = frozenset((name, plain(value)) for name, value in sample.labels.items())
+            values.setdefault(sample.name, {})[labels] = sample.value
     if not any(name.startswith("damoserve_") for name in values):
         raise ValueError("no metrics of a damoserve server")
     return Series(values)

@@ -133,7 +133,7 @@ def _tiers(tiers: Iterable[TierReading]) -> Table:
     table = _table("tier", "objective", ["in time", "AP", ""])
     for tier in tiers:
         table.add_row(
-            BY_PROFILE if tier.tier == "none" else tier.tier,
+            Text(BY_PROFILE if tier.tier == "none" else tier.tier),  # in a `str` rich would look for markup
             NOTHING if tier.objective is None else f"{tier.objective * 1e3:g} ms",
             f"{tier.rate:.1f}",
             *_latencies(tier.latency, tier.objective),
@@ -148,7 +148,7 @@ def _profiles(profiles: Iterable[ProfileReading], several_models: bool) -> Table
     table = _table("profile", "state", ["batch", "AP", "agreement"])
     for profile in profiles:
         table.add_row(
-            f"{profile.model}/{profile.profile}" if several_models else profile.profile,
+            Text(f"{profile.model}/{profile.profile}" if several_models else profile.profile),
             Text(profile.state, STATE_COLOURS.get(profile.state, "dim")),
             f"{profile.rate:.1f}",
             *_latencies(profile.latency, None),

@@ -1,4 +1,4 @@
-"""What the families share: the stem, the pooled stage, and the way from the image through the stages."""
+"""The parts that all families share: the stem, the pooled stage, and the way from the image through the stages."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Stage(nn.Module):
 
 
 def build_stages(structure: Structure, build_block: Callable[[StageStructure], nn.Module]) -> Iterator[Stage]:
-    """All stages of a structure. `build_block` takes each block as a stage of depth 1."""
+    """Builds all stages of a structure. `build_block` takes each block as a stage of depth 1."""
     last = len(structure.stages) - 1
     for index, stage in enumerate(structure.stages):
         yield Stage(map(build_block, stage.blocks()), stage.out_channels if index == last else None)

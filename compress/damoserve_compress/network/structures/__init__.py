@@ -1,4 +1,4 @@
-"""What a DAMO-YOLO variant is made of, as plain data: the table of variants, and structures of one's own in files.
+"""Structures of DAMO-YOLO networks as plain data: the table of variants, and structures of one's own in files.
 
 StructureError (ValueError)    a structure is not complete, its parts do not fit together, or its name is unknown
 """

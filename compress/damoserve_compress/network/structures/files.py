@@ -76,7 +76,7 @@ class _Stem(BaseModel):
     out: Count
 
 
-class _Stage(BaseModel):
+class _StageFields(BaseModel):
     kind: Annotated[str, Field(alias="class", pattern="(K1KX|KXKX)$")]
     taken: Annotated[Count, Field(alias="in")]
     out: Count
@@ -88,7 +88,7 @@ class _Stage(BaseModel):
 
 class _Text(BaseModel):
     stem: _Stem
-    stages: Annotated[tuple[_Stage, ...], Field(min_length=1)]
+    stages: Annotated[tuple[_StageFields, ...], Field(min_length=1)]
 
 
 def _parse_tinynas(text: str, name: str) -> Structure:

@@ -24,7 +24,7 @@ class StructureError(ValueError):
 
 @dataclass(frozen=True)
 class StageStructure:
-    """One backbone stage: `depth` blocks, the first of which has the stride (1 or 2).
+    """A backbone stage: `depth` blocks, the first of which has the stride (1 or 2).
 
     `bottleneck` is the width inside a block: narrow in the families `res` and `csp`, expanded in `mobile`.
     """
@@ -38,7 +38,7 @@ class StageStructure:
     stride: Annotated[int, Field(ge=1, le=2)] = 2
 
     def blocks(self) -> tuple[StageStructure, ...]:
-        """Its blocks, each as a stage of depth 1; only the first has the stride and the input's width."""
+        """The stage's blocks, each as a stage of depth 1; only the first has the stride and the input's width."""
         first = replace(self, depth=1)
         return first, *[replace(first, in_channels=self.out_channels, stride=1)] * (self.depth - 1)
 
@@ -75,7 +75,7 @@ class Structure:
     family: Literal["res", "csp", "mobile"] = "res"
     activation: Literal["relu", "silu"] = "relu"
     bottleneck_kernel: Literal[1, 3, 5] = 1
-    """Of a block's first convolution; in family `mobile` of every depthwise one inside a block."""
+    """The window of a block's first convolution; in family `mobile` of every depthwise one inside a block."""
     head_kernel: Literal[1, 3] = 3
     reg_max: Count = 16
     input_size: Annotated[int, Field(gt=0, multiple_of=32)] = 640
@@ -87,7 +87,7 @@ class Structure:
 
     @property
     def evaluation(self) -> Thresholds:
-        """Those under which its average precision is measured."""
+        """The thresholds under which the structure's average precision is measured."""
         return Thresholds(score=self.score_threshold, nms_iou=self.nms_iou, max_detections=500)
 
     def __post_init__(self) -> None:
@@ -145,7 +145,7 @@ _ADAPTER: Final = TypeAdapter(Structure)
 
 
 def structure_to_dict(structure: Structure) -> dict[str, Any]:
-    """All fields as plain values that JSON and YAML hold."""
+    """Gives all fields as plain values that JSON and YAML hold."""
     fields: dict[str, Any] = _ADAPTER.dump_python(structure, mode="json")
     return fields
 

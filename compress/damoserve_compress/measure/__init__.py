@@ -1,0 +1,1 @@
+"""Measuring: average precision with its confidence interval, latency, parameters and operations."""
