@@ -31,7 +31,7 @@ WORKDIR /app
 # wants it to exist, and notes the folders that the sources will be copied to.
 FROM python AS metadata
 COPY pyproject.toml constraints.txt LICENSE ./
-RUN touch README.md \
+RUN echo damoserve > README.md \
     && python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["tool"]["hatch"]["build"]["targets"]["wheel"].get("force-include", ()), sep="\n")' \
     | xargs --no-run-if-empty --delimiter='\n' mkdir --parents
 
