@@ -70,11 +70,15 @@ ENTRYPOINT ["damoserve-compress"]
 CMD ["--help"]
 
 
+# Checked without a GPU, on a bare Ubuntu 24.04 (--build-arg CUDA=ubuntu:24.04) and with TensorRT taken out of the extra,
+# for its libraries come from NVIDIA's own index and that was out of reach: it builds; with DAMOSERVE_PROVIDERS set to
+# the processor's it serves every profile, read-only and without capabilities, and SIGTERM ends it well; with the
+# image's own providers it says that CUDA's driver is missing. Never run: NVIDIA's base, TensorRT's package, a GPU.
 FROM ${CUDA} AS cuda
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 \
-    && rm -rf /var/lib/apt/lists/* \
+    && rm -rf /var/cache/apt/* /var/lib/apt/lists/* \
     && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin damoserve
 WORKDIR /app
 
