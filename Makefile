@@ -3,11 +3,12 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 CHECKPOINT := profiles/checkpoints/blood-cells.safetensors
 RECIPES := profiles/recipes/blood-cells
+CONTAINERS ?= $(shell docker info > /dev/null 2>&1 && echo docker || echo podman)
 PACKAGES := proto profiles server compress clients examples tests benchmarks deploy
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo playground screenshots test lint format type proto check-proto train prune profiles benchmark \
-  fuzz overload bursts faults soak ceiling peers dashboards observability image clean
+  fuzz overload bursts faults soak ceiling peers dashboards observability image check-image clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -88,8 +89,11 @@ observability: .venv/dev ## Asks a real Prometheus every expression after 60 s o
 peers: .venv/dev ## The same work behind other servers: make peers [ARGS='--rounds 1'].
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
-image: ## Builds the server's container image.
-	docker build --target server --tag damoserve:latest .
+image: ## Builds the server's container image, with docker or podman.
+	$(CONTAINERS) build --target server --tag damoserve:latest .
+
+check-image: .venv/dev ## Builds the server's image, runs it read-only without capabilities, calls it and stops it.
+	DAMOSERVE_CONTAINERS="$(CONTAINERS)" $(BIN)/python -m pytest tests/e2e/test_image.py $(ARGS)
 
 clean: ## Removes what the other targets made.
 	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
