@@ -1,4 +1,4 @@
-"""Where bundled files lie, and how files are replaced."""
+"""Files that are replaced in one step, and folders that come with the package."""
 
 import os
 from collections.abc import Callable
@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def bundled(name: str) -> Path:
-    """A folder that comes with this package: inside it in a wheel, beside it in the source tree."""
+    """Returns a folder that comes with this package: inside it in a wheel, beside it in the source tree."""
     package = Path(__file__).parent
     return package / name if (package / name).is_dir() else package.parent / name
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` fill a temporary file beside `path`, then puts it there in one step: never half a file."""
+    """Fills a temporary file by `write`, then puts it at `path` in one step: there is never half a file."""
     temporary = path.with_name(f".{path.name}.partial")
     write(temporary)
     with temporary.open("rb") as file:

@@ -42,13 +42,13 @@ class Closing(StrEnum):
     """The reason why a batch took no more requests, as metrics and traces are told it."""
 
     FULL = "full"
-    """It has the largest size that is worth forming."""
+    """The batch has the largest size that is worth forming."""
     ALL_READY = "all_ready"
-    """All that could join have joined, and the worker was not held for more."""
+    """All requests that could join have joined, and the worker was not held for more."""
     WAITED = "waited"
-    """All that could join have joined, after the worker was held for more."""
+    """All requests that could join have joined, after the worker was held for more."""
     SMALLER = "smaller"
-    """More could have joined; the policy left them to other workers, or wanted to be done sooner."""
+    """More requests could have joined; the policy left them to other workers, or needed a quicker batch."""
 
 
 @dataclass(eq=False, slots=True)
