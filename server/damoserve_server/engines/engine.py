@@ -48,7 +48,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Closable(Protocol):
-    """An engine that has more to give back than what Python frees when it is forgotten."""
+    """An engine that holds more than what Python frees with the last reference to it."""
 
     def close(self) -> None:
         """Frees what it holds. Call when nothing runs and no outputs are in use; more than once does no harm."""

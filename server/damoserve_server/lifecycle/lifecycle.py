@@ -26,7 +26,10 @@ T = TypeVar("T")
 
 
 class ProfileListener(Protocol):
-    """The side that serves requests, as told of profiles that come and go: on the event loop, in one step with it."""
+    """The side that serves requests, which has to hear of profiles that come and go.
+
+    Both methods are called on the event loop, in one step with the change.
+    """
 
     @property
     def catalogue(self) -> Catalogue:
