@@ -46,6 +46,7 @@ ROOMS = (
     _of_server("scheduling/latency.py", "test_latency.py", SCHEDULER),
     _of_server("scheduling/policy.py", "test_policy.py", SCHEDULER, POLICIES),
     _of_server("scheduling/scheduler.py", SCHEDULER, POLICIES),
+    _of_server("scheduling/ranking.py", "test_deadline.py", SCHEDULER, POLICIES),
     _of_server("scheduling/deadline.py", "test_deadline.py", SCHEDULER, POLICIES),
     _of_server("v1/convert.py", "test_convert.py", "test_errors.py", "test_detect.py"),
     _of_server("v1/window.py", "test_window.py"),

@@ -146,7 +146,7 @@ class _Call:
         """Not by `context.abort`: gRPC keeps what that raises, and so the request, until a garbage collection."""
         self.requests.count_reason(error)
         if self.method in REQUEST_METHODS:
-            self.requests.unread(error)
+            self.requests.count_unread(error)
         context.set_code(error.code)
         context.set_details(str(error))
         context.set_trailing_metadata(

@@ -112,8 +112,8 @@ def test_what_fails_for_one_image_fails_that_one_only(compute) -> None:
     assert [type(outcome) for outcome in outcomes] == [Inference, ZeroDivisionError, Inference]
 
 
-def test_what_a_worker_still_brings_when_it_was_given_up_is_not_learned_from(compute) -> None:
-    [hung] = compute(Echo(), [5], keep, given_up=True)
+def test_outcomes_of_an_abandoned_worker_are_not_learned_from(compute) -> None:
+    [hung] = compute(Echo(), [5], keep, abandoned=True)
     assert hung.profile.latency.expected() == 1.0
     [sound] = compute(Echo(), [5], keep)
     assert sound.profile.latency.expected() < 1.0

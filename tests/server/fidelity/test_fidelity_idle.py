@@ -79,7 +79,7 @@ def test_nothing_is_run_while_requests_are_there(serve: Serve, pictures: Picture
         await valve.entered()
         monitor = monitor_of(client)
         with monitor._changed:
-            began = monitor._wait() is not None
+            began = monitor._seconds_to_wait() is not None
         valve.open()
         await asyncio.gather(*waiting)
         await client.until(compared(4))
@@ -114,7 +114,7 @@ def test_what_cannot_be_interrupted_runs_only_after_a_longer_quiet(serve: Serve,
         reference.latency.observe(TIMEOUT)  # a run is believed to take so long: nothing is quiet enough
         await client.detect(pictures.red, profile="quick")
         with monitor._changed:
-            assert monitor._wait() > TIMEOUT
+            assert monitor._seconds_to_wait() > TIMEOUT
         for _ in range(WINDOW):
             reference.latency.observe(0.001)
         await client.detect(pictures.red, profile="quick")
@@ -135,7 +135,7 @@ def test_after_a_run_there_is_a_pause_of_nine_times_its_length(serve: Serve, pic
         ended = time.monotonic()
         shut.opened.set()
         await client.until(compared(1))
-        return monitor_of(client)._rested_at - ended, ended - began
+        return monitor_of(client)._rest_until - ended, ended - began
 
     pause, ran = served(serve, scenario, shut.load)
     assert pause >= 9 * ran

@@ -216,7 +216,7 @@ def test_batches_form_only_where_they_win(seconds, sizes) -> None:
 
 
 def test_under_bursts_it_is_in_time_more_often_and_more_accurate_than_a_fixed_profile_or_a_table() -> None:
-    capacity = 2 / LADDER["fp32"].share
+    capacity = 2 / LADDER["fp32"].seconds_per_image
     arrivals = bursts(0.9 * capacity, 60, 0.25, ALL, seed=1)
     in_time, mean = accuracy(serve(arrivals, workers=2), LADDER)
     for policy in (FixedProfile("int8"), StaticTiers(((0.0, "int8"),))):
