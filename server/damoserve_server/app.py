@@ -251,7 +251,7 @@ class Application:
         workers = WorkerPool(self._policy, limits, self._metrics, self._count_workers)
         detector = Detector(settings, catalogue, images, workers, self._metrics)
         device = self._metrics.device
-        device.watch_pools({"free": detector.free_slots, "leased": detector.leased_slots}, detector.most_slots)
+        device.watch_pools({"free": detector.free_slots, "leased": detector.leased_slots}, detector.most_leased_slots)
         device.watch_queue(partial(workers.queued, ready=False), partial(workers.queued, ready=True))
         device.workers_busy.set_function(lambda: workers.busy)
         return detector

@@ -38,7 +38,7 @@ class InferHandler:
         """Answers a request. `permits` bounds the images in work at the same time. Raises any DamoserveError."""
         call = to_call(request, time.monotonic(), time_remaining, self._startup.default_budget)
         with self._requests.answering(call.detections) as results:
-            detector = await self._startup.finished(call.deadline)
+            detector = await self._startup.detector(call.deadline)
             try:
                 results.extend(await self._by_one_version(call, request.model_version, detector, permits))
             except QueueFull as error:

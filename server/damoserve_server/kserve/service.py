@@ -159,11 +159,11 @@ class InferenceService:
 
     def _failed(self, request: pb.ModelInferRequest, error: DamoserveError) -> pb.ModelStreamInferResponse:
         self._requests.count_reason(error)
-        self._requests.unread(error)
+        self._requests.count_unread(error)
         return encode.to_stream_failure(request, f"{error.reason}: {error}")
 
     async def _catalogue(self) -> Catalogue:
-        return (await self._startup.finished()).catalogue
+        return (await self._startup.detector()).catalogue
 
     def _permitted(
         self, request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest, accepted: Set[str]

@@ -165,7 +165,7 @@ class _Call:
         """Sets the error on the context, which gRPC sends when the handler returns."""
         self.requests.count_reason(error)
         if self.method in REQUEST_METHODS:
-            self.requests.unread(error)
+            self.requests.count_unread(error)
         context.set_code(error.code)
         context.set_details(str(error))
         context.set_trailing_metadata(

@@ -34,7 +34,7 @@ class DetectionService(pb_grpc.DetectionServiceServicer):
             request, time.monotonic(), context.time_remaining(), self._startup.default_budget
         )
         with self._requests.answering([detection]) as results:
-            detector = await self._startup.finished(detection.deadline)
+            detector = await self._startup.detector(detection.deadline)
             results.append(await detector.detect(detection))
             return convert.to_response(results[0])
 
@@ -43,7 +43,7 @@ class DetectionService(pb_grpc.DetectionServiceServicer):
         self, request_iterator: AsyncIterator[pb.DetectStreamRequest], context: Context
     ) -> None:
         startup = self._startup
-        call = StreamCall(request_iterator, context, startup.finished, startup.default_budget)
+        call = StreamCall(request_iterator, context, startup.detector, startup.default_budget)
         with closing(DetectStreamHandler(call, self._requests)) as handler:
             await self._streams.run(handler)
 
@@ -55,10 +55,10 @@ class ProfileService(pb_grpc.ProfileServiceServicer):
         self._startup = startup
 
     async def ListProfiles(self, request: pb.ListProfilesRequest, context: Context) -> pb.ListProfilesResponse:
-        catalogue = (await self._startup.finished()).catalogue
+        catalogue = (await self._startup.detector()).catalogue
         models = [catalogue.model(request.model)] if request.model else catalogue.models.values()
         return pb.ListProfilesResponse(profiles=[profile for model in models for profile in convert.to_profiles(model)])
 
     async def GetProfile(self, request: pb.GetProfileRequest, context: Context) -> pb.Profile:
-        model = (await self._startup.finished()).catalogue.model(request.model)
+        model = (await self._startup.detector()).catalogue.model(request.model)
         return convert.to_profile(model.name, model.version, model.find(request.profile))
