@@ -130,7 +130,7 @@ class Telemetry:
         self._logged = access_log
 
     def begin_call(self, method: str, request_id: str, metadata: Mapping[str, str | bytes]) -> CallRecord:
-        """Returns the record of a call that begins, from now on the current one. `method` is `package.Service/Method`."""
+        """Returns the record of a call that begins, now the current one. `method` is `package.Service/Method`."""
         record = NO_RECORD
         if not method.startswith(UNRECORDED_SERVICES):
             span = self._tracer.start_call(method, metadata)
