@@ -9,7 +9,13 @@ from functools import cached_property
 from math import ceil, inf
 from typing import Any
 
-from damoserve_server.scheduling.deadline import HYSTERESIS, INSTANT, SAME_ACCURACY, TINY, UNANNOUNCED_WAIT_SHARE
+from damoserve_server.scheduling.deadline import (
+    HYSTERESIS,
+    NEGLIGIBLE_HOLD,
+    SAME_ACCURACY,
+    SMALLEST_WORK,
+    UNANNOUNCED_HOLD_SHARE,
+)
 from damoserve_server.scheduling.policy import Cost, Decision, Pause, QueueState, Start, urgency
 from damoserve_server.scheduling.scheduler import Ticket
 
@@ -54,11 +60,11 @@ class Request:
 
     def at(self, level: float) -> Cost:
         """Of its most accurate profile that takes no longer for an image than the level."""
-        fitting = (name for name in self.allowed if self.costs[name].share <= level)
+        fitting = (name for name in self.allowed if self.costs[name].seconds_per_image <= level)
         return self.costs[next(fitting, self.quickest)]
 
     def work(self, level: float) -> float:
-        return 0.0 if self.lost else self.at(level).share
+        return 0.0 if self.lost else self.at(level).seconds_per_image
 
 
 @dataclass
@@ -104,10 +110,10 @@ class Plain:
             left = self._max_wait - waited
             wait = min(max(delay, gain / 8), left)
         else:
-            left = wait = min(self._max_wait, UNANNOUNCED_WAIT_SHARE * cost.expected(size)) - waited
+            left = wait = min(self._max_wait, UNANNOUNCED_HOLD_SHARE * cost.expected(size)) - waited
         first_due = min(one.due for one in best.members) - state.now
         spare = min(first_due, min(queue.slack(one, queue.levels[0]) for one in queue.line) + cost.expected(size))
-        return None if left <= INSTANT or wait >= spare - cost.expected(larger) else state.now + wait
+        return None if left <= NEGLIGIBLE_HOLD or wait >= spare - cost.expected(larger) else state.now + wait
 
 
 class Queue:
@@ -117,7 +123,7 @@ class Queue:
         self.state = state
         self.costs = dict(state.costs)
         self.workers = state.free + len(state.busy)
-        self.levels = sorted({cost.share for cost in self.costs.values()})
+        self.levels = sorted({cost.seconds_per_image for cost in self.costs.values()})
         self.line = sorted((Request(each, state.now, self.costs) for each in state.waiting), key=lambda one: one.place)
         self.head = next(one for one in self.line if one.ticket.ready)
         lost = [one for one in self.line if self.slack(one, self.levels[0]) < 0 and one is not self.head]
@@ -164,7 +170,7 @@ class Queue:
         work, accuracy = self._rest(option, self.levels[place])
         if place + 1 < len(self.levels):
             more_work, more_accuracy = self._rest(option, self.levels[place + 1])
-            risen = min(max(spare / max(more_work - work, TINY), 0.0), 1.0)
+            risen = min(max(spare / max(more_work - work, SMALLEST_WORK), 0.0), 1.0)
             accuracy += risen * (more_accuracy - accuracy)
         return (len(option.members) * self.costs[option.profile].accuracy + accuracy) / self._count(option)
 
