@@ -1,4 +1,4 @@
-"""Calls of gRPC, with the names and labels of go-grpc-middleware, so that public dashboards find them."""
+"""Metrics of gRPC calls, with the names and labels of go-grpc-middleware, so that public dashboards find them."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,6 +11,7 @@ from damoserve_server.errors import codes
 from damoserve_server.metrics.rows import Distribution, Histogram, Numbers, Row, Rows
 
 RPC = ("grpc_type", "grpc_service", "grpc_method")
+"""The labels of a method."""
 STARTED = Metric("grpc_server_started", "Calls started.", "counter")
 HANDLED = Metric(
     "grpc_server_handled",
@@ -18,15 +19,16 @@ HANDLED = Metric(
     "counter",
 )
 POSSIBLE = {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, *codes()}
-"""Nothing here ends with the others; should a library's service do so, it is counted as UNKNOWN."""
-PLACES = {code: place for place, code in enumerate((code for code in grpc.StatusCode if code in POSSIBLE), 1)}
+"""Codes with which calls end here. Should a library's service end one with another, it is counted as UNKNOWN."""
+COLUMNS = {code: column for column, code in enumerate((code for code in grpc.StatusCode if code in POSSIBLE), 1)}
+"""The number of a row that counts the calls with each code; the first counts those that have begun."""
 
 
 class Calls(Row):
-    """Of one method: those that have begun, and how many of them have ended with each code."""
+    """Calls of one method: how many have begun, and how many have ended with each code."""
 
     def __init__(self, labels: Sequence[str], received: Counter, sent: Counter, handling: Distribution) -> None:
-        super().__init__(1 + len(PLACES))
+        super().__init__(1 + len(COLUMNS))
         self.received = received
         self.sent = sent
         self._handling = handling
@@ -36,22 +38,22 @@ class Calls(Row):
         self.numbers[0] += 1
 
     def end(self, code: grpc.StatusCode, seconds: float) -> None:
-        self.numbers[PLACES.get(code, PLACES[grpc.StatusCode.UNKNOWN])] += 1
+        self.numbers[COLUMNS.get(code, COLUMNS[grpc.StatusCode.UNKNOWN])] += 1
         self._handling.observe(seconds)
 
     def samples(self, numbers: Numbers) -> Sequence[Sequence[Sample]]:
         started = Sample("grpc_server_started_total", self._labels, numbers[0])
         return [started], [
-            Sample("grpc_server_handled_total", {**self._labels, "grpc_code": code.name}, numbers[place])
-            for code, place in PLACES.items()
+            Sample("grpc_server_handled_total", {**self._labels, "grpc_code": code.name}, numbers[column])
+            for code, column in COLUMNS.items()
         ]
 
 
 class CallMetrics(Rows):
-    """See the module."""
+    """The metrics of all methods."""
 
     def __init__(self, registry: CollectorRegistry, edges: Sequence[float]) -> None:
-        """`edges`, of the time of calls, are in seconds."""
+        """`edges` are those of the histogram of the time of calls, in seconds."""
         super().__init__(STARTED, HANDLED)
         self._calls: dict[tuple[str, str, str], Calls] = {}
         self._handling = Histogram(
@@ -69,7 +71,7 @@ class CallMetrics(Rows):
         return list(self._calls.values())
 
     def of(self, labels: tuple[str, str, str]) -> Calls:
-        """`labels` are the type, the service and the method."""
+        """Returns the row of a method; `labels` are its type, its service and its name."""
         if labels not in self._calls:
             messages = self._received.labels(*labels), self._sent.labels(*labels)
             self._calls[labels] = Calls(labels, *messages, self._handling.labels(*labels))

@@ -1,4 +1,4 @@
-"""What computes: the queue, batches, workers and buffers."""
+"""Metrics of what computes: queue, batches, workers and buffers."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,7 +9,7 @@ from damoserve_server.scheduling.scheduler import Closing
 
 
 class DeviceMetrics:
-    """See the module."""
+    """The metrics of one device."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         profile = ["model", "profile"]
@@ -58,10 +58,12 @@ class DeviceMetrics:
             self.batches.labels(*profile, reason)
 
     def watch_queue(self, decoding: Callable[[], int], ready: Callable[[], int]) -> None:
+        """Reads the depth of the queue from these functions at every scrape."""
         self.queued.labels("decoding").set_function(decoding)
         self.queued.labels("ready").set_function(ready)
 
     def watch_pools(self, states: Mapping[str, Callable[[], int]], high_water: Callable[[], int]) -> None:
+        """Reads the number of buffers from these functions at every scrape."""
         for state, slots in states.items():
             self.pool_slots.labels(state).set_function(slots)
         self.pool_high_water.set_function(high_water)

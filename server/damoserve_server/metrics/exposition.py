@@ -1,4 +1,4 @@
-"""Writes and serves the metrics."""
+"""Writes the metrics as text, and serves them over HTTP."""
 
 import asyncio
 import gzip
@@ -12,14 +12,14 @@ from prometheus_client.registry import Collector
 
 from damoserve_server.metrics.rows import Rows
 
-END = b"# EOF\n"
-"""Of a text in the format OpenMetrics."""
-COMPRESSION = 1
-"""Prometheus is usually near; more would take longer than the rest of a scrape."""
+OPENMETRICS_END = b"# EOF\n"
+"""The last line of a text in the format OpenMetrics."""
+GZIP_LEVEL = 1
+"""The quickest level: Prometheus is usually near, and more would take longer than the rest of a scrape."""
 
 
 class Registry(CollectorRegistry):
-    """Writes rows apart from what else is registered."""
+    """A registry that writes rows by itself, and has the library write what else is registered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,12 +34,14 @@ class Registry(CollectorRegistry):
             self._others.register(collector)
 
     def text(self, accept: str) -> tuple[bytes, str]:
-        """The metrics in the format that is wanted, and its content type."""
+        """Returns the metrics in the format that `accept` asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
         openmetrics = content_type.startswith("application/openmetrics-text")
         rows = "".join(rows.text(openmetrics) for rows in self._rows).encode()
         others: bytes = encode(self._others)
-        return (others.removesuffix(END) + rows + END if openmetrics else others + rows), content_type
+        if openmetrics:
+            return others.removesuffix(OPENMETRICS_END) + rows + OPENMETRICS_END, content_type
+        return others + rows, content_type
 
 
 class Endpoint:
@@ -49,7 +51,7 @@ class Endpoint:
         """Raises OSError if the port is taken."""
         self._registry = registry
         self._server, self._thread = start_http_server(port, host, registry)
-        self._usual = self._server.get_app()
+        self._library_app = self._server.get_app()
         self._server.set_app(self._answer)
         self.port = self._server.server_port
 
@@ -60,13 +62,13 @@ class Endpoint:
 
     def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] != "GET" or environ.get("QUERY_STRING"):
-            usual: Any = self._usual
-            answer: Iterable[bytes] = usual(environ, start_response)
+            library_app: Any = self._library_app
+            answer: Iterable[bytes] = library_app(environ, start_response)
             return answer
         text, content_type = self._registry.text(environ.get("HTTP_ACCEPT", ""))
         headers = [("Content-Type", content_type)]
         if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
-            text = gzip.compress(text, COMPRESSION)
+            text = gzip.compress(text, GZIP_LEVEL)
             headers.append(("Content-Encoding", "gzip"))
         start_response("200 OK", headers)
         return [text]

@@ -1,6 +1,6 @@
-"""What Prometheus sees. Label values come from closed sets only, and what is counted exists from the start, at zero.
+"""All metrics of a server, by their subjects.
 
-`reference` writes the page that lists them all.
+Label values come from closed sets only, never from callers. What is counted exists from the start, at zero.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """The metrics of one server, by their subjects."""
+    """The metrics of one server: those of calls, requests, the device, models and fidelity."""
 
     def __init__(self, registry: CollectorRegistry, tiers: Tiers) -> None:
         objectives = [tiers[tier].objective_ms / 1000 for tier in Tier]

@@ -1,4 +1,4 @@
-"""What is served: models, profiles and tiers as loaded and configured; and what the server is made of."""
+"""Metrics of models, profiles and tiers as they are loaded and set, and of the versions of the build."""
 
 import platform
 from collections.abc import Mapping
@@ -12,9 +12,11 @@ from damoserve_server.models.catalogue import ProfileState
 from damoserve_server.scheduling.selection import Tier
 
 RELOADED_FILES = ("certificate", "tokens")
+"""Files that are read again when they have changed."""
 RELOAD_RESULTS = {True: "taken", False: "refused"}
+"""The label of a change of such a file, by whether it was accepted."""
 RELOADS = ("switched", "refused", "abandoned", "removed")
-"""How an attempt to change the version of a model ended."""
+"""Ends of an attempt to change the version of a model."""
 BUILD = {
     "version": ("damoserve",),
     "grpc": ("grpcio",),
@@ -22,11 +24,11 @@ BUILD = {
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt",),
 }
-"""The packages whose version each label of the build has; of several the first that is installed."""
+"""The packages whose version is the value of each label of the build; of several the first that is installed."""
 
 
 class ModelMetrics:
-    """See the module."""
+    """The metrics of all models."""
 
     def __init__(self, registry: CollectorRegistry, tiers: Tiers) -> None:
         profile = ["model", "profile"]
@@ -55,7 +57,7 @@ class ModelMetrics:
             ["file", "result"],
             registry=registry,
         )
-        self._shown: dict[str, dict[str, ProfileState]] = {}
+        self._states_shown: dict[str, dict[str, ProfileState]] = {}
         for file in RELOADED_FILES:
             for result in RELOAD_RESULTS.values():
                 self.credential_reloads.labels(file, result)
@@ -68,7 +70,7 @@ class ModelMetrics:
         self.profile_accuracy.labels(model, profile).set(manifest.accuracy.ap)
 
     def drop_profile(self, manifest: Manifest, successor: Manifest | None) -> None:
-        """Removes what says that a profile is there, unless its successor says the same. What it did stays counted."""
+        """Removes the series that show a profile, unless its successor shows the same. Its counts stay."""
         model, profile = manifest.model, manifest.profile
         if successor is None or (successor.version, successor.variant) != (manifest.version, manifest.variant):
             self.profile_info.remove(model, profile, manifest.version, manifest.variant)
@@ -76,18 +78,19 @@ class ModelMetrics:
             self.profile_accuracy.remove(model, profile)
 
     def show_states(self, model: str, states: Mapping[str, ProfileState]) -> None:
-        """The states of a model's profiles; those it no longer has are removed."""
-        for name in self._shown.get(model, {}).keys() - states.keys():
+        """Shows the states of a model's profiles, and removes those of profiles that it no longer has."""
+        for name in self._states_shown.get(model, {}).keys() - states.keys():
             self.profile_state.remove_by_labels({"model": model, "profile": name})
         for name, state in states.items():
             for possible in ProfileState:
                 self.profile_state.labels(model, name, possible).set(state == possible)
-        self._shown[model] = dict(states)
+        self._states_shown[model] = dict(states)
         for result in RELOADS:
             self.reloads.labels(model, result)
 
-    def count_credential_reload(self, file: str, taken: bool) -> None:
-        self.credential_reloads.labels(file, RELOAD_RESULTS[taken]).inc()
+    def count_credential_reload(self, file: str, accepted: bool) -> None:
+        """Counts a change of one of RELOADED_FILES."""
+        self.credential_reloads.labels(file, RELOAD_RESULTS[accepted]).inc()
 
 
 def _show_tiers(registry: CollectorRegistry, tiers: Tiers) -> None:

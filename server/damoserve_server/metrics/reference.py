@@ -1,4 +1,4 @@
-"""The page that lists the metrics, from the metrics themselves: `python -m damoserve_server.metrics.reference`."""
+"""Writes docs/metrics.md from the metrics themselves: `python -m damoserve_server.metrics.reference`."""
 
 from collections.abc import Iterator
 
@@ -29,17 +29,17 @@ is an edge of the histograms of seconds, so what is in time is counted and not i
 | --- | --- | --- | --- | --- |
 """
 UNITS = {"seconds": "seconds", "bytes": "bytes", "accuracy": "ratio"}
-"""By a word of the metric's name."""
+"""The unit of a metric, by a word in its name."""
 OPEN_LABELS = {"model", "profile", "label", "variant", "version", "grpc_service", "grpc_method"}
-"""Their values come from what is served."""
+"""Labels whose values come from what is served, and so are not listed."""
 MOST_VALUES = 8
-"""Longer sets are told elsewhere."""
+"""The most values of a label that are listed; longer sets are documented elsewhere."""
 SETS_OF_ONE = {"damoserve_build_info", "python_info"}
-"""Their labels say what there is, one value each."""
+"""Metrics whose labels have one value each, which says what is installed, and so is not listed."""
 
 
 def populated() -> CollectorRegistry:
-    """All that a server with one method and one profile, of the bundled ones, shows once both have been used."""
+    """Returns all that a server with one method and one profile, a bundled one, shows once both have been used."""
     registry = CollectorRegistry()
     metrics = Metrics(registry, Tiers())
     for kind in ("unary", "server_stream", "bidi_stream"):
@@ -62,7 +62,7 @@ def populated() -> CollectorRegistry:
 
 
 def page() -> str:
-    """Markdown, with one row for each metric, by name."""
+    """Returns the page as Markdown, with one row for each metric, by name."""
     return HEAD + "".join(_row(family) for family in sorted(populated().collect(), key=lambda family: family.name))
 
 

@@ -1,4 +1,4 @@
-"""Requests: how many there are, how they end, which profile serves them and where their time goes."""
+"""Metrics of requests: how many there are, how they end, which profile serves them, where their time goes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from damoserve_server.metrics.rows import Distribution, Histogram, Numbers, Row,
 from damoserve_server.scheduling.selection import Reason, Tier
 
 STAGES = ("decode_wait", "decode", "queue", "batch_wait", "inference", "postprocess", "respond")
-"""In their order; the names are those of `detector.Timings`."""
+"""The stages of a request in their order; the names are those of `detection.request.Timings`."""
 FRAME_OUTCOMES = ("answered", "refused", "dropped_server_behind", "dropped_client_behind")
+"""Ends of a frame of a stream."""
 NO_TIER = "none"
 """The tier label of a request that names its profile, or that could not be read."""
 ENDED = Metric(
@@ -31,7 +32,7 @@ IN_FLIGHT = Metric("damoserve_requests_in_flight", "Requests that have arrived a
 
 
 class Outcome(StrEnum):
-    """How a request ends."""
+    """The end of a request; `ENDED` explains each."""
 
     IN_TIME = "in_time"
     LATE = "late"
@@ -42,22 +43,23 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-PLACES = {outcome: place for place, outcome in enumerate(Outcome, 1)}
+COLUMNS = {outcome: column for column, outcome in enumerate(Outcome, 1)}
+"""The number of a row that counts the requests with each end; the first counts those that have arrived."""
 
 
 @dataclass(frozen=True)
 class AnsweredSeries:
-    """The series of answers of one kind; to look each up by its labels takes as long as to count."""
+    """The series of answers with the same labels, kept: to look each up takes as long as to count."""
 
     routed: Counter
     request: Distribution
     stages: tuple[Distribution, ...]
-    """In the order of STAGES."""
+    """The histogram of each stage, in the order of STAGES."""
     accuracy: Summary
 
 
 class TierRow(Row):
-    """Requests of one tier: those that have arrived, and how many of them have come to each end."""
+    """Requests of one tier: how many have arrived, and how many of them have come to each end."""
 
     def __init__(self, tier: str) -> None:
         super().__init__(1 + len(Outcome))
@@ -67,7 +69,7 @@ class TierRow(Row):
         self.numbers[0] += 1
 
     def end(self, outcome: Outcome) -> None:
-        self.numbers[PLACES[outcome]] += 1
+        self.numbers[COLUMNS[outcome]] += 1
 
     def samples(self, numbers: Numbers) -> Sequence[Sequence[Sample]]:
         arrived, *ended = numbers
@@ -80,19 +82,19 @@ class TierRow(Row):
 
 @dataclass(frozen=True)
 class Totals:
-    """Requests of all tiers since the start."""
+    """Numbers of requests of all tiers since the start."""
 
     arrived: int
     ended: Mapping[Outcome, int]
 
     @property
     def inside(self) -> int:
-        """Those that have arrived and have no end yet."""
+        """Requests that have arrived and have no end yet."""
         return self.arrived - sum(self.ended.values())
 
 
 class RequestsByTier(Rows):
-    """Requests by tier. What has arrived is in flight or has ended, at every moment."""
+    """Requests by tier. At every moment what has arrived is in flight or has ended."""
 
     def __init__(self) -> None:
         super().__init__(ENDED, IN_FLIGHT)
@@ -106,14 +108,14 @@ class RequestsByTier(Rows):
 
     def totals(self) -> Totals:
         counted = [sum(numbers) for numbers in zip(*(row.numbers for row in self._tiers.values()), strict=True)]
-        return Totals(int(counted[0]), {outcome: int(counted[place]) for outcome, place in PLACES.items()})
+        return Totals(int(counted[0]), {outcome: int(counted[column]) for outcome, column in COLUMNS.items()})
 
 
 class RequestMetrics:
-    """See the module."""
+    """The metrics of requests."""
 
     def __init__(self, registry: CollectorRegistry, edges: Sequence[float], stage_edges: Sequence[float]) -> None:
-        """The edges of the histograms are in seconds."""
+        """`edges` are those of requests and `stage_edges` those of stages, in seconds."""
         profile = ["model", "profile"]
         self.tiers = RequestsByTier()
         self.refused = Counter(

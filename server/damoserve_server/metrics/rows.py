@@ -1,9 +1,23 @@
 """Series that are counted and written by the row, not one by one.
 
-prometheus_client locks, collects and formats every series by itself. With a series for every method, code, profile,
-tier and stage that took 28 ms of an idle server for each scrape, 80 of a busy one, and calls that ended between two
-series were in one of them only. Here the numbers of a row are seen as they were at one moment, and a row that has not
-changed since it was last written is not written again.
+A row is a list of numbers that belong together: the calls of one method that have begun, and those that have ended
+with each code; or the sum and the buckets of one histogram. Each number is a line of the text that Prometheus reads.
+
+prometheus_client has an object with a lock for every number, and collects and formats each at every scrape. With a
+series for every method, code, profile, tier and stage that took 28 ms of an idle server, 80 of a busy one. And the
+numbers did not add up: a call that ended between the reading of two series was in one of them only.
+
+So a row is counted and read without a lock. One thread adds to it, the event loop's. A scrape, in another thread,
+copies the list; that is one step of the interpreter, so the copy shows one moment. For sums to be right at that
+moment, an event adds to one number only: a request that ends is one more of its end, and what is in flight is
+computed from the copy, as the arrivals less the ends. A histogram adds to a bucket and then to its sum. Its count is
+computed from the buckets; its sum may lack the value that is being added, until the next scrape.
+
+A row that has not changed is not written again. Its lines are kept with the numbers that they show, and most rows, of
+profiles and methods that nobody uses now, have not changed since the last scrape. The beginning of a line, the name
+and the labels, never changes: the library writes it once, so that it is escaped as everywhere.
+
+For the library a row is still a metric like all others (`Rows.collect`).
 """
 
 import time
@@ -20,71 +34,75 @@ from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 Numbers = list[float]
+"""The numbers of a row: all of its counts at one moment."""
 
 
 class Row(ABC):
-    """Numbers that one thread counts and any may read: a copy of the list is one step of the interpreter."""
+    """Numbers that one thread counts and any may read."""
 
     def __init__(self, size: int) -> None:
         self.numbers: Numbers = [0] * size
-        self._names: list[list[str]] = []
-        self._written: dict[bool, tuple[Numbers, list[str]]] = {}
+        self._series: list[list[str]] = []
+        # By whether the format is OpenMetrics: the numbers that were written last, and their lines.
+        self._last_written: dict[bool, tuple[Numbers, list[str]]] = {}
 
     @abstractmethod
     def samples(self, numbers: Numbers) -> Sequence[Sequence[Sample]]:
-        """What these numbers are in each of the metrics that the row belongs to; always the same series."""
+        """Returns the numbers as samples, a list for each metric that the row belongs to; always of the same series."""
 
     def texts(self, openmetrics: bool) -> list[str]:
-        """The lines of each of the metrics."""
+        """Returns the lines of the row as one text for each metric that it belongs to."""
         numbers = self.numbers.copy()
-        written = self._written.get(openmetrics)
-        if written is None or written[0] != numbers:
-            written = numbers, self._write(self.samples(numbers), openmetrics)
-            self._written[openmetrics] = written
-        return written[1]
+        last = self._last_written.get(openmetrics)
+        if last is None or last[0] != numbers:
+            last = numbers, self._format(self.samples(numbers), openmetrics)
+            self._last_written[openmetrics] = last
+        return last[1]
 
-    def _write(self, metrics: Sequence[Sequence[Sample]], openmetrics: bool) -> list[str]:
-        if not self._names:
-            self._names = [_names(samples) for samples in metrics]
+    def _format(self, metrics: Sequence[Sequence[Sample]], openmetrics: bool) -> list[str]:
+        if not self._series:
+            self._series = [_series(samples) for samples in metrics]
         return [
             "".join(
-                f"{name} {_written(sample.value)}{_exemplar(sample) if openmetrics else ''}\n"
-                for name, sample in zip(names, samples, strict=True)
+                f"{series} {_number(sample.value)}{_exemplar(sample) if openmetrics else ''}\n"
+                for series, sample in zip(all_series, samples, strict=True)
             )
-            for names, samples in zip(self._names, metrics, strict=True)
+            for all_series, samples in zip(self._series, metrics, strict=True)
         ]
 
 
 class Rows(Collector, ABC):
-    """Metrics that have the same rows. `heads` are these metrics without their samples."""
+    """Metrics that have the same rows."""
 
-    def __init__(self, *heads: Metric) -> None:
-        self._heads = heads
+    def __init__(self, *families: Metric) -> None:
+        """`families` are these metrics without their samples, in the order in which a row has them."""
+        self._families = families
 
     @abstractmethod
     def rows(self) -> Iterable[Row]:
-        """May be called by any thread."""
+        """Returns the rows that are shown now. Any thread may call it."""
 
     def describe(self) -> Iterable[Metric]:
-        return self._heads
+        return self._families
 
     def collect(self) -> Iterator[Metric]:
         rows = [row.samples(row.numbers.copy()) for row in self.rows()]
-        for place, head in enumerate(self._heads):
-            metric = Metric(head.name, head.documentation, head.type)
-            metric.samples = [sample for metrics in rows for sample in metrics[place]]
+        for number, family in enumerate(self._families):
+            metric = Metric(family.name, family.documentation, family.type)
+            metric.samples = [sample for metrics in rows for sample in metrics[number]]
             yield metric
 
     def text(self, openmetrics: bool) -> str:
+        """Returns the metrics as Prometheus reads them, in OpenMetrics or in its own format."""
         rows = [row.texts(openmetrics) for row in self.rows()]
         return "".join(
-            "".join([_head(head, openmetrics), *(texts[place] for texts in rows)])
-            for place, head in enumerate(self._heads)
+            "".join([_head(family, openmetrics), *(texts[number] for texts in rows)])
+            for number, family in enumerate(self._families)
         )
 
 
 class Distribution(Row):
-    """A row of a histogram: a sum, and how many values lie in each bucket."""
+    """A row of a histogram: the sum of the values, and how many of them lie in each bucket."""
 
     def __init__(self, name: str, labels: Mapping[str, str], edges: Sequence[float]) -> None:
         super().__init__(2 + len(edges))
@@ -92,19 +110,19 @@ class Distribution(Row):
         self._exemplars: dict[int, Exemplar] = {}
         self._name = name
         self._labels = dict(labels)
-        self._buckets = [{**labels, "le": _written(edge)} for edge in (*edges, inf)]
+        self._buckets = [{**labels, "le": _number(edge)} for edge in (*edges, inf)]
 
     @property
     def count(self) -> float:
         return sum(self.numbers[1:])
 
     def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
-        """`exemplar` has the labels of something that took so long, a trace for example."""
-        place = 1 + bisect_left(self._edges, value)
+        """Adds a value. `exemplar` has the labels of something that took so long, a trace for example."""
+        column = 1 + bisect_left(self._edges, value)
         if exemplar is not None:
-            self._exemplars[place] = Exemplar(exemplar, value, time.time())
+            self._exemplars[column] = Exemplar(exemplar, value, time.time())
         numbers = self.numbers
-        numbers[place] += 1
+        numbers[column] += 1
         numbers[0] += value
 
     def samples(self, numbers: Numbers) -> Sequence[Sequence[Sample]]:
@@ -113,8 +131,8 @@ class Distribution(Row):
         return [
             [
                 *(
-                    Sample(f"{self._name}_bucket", labels, count, None, self._exemplars.get(place))
-                    for place, (labels, count) in enumerate(zip(self._buckets, below, strict=True), 1)
+                    Sample(f"{self._name}_bucket", labels, count, None, self._exemplars.get(column))
+                    for column, (labels, count) in enumerate(zip(self._buckets, below, strict=True), 1)
                 ),
                 Sample(f"{self._name}_count", self._labels, below[-1]),
                 Sample(f"{self._name}_sum", self._labels, total),
@@ -123,7 +141,7 @@ class Distribution(Row):
 
 
 class Histogram(Rows):
-    """With the interface of prometheus_client's, which only one thread may use to observe."""
+    """A histogram with the interface of prometheus_client's; only one thread may observe."""
 
     def __init__(self, name: str, documentation: str, labelnames: Sequence[str], edges: Sequence[float]) -> None:
         super().__init__(Metric(name, documentation, "histogram"))
@@ -139,12 +157,12 @@ class Histogram(Rows):
         return self._distributions[values]
 
     def rows(self) -> Iterable[Row]:
-        """Without those that have no value yet: of an idle server their zeros were two thirds of a scrape."""
+        """Leaves out distributions without a value: of an idle server their zeros were two thirds of a scrape."""
         return [row for row in list(self._distributions.values()) if row.count]
 
 
-class _Only(Collector):
-    """As the library writes what it is given."""
+class _OneMetric(Collector):
+    """A single metric, to have the library write it."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
@@ -153,11 +171,11 @@ class _Only(Collector):
         return [self._metric]
 
 
-def _names(samples: Sequence[Sample]) -> list[str]:
-    """The series, with their labels, in the format of Prometheus."""
+def _series(samples: Sequence[Sample]) -> list[str]:
+    """Returns the name and the labels of each sample, in the format of Prometheus."""
     metric = Metric("any", "", "unknown")
     metric.samples = list(samples)
-    lines = generate_latest(_Only(metric)).decode().splitlines()
+    lines = generate_latest(_OneMetric(metric)).decode().splitlines()
     return [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
 
 
@@ -166,7 +184,7 @@ def _head(metric: Metric, openmetrics: bool) -> str:
     return f"# HELP {name} {metric.documentation}\n# TYPE {name} {metric.type}\n"
 
 
-def _written(value: float) -> str:
+def _number(value: float) -> str:
     return str(floatToGoString(value))  # type: ignore[no-untyped-call]
 
 
@@ -178,4 +196,4 @@ def _exemplar(sample: Sample) -> str:
         for name, value in sample.exemplar.labels.items()
     }
     labels = ",".join(f'{name}="{value}"' for name, value in escaped.items())
-    return f" # {{{labels}}} {_written(sample.exemplar.value)} {sample.exemplar.timestamp}"
+    return f" # {{{labels}}} {_number(sample.exemplar.value)} {sample.exemplar.timestamp}"
