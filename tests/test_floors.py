@@ -21,7 +21,7 @@ FLOORS: Mapping[Path, Sequence[set[str]]] = {
         {"metrics"},
         {"detection", "lifecycle"},
         {"rpc"},
-        {"v1", "kserve"},
+        {"v1", "kserve", "assembly"},
         {"app"},
         {"cli"},
         {"__main__"},

@@ -1,4 +1,4 @@
-"""`python -m damoserve_server`: the server without the client's command."""
+"""Starts the server by `python -m damoserve_server`, without the client's command."""
 
 import typer
 

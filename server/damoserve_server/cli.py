@@ -1,4 +1,4 @@
-"""The command `damoserve serve`, found through the entry point group `damoserve.commands`."""
+"""The command `damoserve serve`; the client finds it through the entry point group `damoserve.commands`."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ from damoserve_server.telemetry.settings import LogFormat, LogLevel
 log = logging.getLogger(__name__)
 
 
-# Numbers and levels are taken as text: what is wrong with them is told as of any other setting, in one line.
+# Numbers and levels are accepted as text: a wrong one is explained like any other setting, in one line.
 def serve(  # noqa: PLR0913, PLR0917 - one argument for each option
     repository: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of models. Default: the bundled model.")
@@ -53,16 +53,16 @@ def serve(  # noqa: PLR0913, PLR0917 - one argument for each option
         "config": config,
         "log_level": log_level,
     }
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    set_options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     try:
-        settings = Settings(**given)
+        settings = Settings(**set_options)
         configure(settings.log_level, settings.log_format)
         for warning in unknown_variables(os.environ):
             log.warning("%s", warning)
         announce = log.info if settings.log_format is LogFormat.JSON else typer.echo
         uvloop.run(serve_until_stopped(settings, announce))
     except (ValidationError, SettingsError) as error:
-        _fail(explain(error, given, os.environ), error)
+        _fail(explain(error, set_options, os.environ), error)
     except (CatalogueError, OSError) as error:
         _fail(" ".join(str(error).split()), error)
 

@@ -1,4 +1,4 @@
-"""What a call can fail with. Each error has the gRPC code and the reason of the contract's table.
+"""The errors of a call. Each has the gRPC code and the reason that the table of the contract lists.
 
 DamoserveError
 ├── InvalidRequest               INVALID_ARGUMENT, names the field
@@ -39,7 +39,7 @@ DamoserveError
 ├── NotOffered                   UNIMPLEMENTED
 └── InternalError                INTERNAL
 
-`status` turns them into `google.rpc.Status`; nothing else needs to know about gRPC.
+`rpc.status` turns them into `google.rpc.Status`; nobody else needs to know about gRPC.
 """
 
 import math
@@ -50,18 +50,20 @@ import grpc
 
 
 class DamoserveError(Exception):
-    """The message is for the caller; `details` repeats its variable parts for programs."""
+    """An error that a caller sees. The message is for people; `details` repeats its variable parts for programs."""
 
     code: grpc.StatusCode
-    """Of the class, but for QueueFull where Triton's clients expect another."""
+    """The gRPC code. Set by the class, but for QueueFull where Triton's clients expect another."""
     reason: ClassVar[str]
+    """The reason in the table of the contract, for programs."""
     retry_after: float | None = None
     """Seconds after which the same request may succeed."""
     field: str | None = None
     """The path of the offending field in the request."""
     name: str | None = None
-    """The resource that is not there, of the type `resource_type`."""
+    """The name of the resource that is not there."""
     resource_type: ClassVar[str] = ""
+    """The type of that resource."""
 
     def __init__(self, message: str, **details: object) -> None:
         super().__init__(message)
@@ -69,6 +71,8 @@ class DamoserveError(Exception):
 
 
 class InvalidRequest(DamoserveError):
+    """A request that is wrong in itself; `field` is the path of what is wrong."""
+
     code = grpc.StatusCode.INVALID_ARGUMENT
 
     def __init__(self, field: str, message: str, **details: object) -> None:
@@ -113,6 +117,8 @@ class ParameterInvalid(InvalidRequest):
 
 
 class NotFound(DamoserveError):
+    """A request for something that is not there; `name` is its name."""
+
     code = grpc.StatusCode.NOT_FOUND
 
     def __init__(self, name: str, message: str, **details: object) -> None:
@@ -151,12 +157,13 @@ class AccuracyUnavailable(DamoserveError):
 
 
 class DeadlineUnreachable(DamoserveError):
-    """`expected` and `budget` are in seconds from now."""
+    """No profile can answer by the deadline, so the request is refused at once."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "DEADLINE_UNREACHABLE"
 
     def __init__(self, expected: float, budget: float) -> None:
+        """`expected` and `budget` are in seconds from now."""
         expected_ms, budget_ms = f"{1000 * expected:.1f}", f"{1000 * budget:.1f}"
         message = f"an answer is expected in {expected_ms} ms; only {budget_ms} ms are left"
         super().__init__(message, expected_ms=expected_ms, budget_ms=budget_ms)
@@ -191,7 +198,7 @@ class TooManyStreams(DamoserveError):
 
 
 class WorkersLost(DamoserveError):
-    """What computed the request hung or died; it is being replaced. `retry_after` is in seconds."""
+    """The worker that computed the request hung or died, and is being replaced."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "WORKERS_LOST"
@@ -256,7 +263,7 @@ class ShuttingDown(DamoserveError):
 
 
 class ProfileLoading(DamoserveError):
-    """`retry_after` is in seconds."""
+    """The profile does not serve yet."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "PROFILE_LOADING"
@@ -264,7 +271,7 @@ class ProfileLoading(DamoserveError):
 
 
 class OperationRunning(DamoserveError):
-    """`retry_after` is in seconds."""
+    """Another change of the same model is not done yet."""
 
     code = grpc.StatusCode.ABORTED
     reason = "OPERATION_RUNNING"
@@ -292,35 +299,35 @@ class NotOffered(DamoserveError):
 
 
 class InternalError(DamoserveError):
-    """Stands in for every unexpected exception; says nothing about it."""
+    """A fault of the server. It stands for every unexpected exception, and says nothing about it."""
 
     code = grpc.StatusCode.INTERNAL
     reason = "INTERNAL"
 
 
 def forget_origin(error: BaseException) -> None:
-    """Lets go of where an error came from, once it is known to be handled.
+    """Removes the traceback and the causes of an error that is handled.
 
-    A frame there holds the future that holds the error, and with it request, image and profile would stay until a
-    garbage collection.
+    A frame in the traceback holds the future that holds the error: in this circle request, image and profile would stay
+    until a garbage collection.
     """
     error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
 def reasons() -> Iterator[str]:
-    """The reasons of all errors: the contract's table."""
+    """Yields the reasons of all errors: those in the table of the contract."""
     return (kind.reason for kind in _kinds())
 
 
 def codes() -> Iterator[grpc.StatusCode]:
-    """The codes of all errors."""
+    """Yields the codes of all errors."""
     return (kind.code for kind in _kinds())
 
 
 def _kinds() -> Iterator[type[DamoserveError]]:
-    waiting: list[type[DamoserveError]] = [DamoserveError]
-    while waiting:
-        kind = waiting.pop()
-        waiting.extend(kind.__subclasses__())
+    unvisited: list[type[DamoserveError]] = [DamoserveError]
+    while unvisited:
+        kind = unvisited.pop()
+        unvisited.extend(kind.__subclasses__())
         if hasattr(kind, "reason"):
             yield kind

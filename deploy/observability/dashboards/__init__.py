@@ -1,4 +1,4 @@
-"""Grafana's dashboards. `python -m deploy.observability.dashboards FOLDER` writes them as JSON."""
+"""Dashboards of Grafana, a module each. `python -m deploy.observability.dashboards FOLDER` writes them as JSON."""
 
 import json
 
@@ -19,7 +19,7 @@ BOARDS = tuple(module.board() for module in (overview, latency, batching, routin
 
 
 def files() -> dict[str, str]:
-    """The name and the content of each file."""
+    """Returns the name and the content of each file."""
     return {f"{board.name}.json": f"{_json(board)}\n" for board in BOARDS}
 
 

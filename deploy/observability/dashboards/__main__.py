@@ -7,7 +7,7 @@ from deploy.observability.dashboards import files
 
 
 def main(folder: Path) -> None:
-    """Raises OSError if the folder cannot be written to."""
+    """Writes the dashboards into a folder. Raises OSError if that fails."""
     for name, text in files().items():
         (folder / name).write_text(text)
 

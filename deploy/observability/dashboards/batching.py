@@ -1,4 +1,4 @@
-"""How requests are put together into batches."""
+"""Dashboard of batches: their sizes, why they were closed, what they cost."""
 
 from deploy.observability.dashboards import parts
 from deploy.observability.dashboards.parts import Board, Panel, Row, graph, query

@@ -1,4 +1,4 @@
-"""Whether compressed profiles still agree with the reference profile on today's traffic."""
+"""Dashboard of fidelity: the agreement of compressed profiles with the reference profile on today's traffic."""
 
 from deploy.observability.dashboards import parts
 from deploy.observability.dashboards.parts import Board, Panel, Row, graph, query
@@ -11,18 +11,18 @@ EXPECTED = "damoserve_fidelity_expected_agreement"
 MATCHED = 'result="matched"'
 MISSED = 'result=~"missing|extra"'
 WINDOW = "10m"
-"""That of the recorded agreement and of the alert: images are compared too seldom for less."""
+"""The window of agreement, as in the recorded rule and the alert: images are compared too seldom for less."""
 
 
 def agreement(by: str) -> str:
-    """F1 of the boxes: twice the matched ones to twice the matched, the missing and the extra ones together."""
+    """Returns the expression of F1 of the boxes: 2 matched / (2 matched + missing + extra)."""
     matched = f"2 * {increase(BOXES, MODEL, MATCHED, by=by, window=WINDOW)}"
     return f"{matched} / ({matched} + {increase(BOXES, MODEL, MISSED, by=by, window=WINDOW)})"
 
 
 def agreements() -> tuple[Panel, ...]:
     recorded = f"avg by (model, profile) (damoserve:fidelity_agreement:10m{{{MODEL}}})"
-    expected = total(EXPECTED, MODEL, by="model, profile", how="min")
+    expected = total(EXPECTED, MODEL, by="model, profile", aggregation="min")
     least = f"min by (model, profile) (min_over_time({series(EXPECTED, MODEL)}[{WINDOW}]))"
     return (
         parts.dashed(

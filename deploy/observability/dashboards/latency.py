@@ -1,11 +1,11 @@
-"""Where the time of a request goes."""
+"""Dashboard of latency: the time of a request in each stage."""
 
 from deploy.observability.dashboards import parts
 from deploy.observability.dashboards.parts import Board, Panel, Query, Row, graph, query
 from deploy.observability.dashboards.promql import MODEL, PROFILE, TIER, increase, mean, quantile, rate
 
 STAGES = ("decode_wait", "decode", "queue", "batch_wait", "inference", "postprocess", "respond")
-"""As they follow one another; the request's time is their sum."""
+"""The stages as they follow one another; a request's time is their sum."""
 SECONDS = "damoserve_stage_seconds"
 WHAT_TO_DO = (
     "decode_wait: images wait for a thread to decode them, so they are too large or too many. queue: all workers are "
@@ -14,15 +14,15 @@ WHAT_TO_DO = (
 )
 
 
-def split() -> list[Query]:
-    """The mean time of each stage."""
+def stage_means() -> list[Query]:
+    """Returns the mean time of each stage."""
     return [query(mean(SECONDS, MODEL, PROFILE, f'stage="{stage}"'), stage) for stage in STAGES]
 
 
 def together() -> tuple[Panel, ...]:
     whole = query(mean("damoserve_request_seconds", MODEL, PROFILE), "whole request")
     text = f"The stages add up to the dashed line. {WHAT_TO_DO}"
-    panel = parts.dashed(parts.stacked("Mean time by stage", text, "s", *split(), whole), "^whole")
+    panel = parts.dashed(parts.stacked("Mean time by stage", text, "s", *stage_means(), whole), "^whole")
     share = parts.shares(
         "Share of each stage",
         "Of all the time that answered requests spent here.",
@@ -56,7 +56,7 @@ def spread() -> tuple[Panel, ...]:
 
 
 def board() -> Board:
-    by_profile = parts.stacked("$profile", f"Mean time of each stage. {WHAT_TO_DO}", "s", *split())
+    by_profile = parts.stacked("$profile", f"Mean time of each stage. {WHAT_TO_DO}", "s", *stage_means())
     return Board(
         "latency",
         "damoserve / Latency",

@@ -1,7 +1,7 @@
-"""What is served, in which state, and how it changed."""
+"""Dashboard of models: what is served, the states of profiles, and changes of versions."""
 
 from deploy.observability.dashboards import parts
-from deploy.observability.dashboards.parts import Board, Panel, Row, figure, graph, now, query
+from deploy.observability.dashboards.parts import Board, Panel, Row, figure, graph, query, query_now
 from deploy.observability.dashboards.promql import MODEL, increase, series, total
 
 STATE = "damoserve_profile_state"
@@ -62,8 +62,8 @@ def changes() -> tuple[Panel, ...]:
 
 def tables() -> tuple[Panel, ...]:
     return (
-        parts.labels("Profiles", "What is served.", now(series("damoserve_profile_info", MODEL))),
-        parts.labels("Builds", "What serves.", now(series("damoserve_build_info"))),
+        parts.labels("Profiles", "What is served.", query_now(series("damoserve_profile_info", MODEL))),
+        parts.labels("Builds", "What serves.", query_now(series("damoserve_build_info"))),
     )
 
 

@@ -1,4 +1,4 @@
-"""How many requests, how many fail, how long they take."""
+"""Dashboard to start with: rate, errors and duration of requests."""
 
 from deploy.observability.dashboards import parts
 from deploy.observability.dashboards.parts import Board, Panel, Row, figure, graph, query
@@ -6,7 +6,7 @@ from deploy.observability.dashboards.promql import MODEL, OBJECTIVE, REQUEST_SEC
 
 REQUESTS = "damoserve_requests_total"
 OWED = 'outcome=~"in_time|late|refused|expired|failed"'
-"""Ends that a caller may hold against the server: all but those that callers cause."""
+"""Matches the ends that a caller may hold against the server: all but those that callers cause."""
 IN_TIME = 'outcome="in_time"'
 HANDLED = "grpc_server_handled_total"
 FIRING = 'count(ALERTS{alertname=~"Damoserve.*", alertstate="firing"}) or vector(0)'
@@ -101,15 +101,15 @@ def errors() -> tuple[Panel, ...]:
 
 
 def durations(label: str) -> tuple[Panel, ...]:
-    """The quantiles by `label`; those of tiers beside their objectives."""
+    """Returns the quantiles by `label`; those of tiers beside their objectives."""
     panels = []
     for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
-        asked = [query(quantile(share, REQUEST_SECONDS, MODEL, TIER, by=label), f"{{{{{label}}}}}")]
+        queries = [query(quantile(share, REQUEST_SECONDS, MODEL, TIER, by=label), f"{{{{{label}}}}}")]
         text = "From the arrival of a request to its answer; what got no answer is not in it."
         if label == "tier":
-            asked.append(query(OBJECTIVE, "{{tier}} objective"))
+            queries.append(query(OBJECTIVE, "{{tier}} objective"))
             text += " Dashed: the objectives. A tier above its line is late; see Latency for the stage that takes it."
-        panels.append(parts.dashed(graph(f"{name} by {label}", text, "s", *asked), "objective$"))
+        panels.append(parts.dashed(graph(f"{name} by {label}", text, "s", *queries), "objective$"))
     return tuple(panels)
 
 

@@ -1,4 +1,4 @@
-"""What the server has, and how much of it is in use."""
+"""Dashboard of resources: workers, queue, buffers and the process, and how much of them is in use."""
 
 from deploy.observability.dashboards import parts
 from deploy.observability.dashboards.parts import Board, Panel, Row, graph, query
@@ -19,7 +19,7 @@ def workers() -> tuple[Panel, ...]:
             "short",
             query(total("damoserve_workers", by="instance"), "{{instance}} able"),
             query(total("damoserve_workers_busy", by="instance"), "{{instance}} busy"),
-            query(total("damoserve_worker_threads", by="instance", how="max"), "{{instance}} threads each"),
+            query(total("damoserve_worker_threads", by="instance", aggregation="max"), "{{instance}} threads each"),
         ),
         parts.lined(
             graph(

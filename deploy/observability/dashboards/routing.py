@@ -1,7 +1,7 @@
-"""Which profile serves whom, and how accurate that is."""
+"""Dashboard of routing: the profiles that serve each tier, and how accurate they are."""
 
 from deploy.observability.dashboards import parts
-from deploy.observability.dashboards.parts import Board, Panel, Row, graph, now, query
+from deploy.observability.dashboards.parts import Board, Panel, Row, graph, query, query_now
 from deploy.observability.dashboards.promql import MODEL, TIER, mean, rate, total
 
 ROUTED = "damoserve_routed_total"
@@ -16,13 +16,15 @@ def accuracy() -> tuple[Panel, ...]:
         "quicker profiles that are less accurate; if it stays low, add capacity.",
         "percentunit",
         query(mean("damoserve_served_accuracy", MODEL, TIER, by="tier"), "{{tier}}"),
-        query(total(FLOOR, TIER, by="tier", how="max"), "{{tier}} floor"),
+        query(total(FLOOR, TIER, by="tier", aggregation="max"), "{{tier}} floor"),
     )
     offered = parts.bars(
         "Accuracy of the profiles",
         "Average precision by their manifests: what the router has to choose from.",
         "percentunit",
-        now(total("damoserve_profile_accuracy", MODEL, by="model, profile", how="max"), "{{model}} {{profile}}"),
+        query_now(
+            total("damoserve_profile_accuracy", MODEL, by="model, profile", aggregation="max"), "{{model}} {{profile}}"
+        ),
     )
     return parts.dashed(served, "floor$"), offered.max(1)
 

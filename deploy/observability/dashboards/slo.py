@@ -1,4 +1,7 @@
-"""Whether the tiers keep their promise, and how fast the budget for breaking it goes. Recorded by the rules."""
+"""Dashboard of service levels: how far tiers keep their objectives, and how fast the error budget burns.
+
+The series are recorded by rules/slo.yml.
+"""
 
 from deploy.observability.dashboards import parts
 from deploy.observability.dashboards.parts import Board, Panel, Row, figure, graph, query
@@ -10,7 +13,7 @@ TARGET = f"avg by (tier) (damoserve:tier_target{{{TIER}}})"
 
 
 def recorded(name: str) -> str:
-    """A rule has no instances, but may have jobs; the worst of them is shown."""
+    """Returns a recorded series by tier. It has no instances, but may have jobs; the worst of them is shown."""
     return f"max by (tier) (damoserve:{name}{{{TIER}}})"
 
 

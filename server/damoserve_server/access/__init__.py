@@ -1,4 +1,4 @@
-"""Who may call, what, and how much: TLS, bearer tokens with rights and limits, and limits of connections.
+"""Decides who may call, what, and how much: TLS, bearer tokens with rights and limits, limits of connections.
 
 Files of certificates and tokens may be replaced while the server runs. Knows nothing of what is called.
 

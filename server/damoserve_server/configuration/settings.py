@@ -1,4 +1,7 @@
-"""What an operator can set: by option, environment (`DAMOSERVE_...`) or YAML file, in this order of precedence."""
+"""All settings of the server: by option, environment (`DAMOSERVE_...`) or YAML file, in this order of precedence.
+
+docs/settings.md lists them.
+"""
 
 import os
 from pathlib import Path
@@ -28,18 +31,21 @@ from damoserve_server.telemetry.settings import LogFormat, LogLevel, TracingSett
 
 Positive = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-"""0 lets the system choose."""
+"""The number of a port; 0 lets the system choose."""
 
 CGROUP_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""The file with the CPU quota of this container."""
 
 
 class TierSettings(BaseModel):
-    """What a latency tier promises."""
+    """The promise of a latency tier."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     objective_ms: Annotated[float, Field(gt=0)]
+    """Milliseconds in which the tier is meant to answer."""
     accuracy_floor: Fraction = 0.0
+    """Least average precision, 0 to 1, of the profiles that may serve the tier."""
 
 
 class Tiers(BaseModel):
@@ -56,7 +62,7 @@ class Tiers(BaseModel):
 
 
 def usable_cores(quota: Path = CGROUP_CPU_QUOTA) -> int:
-    """Cores that this process may use: its affinity, and its container's quota (cgroup v2), rounded down."""
+    """Returns the number of usable cores, by affinity and the container's quota (cgroup v2), rounded down."""
     cores = len(os.sched_getaffinity(0))
     try:
         granted, period = quota.read_text().split()
@@ -81,8 +87,9 @@ class Settings(BaseSettings):
 
     repository: Path = BUNDLED
     default_model: str | None = None
-    """Unset: the first by name."""
+    """The model of requests that name none. Unset: the first by name."""
     default_tier: Tier = Tier.BALANCED
+    """The tier of requests that name neither a tier nor a profile."""
     tiers: Tiers = Tiers()
 
     host: str = "127.0.0.1"
@@ -90,69 +97,83 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 9464
     reflection: bool = True
+    """Lets tools such as grpcurl ask for the contract."""
     kserve: bool = True
-    """Whether the port also speaks the KServe v2 protocol."""
+    """Serves the KServe v2 protocol on the same port."""
     kserve_admin: bool = False
-    """Whether models may be loaded and unloaded by it; where there are tokens, with the right `admin`."""
+    """Lets models be loaded and unloaded by that protocol; where there are tokens, with the right `admin`."""
     kserve_unavailable_when_full: bool = False
-    """Whether that refuses with UNAVAILABLE, as Triton does, what does not fit into the queue."""
+    """Refuses with UNAVAILABLE, as Triton does, what came by that protocol and does not fit into the queue."""
     admin_host: str = "127.0.0.1"
     admin_port: Port | None = None
-    """Of the admin service. Unset: there is none."""
+    """Port of the admin service. Unset: there is none."""
 
     workers: Positive | None = None
     """Batches that are computed at the same time. Unset: what goes with the threads, or is measured to be fastest."""
     threads_per_worker: Positive | None = None
-    """Threads that compute one batch. Unset: likewise."""
+    """Threads that compute one batch. Unset: what goes with the workers, or is measured to be fastest."""
     split_seconds: Annotated[float, Field(ge=0)] = 2.0
-    """How long a start may measure how many workers and threads are fastest. 0: a worker for each core."""
+    """Seconds in which a start may measure how many workers and threads are fastest. 0: a worker for each core."""
     engine: EngineName | None = None
-    """Unset: of each profile the one that its manifest prefers, if it is installed, else ONNX Runtime."""
+    """The engine of all profiles. Unset: what a profile's manifest prefers, if that is installed, else ONNX Runtime."""
     providers: Annotated[tuple[str, ...], Field(min_length=1)] = (CPU_PROVIDER,)
     """ONNX Runtime execution providers, the preferred first."""
     gpu_device: Annotated[int, Field(ge=0)] = 0
+    """Number of the GPU, among those that the process sees."""
     gpu_memory_bytes: Positive | None = None
-    """ONNX Runtime's arena, or TensorRT's scratch memory, of one engine at most. Unset: what the GPU has."""
+    """Most memory of one engine: ONNX Runtime's arena, or TensorRT's scratch memory. Unset: what the GPU has."""
     engine_cache: Path | None = None
     """Folder where engines that were built for a GPU are kept. Unset: they are built at every start."""
 
     max_batch_size: Positive = 4
+    """Most images of one batch."""
     max_batch_wait_ms: Annotated[float, Field(ge=0)] = 25.0
-    """How long a free worker waits at most to fill a batch; only where larger batches have measured a gain does it."""
+    """Most milliseconds that a free worker waits to fill a batch, where larger batches have measured a gain at all."""
     max_queue: Positive = 64
-    """Requests that wait, of all profiles. For each input size, so many and a batch for each worker fit into memory."""
+    """Most requests that wait, of all profiles.
+
+    For each input size, buffers for so many and for a batch of each worker have to fit into memory.
+    """
     max_concurrent_calls: Positive = 256
-    """gRPC refuses more, unread. Above what can wait or run, so that a busy server can give its own reasons."""
+    """Calls that may be open; gRPC refuses more, unread.
+
+    Above what can wait or run, so that a busy server can give its own reasons.
+    """
     max_streams: Positive = 32
     """Detection streams that are open at the same time, and as many of KServe; they count as calls, too."""
     stream_window: Positive = 8
-    """Frames of one stream that are computed, or whose answers wait to be taken."""
+    """Frames of one stream that are being computed, or whose answers wait for the client."""
     stream_idle_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """How long a stream may bring no frame, or leave an answer untaken."""
+    """Seconds for which a stream may bring no frame, or accept no answer."""
     default_deadline_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """For a call or a frame with neither a deadline nor a latency budget."""
+    """Seconds for a call or a frame with neither a deadline nor a latency budget."""
     worker_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """How long one batch may take before its worker is given up and replaced."""
+    """Seconds that one batch may take before its worker is given up and replaced."""
     drain_seconds: Annotated[float, Field(ge=0)] = 10.0
-    """How long a stopping server waits for the requests it has accepted."""
+    """Seconds that a stopping server waits for the requests it has accepted."""
     grace_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """How long a stopping server still takes new requests, for balancers to notice that it says NOT_SERVING."""
+    """Seconds in which a stopping server accepts new requests, for balancers to notice that it says NOT_SERVING."""
     watch_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """How often the repository is looked at for changes. 0: only when it starts or is told to."""
+    """Seconds between two looks for changes of the repository. 0: only at the start and when asked to."""
 
     max_image_bytes: Positive = 16 * 2**20
+    """Largest file of an image."""
     max_pixels: Positive = DEFAULT_MAX_PIXELS
+    """Most pixels of an image."""
     max_message_bytes: Positive = 16 * 2**20 + 64 * 2**10
-    """gRPC refuses larger messages unread. Above `max_image_bytes`, so that a large image gets our own error."""
+    """Largest message; gRPC refuses larger ones unread.
+
+    Above `max_image_bytes`, so that a large image gets our own error.
+    """
 
     tls: TlsSettings | None = None
-    """Unset: plain text."""
+    """Certificates of the port. Unset: plain text."""
     access: AccessSettings = AccessSettings()
     tracing: TracingSettings = TracingSettings()
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.TEXT
     access_log: bool = False
-    """Whether each call, frame of a stream and image of several is told of in the log."""
+    """Logs a line for each call, frame of a stream and image of several."""
     connections: ConnectionSettings = ConnectionSettings()
     fidelity: FidelitySettings = FidelitySettings()
 

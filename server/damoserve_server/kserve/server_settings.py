@@ -12,7 +12,7 @@ from damoserve_server.models.catalogue import MAX_SHOWN
 from damoserve_server.telemetry.settings import LogLevel
 
 VERBOSITY = {LogLevel.ERROR: 0, LogLevel.WARNING: 1, LogLevel.INFO: 2, LogLevel.DEBUG: 3}
-"""How much each level logs, in its order."""
+"""Order of the levels by how much they log."""
 
 LogValue = bool | int | str
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 PARAMETERS_OF_LOAD: Set[str] = frozenset()
-"""Those that a request to load may have: a model is loaded as its repository has it."""
+"""Parameters that a request to load may have, none: a model is loaded as its repository has it."""
 PARAMETERS_OF_UNLOAD: Set[str] = frozenset({"unload_dependents"})
-"""Those that a request to unload may have. Triton's client always sends it, and here no model depends on another."""
+"""Parameters that a request to unload may have. Triton's client always sends it; here no model depends on another."""
 
 
 class Administration(Protocol):

@@ -37,7 +37,7 @@ class Target:
 
     @property
     def loading(self) -> bool:
-        """Whether the target is being loaded and does not serve yet."""
+        """True if the target is being loaded and does not serve yet."""
         profiles = self.model.profiles if self.profile is None else (self.profile,)
         return not self.ready and any(profile.state is ProfileState.LOADING for profile in profiles)
 

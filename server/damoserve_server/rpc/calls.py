@@ -46,7 +46,7 @@ MAX_REQUEST_ID_LENGTH = 128
 """The longest id of a caller that is used, in characters."""
 STATUS_DETAILS = "grpc-status-details-bin"
 CANCELLATION_GRACE_SECONDS = 0.005
-"""How long a stream waits at its end for gRPC to cancel the call of a client that is gone."""
+"""Wait at the end of a stream, for gRPC to cancel the call of a client that is gone."""
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
     Handler = grpc.RpcMethodHandler[Any, Any]

@@ -92,14 +92,14 @@ class Window(Generic[F, A]):
 
     @property
     def may_read(self) -> bool:
-        """Whether the next frame may be read and added."""
+        """True if the next frame may be read and added."""
         if self.drop_oldest:
             return len(self._slots) < self._size + MAX_UNSENT
         return self._unsent < self._size
 
     @property
     def empty(self) -> bool:
-        """Whether every frame was answered."""
+        """True if every frame was answered."""
         return not self._slots
 
     def add(self, frame: F, answers_taken: int | None = None) -> list[Slot[F, A]]:

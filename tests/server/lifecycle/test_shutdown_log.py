@@ -29,7 +29,7 @@ async def test_accepted_requests_are_answered_and_later_ones_refused(
         valve.shut()
         calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(3)]
         await client.until(lambda now: now.sum("damoserve_queued_requests") == 2)
-        server.tell_stop("SIGTERM")
+        server.log_stop("SIGTERM")
         stopping = asyncio.ensure_future(server.stop())
         while await client.health() == "SERVING":
             pass
@@ -52,7 +52,7 @@ async def test_what_the_drain_cannot_wait_for_is_refused_or_abandoned(
         valve.shut()
         calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(2)]
         await client.until(lambda now: now.sum("damoserve_queued_requests") == 1)
-        server.tell_stop("SIGINT")
+        server.log_stop("SIGINT")
         stopping = asyncio.ensure_future(server.stop())
         for call in calls:
             await client.failure(call)
@@ -67,8 +67,8 @@ async def test_what_the_drain_cannot_wait_for_is_refused_or_abandoned(
 async def test_a_stop_is_told_once(application: MakeApplication, told) -> None:
     server = application()
     async with server:
-        server.tell_stop("SIGTERM")
-        server.tell_stop("SIGINT")
+        server.log_stop("SIGTERM")
+        server.log_stop("SIGINT")
         await server.stop()
     assert [message for message, _ in told()] == ["stopping", "stopped"]
 

@@ -163,7 +163,7 @@ def test_a_server_that_is_stopped_measures_no_further(pristine: Path) -> None:
 async def test_a_server_measures_what_is_not_set(
     serve: Serve, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("damoserve_server.app.usable_cores", lambda: 2)
+    monkeypatch.setattr("damoserve_server.assembly.usable_cores", lambda: 2)
     async with serve(workers=None, split_seconds=0.01) as client:
         assert (await client.detect(pictures.red, profile="quick")).detections
         now = await client.metrics()
