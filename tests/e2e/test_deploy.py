@@ -21,6 +21,7 @@ SECURITY_PAGE = (ROOT / "docs/security.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 PROMETHEUS = DEPLOY / "prometheus/prometheus.yml"
+ALERTMANAGER = DEPLOY / "alertmanager/alertmanager.yml"
 
 
 def published(service: str) -> set[str]:
@@ -64,6 +65,19 @@ def test_prometheus_finds_the_rules_and_keeps_what_they_look_back_on() -> None:
     assert kept is not None
     looked = re.findall(r"\[(\d+)d\]", "".join(path.read_text() for path in PROMETHEUS.parent.glob(pattern)))
     assert int(kept[1]) > max(int(days) for days in looked)
+
+
+def test_prometheus_keeps_the_exemplars_that_the_page_on_traces_asks_for() -> None:
+    (feature,) = re.findall(r"`(--enable-feature=exemplar-storage)`", (ROOT / "docs/tracing.md").read_text())
+    assert feature in COMPOSE["services"]["prometheus"]["command"]
+
+
+def test_prometheus_tells_the_alertmanager() -> None:
+    service = COMPOSE["services"]["alertmanager"]
+    (told,) = yaml.safe_load(PROMETHEUS.read_text())["alerting"]["alertmanagers"]
+    assert told == {"static_configs": [{"targets": [f"alertmanager:{published('alertmanager').pop()}"]}]}
+    (read,) = re.findall(r"--config\.file=(\S+)", " ".join(service["command"]))
+    assert f"./{ALERTMANAGER.relative_to(DEPLOY)}:{read}:ro" in service["volumes"]
 
 
 def test_container_is_killed_only_after_the_drain() -> None:

@@ -20,7 +20,7 @@ import pytest
 from onnx import numpy_helper
 
 from benchmarks.callers import crops
-from benchmarks.serving import copy_bundled, real_server
+from benchmarks.serving import copy_bundled, free_port, real_server
 from damoserve_client import Client
 from damoserve_profiles.manifest import MODEL_FILE
 from damoserve_profiles.repository import Repository, describe_file
@@ -34,7 +34,16 @@ from tests.support.expressions import (
     recordings,
     rules,
 )
-from tests.support.prometheus import Prometheus, committed_intervals, program, run_prometheus, until
+from tests.support.prometheus import (
+    Prometheus,
+    Watching,
+    committed_intervals,
+    program,
+    run_alertmanager,
+    run_prometheus,
+    told,
+    until,
+)
 from tests.support.traffic import MODEL, PROFILES, mixed
 
 LOAD_SECONDS = float(os.environ.get("DAMOSERVE_OBSERVABILITY_SECONDS", "5"))
@@ -72,7 +81,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     settings = {"repository": root, "workers": 1, "threads_per_worker": 1, "max_queue": 8, "fidelity__share": 1}
     with real_server(**settings) as (server, _):
         target, folder = urlsplit(server.metrics).netloc, tmp_path_factory.mktemp("prometheus")
-        with run_prometheus(target, folder, scrape="500ms", evaluation="1s") as prometheus:
+        with run_prometheus(Watching(target, "500ms", "1s"), folder) as prometheus:
             start = time.time()
             until(lambda: prometheus.now("damoserve_workers"))
             add_broken_version(root)
@@ -160,11 +169,40 @@ def test_a_damaged_profile_raises_the_alert_within_two_minutes(tmp_path: Path) -
     settings = {"repository": root, "workers": 1, "threads_per_worker": 1, "fidelity__share": 1}
     with (
         real_server(**settings) as (server, _),
-        run_prometheus(urlsplit(server.metrics).netloc, tmp_path, *committed_intervals()) as prometheus,
+        run_prometheus(Watching(urlsplit(server.metrics).netloc, *committed_intervals()), tmp_path) as prometheus,
         quietly(server.address, profiles) as turn,
     ):
         until(lambda: turn() and prometheus.now(FIDELITY_ALERT), seconds=120, every=1)
         assert {dict(labels)["profile"] for labels in prometheus.now(FIDELITY_ALERT)} == {DAMAGED}
+
+
+def test_the_alertmanager_is_told_what_fires(tmp_path: Path) -> None:
+    root, folder = copy_bundled(tmp_path / "repository", profiles=("int8+pruned",)), tmp_path / "prometheus"
+    folder.mkdir()
+    with (
+        run_alertmanager(tmp_path) as alertmanager,
+        real_server(repository=root, workers=1, threads_per_worker=1, watch_seconds=0.5) as (server, _),
+        run_prometheus(Watching(urlsplit(server.metrics).netloc, "500ms", "1s", alertmanager), folder) as prometheus,
+    ):
+        until(lambda: prometheus.now("damoserve_workers"))
+        add_broken_version(root)
+        until(lambda: told(alertmanager))
+        assert told(alertmanager) == {"DamoserveReloadRefused": {"tickets"}}
+
+
+def test_prometheus_keeps_the_traces_of_requests(tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="the extra tracing is not installed")
+    # No collector has to be there: the exemplar is written all the same.
+    traced = {"tracing__endpoint": f"http://127.0.0.1:{free_port()}", "tracing__sample_ratio": 1}
+    with (
+        real_server(workers=1, threads_per_worker=1, **traced) as (server, _),
+        run_prometheus(Watching(urlsplit(server.metrics).netloc, "500ms", "1s"), tmp_path) as prometheus,
+        quietly(server.address, ["int8+pruned"]) as turn,
+    ):
+        asked = {"query": "damoserve_request_seconds_bucket", "start": time.time(), "end": time.time() + 600}
+        until(lambda: turn() and prometheus.ask("query_exemplars", **asked), every=0.5)
+        (found, *_) = prometheus.ask("query_exemplars", **asked)
+        assert found["exemplars"][0]["labels"].keys() == {"trace_id"}
 
 
 def metrics(asked: list[Asked]) -> set[str]:

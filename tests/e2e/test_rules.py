@@ -1,4 +1,4 @@
-"""The rules of Prometheus, by its own tool; and that each alert is tested and explained."""
+"""Prometheus' rules and Alertmanager's routes, by their own tools; and that each alert is tested and explained."""
 
 import re
 import subprocess
@@ -9,18 +9,22 @@ import pytest
 import yaml
 
 from tests.support.expressions import PROMETHEUS, ROOT, alerts, asked_by_panels, filled_in, rules
-from tests.support.prometheus import program
+from tests.support.prometheus import ALERTMANAGER, program
 
 RUNBOOK = (ROOT / "docs/alerts.md").read_text()
 SCENARIOS = sorted((PROMETHEUS / "tests").glob("*.yml"))
 NAMES = [alert.where for alert in alerts()]
 
 
-def promtool(*arguments: str | Path) -> str:
-    """What promtool says; fails if it finds a fault."""
-    done = subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, check=False)
+def tool(name: str, *arguments: str | Path) -> str:
+    """What promtool or amtool says; fails if it finds a fault."""
+    done = subprocess.run([program(name), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def promtool(*arguments: str | Path) -> str:
+    return tool("promtool", *arguments)
 
 
 def test_promtool_accepts_configuration_and_rules() -> None:
@@ -40,6 +44,22 @@ def test_promtool_accepts_the_expressions_of_the_dashboards(tmp_path: Path) -> N
     path = tmp_path / "rules.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "dashboards", "rules": recorded}]}))
     assert f"{len(asked)} rules found" in promtool("check", "rules", path)
+
+
+def test_amtool_accepts_the_configuration() -> None:
+    assert "SUCCESS" in tool("amtool", "check-config", ALERTMANAGER)
+
+
+@pytest.mark.parametrize(("severity", "receiver"), [("page", "pages"), ("ticket", "tickets")])
+def test_amtool_finds_a_receiver_for_each_severity(severity: str, receiver: str) -> None:
+    route = ["config", "routes", "test", f"--config.file={ALERTMANAGER}", f"severity={severity}"]
+    assert tool("amtool", *route).split() == [receiver]
+
+
+def test_what_one_alert_keeps_quiet_are_alerts() -> None:
+    inhibited = yaml.safe_load(ALERTMANAGER.read_text())["inhibit_rules"]
+    matchers = [rule[side] for rule in inhibited for side in ("source_matchers", "target_matchers")]
+    assert {re.fullmatch(r'alertname = "(\w+)"', matcher)[1] for (matcher,) in matchers} <= set(NAMES)
 
 
 def scenarios_of(alert: str) -> list[dict[str, Any]]:

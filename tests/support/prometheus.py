@@ -1,4 +1,4 @@
-"""The real Prometheus, with the configuration of deploy/observability."""
+"""The real Prometheus and Alertmanager, with the configurations of deploy/observability."""
 
 import json
 import math
@@ -11,24 +11,33 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.support.expressions import PROMETHEUS
+from tests.support.expressions import OBSERVABILITY, PROMETHEUS
 from tests.support.timeouts import PROCESS_TIMEOUT
 
 LISTENING = re.compile(r'msg="Listening on" .*?\baddress=(\S+)')
 READY = "Server is ready to receive web requests"
+ALERTMANAGER = OBSERVABILITY / "alertmanager/alertmanager.yml"
+DEBIAN = {
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+    "amtool": "prometheus-alertmanager",
+}
+"""The packages that have these programs."""
 
 
 def program(name: str) -> str:
-    """The path of `prometheus` or `promtool`; skips the test where there is none."""
+    """The path of one of these programs; skips the test where there is none."""
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"{name} is not installed (Debian's package is prometheus)")
+        pytest.skip(f"{name} is not installed (Debian's package is {DEBIAN[name]})")
     return found
 
 
@@ -67,19 +76,57 @@ def until(condition: Callable[[], object], seconds: float = PROCESS_TIMEOUT, eve
         time.sleep(every)
 
 
+@dataclass(frozen=True)
+class Watching:
+    """How often Prometheus scrapes `target`, HOST:PORT, and evaluates its rules, and which Alertmanager it tells."""
+
+    target: str
+    scrape: str
+    evaluation: str
+    alertmanager: str | None = None
+
+
 @contextmanager
-def run_prometheus(target: str, folder: Path, scrape: str, evaluation: str) -> Iterator[Prometheus]:
-    """Scrapes `target`, HOST:PORT, that often, and evaluates the rules that often; keeps its data in the folder."""
+def run_prometheus(watching: Watching, folder: Path) -> Iterator[Prometheus]:
+    """With the features that the committed container has; keeps its data in the folder."""
     command = [program("prometheus"), "--web.listen-address=127.0.0.1:0", f"--storage.tsdb.path={folder / 'data'}"]
     config = folder / "prometheus.yml"
-    config.write_text(yaml.safe_dump(configuration(target, scrape, evaluation)))
-    log = folder / "log"
-    with log.open("w") as written, subprocess.Popen([*command, f"--config.file={config}"], stderr=written) as process:
+    config.write_text(yaml.safe_dump(configuration(watching)))
+    with listening([*command, *features(), f"--config.file={config}"], folder / "log", READY) as address:
+        yield Prometheus(address)
+
+
+@contextmanager
+def run_alertmanager(folder: Path) -> Iterator[str]:
+    """The address of one with the committed configuration; keeps its data in the folder."""
+    command = [program("prometheus-alertmanager"), f"--config.file={ALERTMANAGER}", f"--storage.path={folder / 'data'}"]
+    alone = ["--web.listen-address=127.0.0.1:0", "--cluster.listen-address="]
+    with listening([*command, *alone], folder / "log") as address:
+        yield address
+
+
+@contextmanager
+def listening(command: list[str], log: Path, ready: str = "") -> Iterator[str]:
+    """Runs a program until its log names an address and has the words; then gives the address."""
+    with log.open("w") as written, subprocess.Popen(command, stderr=written) as process:
         try:
-            until(lambda: READY in log.read_text())
-            yield Prometheus(LISTENING.findall(log.read_text())[0])
+            until(lambda: ready in log.read_text() and LISTENING.search(log.read_text()))
+            yield LISTENING.findall(log.read_text())[0]
         finally:
             process.kill()
+
+
+def told(alertmanager: str) -> dict[str, set[str]]:
+    """The alerts that fire, as the Alertmanager knows them, and the receivers of each."""
+    with urllib.request.urlopen(f"http://{alertmanager}/api/v2/alerts", timeout=PROCESS_TIMEOUT) as answer:
+        known = json.load(answer)
+    return {alert["labels"]["alertname"]: {receiver["name"] for receiver in alert["receivers"]} for alert in known}
+
+
+def features() -> list[str]:
+    """What the committed container turns on."""
+    services = yaml.safe_load((OBSERVABILITY / "compose.yaml").read_text())["services"]
+    return [option for option in services["prometheus"]["command"] if option.startswith("--enable-feature")]
 
 
 def committed_intervals() -> tuple[str, str]:
@@ -88,11 +135,14 @@ def committed_intervals() -> tuple[str, str]:
     return config["scrape_interval"], config["evaluation_interval"]
 
 
-def configuration(target: str, scrape: str, evaluation: str) -> dict[str, Any]:
-    """The committed configuration, for another target and other times."""
+def configuration(watching: Watching) -> dict[str, Any]:
+    """The committed configuration, for another target, other times and another Alertmanager."""
     config: dict[str, Any] = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": scrape, "scrape_timeout": scrape, "evaluation_interval": evaluation}
+    times = {"scrape_timeout": watching.scrape, "evaluation_interval": watching.evaluation}
+    config["global"] = {"scrape_interval": watching.scrape, **times}
     config["rule_files"] = [str(PROMETHEUS / pattern) for pattern in config["rule_files"]]
     (job,) = config["scrape_configs"]
-    job["static_configs"] = [{"targets": [target]}]
+    job["static_configs"] = [{"targets": [watching.target]}]
+    (alertmanagers,) = config["alerting"]["alertmanagers"]
+    alertmanagers["static_configs"] = [{"targets": [watching.alertmanager] if watching.alertmanager else []}]
     return config

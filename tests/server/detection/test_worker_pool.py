@@ -266,6 +266,31 @@ async def test_a_server_without_workers_is_not_ready_in_either_protocol(serve: S
     assert result == (("NOT_SERVING", False), ("SERVING", True))
 
 
+async def test_without_workers_requests_are_refused_at_once_and_not_let_in(serve: Serve, pictures: Pictures) -> None:
+    let_go, made = threading.Event(), threading.Event()
+    faulty = Faulty(lambda: let_go.wait(20))
+
+    def load(model, manifest, options):
+        assert made.wait(20)
+        return faulty.load(model, manifest, options)
+
+    made.set()
+    async with serve(load, worker_timeout_seconds=0.2) as client:
+        made.clear()
+        faulty.armed.set()
+        await client.failure(client.detect(pictures.red, profile="quick"))
+        refused = await client.failure(client.detect(pictures.red, timeout=2.0))
+        metrics = await client.metrics()
+        made.set()
+        await client.until(lambda now: now.sum("damoserve_workers") == 1)
+        let_go.set()
+        answer = await client.detect(pictures.red)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKERS_LOST")
+    assert metrics.sum("damoserve_queued_requests") == 0
+    assert metrics.sum("damoserve_refused_total", reason="WORKERS_LOST") == 2
+    assert len(answer.detections) == 4
+
+
 @dataclass
 class _ClosableEngine:
     engine: OnnxRuntimeEngine

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from damoserve_profiles.repository import Repository
-from damoserve_server.engines.engine import EngineOptions, Interruptible
+from damoserve_server.engines.engine import EngineError, EngineOptions, Interruptible
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.scheduling.latency import WINDOW
 from tests.support.comparing import ALL, Engines, compared, entered, monitor_of, results, served
@@ -40,6 +40,21 @@ def test_a_full_store_drops_and_counts(serve: Serve, pictures: Pictures) -> None
     full, after = served(serve, scenario, shut.load, fidelity={"share": 1, "kept_images": 3})
     assert results(full) == {"dropped_busy": 3}
     assert results(after) == {"compared": 3, "dropped_busy": 3}
+
+
+@pytest.mark.parametrize("end", ["compared", "failed"])
+def test_a_sample_gives_its_room_back_when_it_ends(serve: Serve, pictures: Pictures, end) -> None:
+    engines = Engines()
+    engines.fault = EngineError("out of memory") if end == "failed" else None
+
+    async def scenario(client: ServerClient):
+        for count in (1, 2, 3):
+            await client.detect(pictures.red, profile="quick")
+            await client.until(lambda samples, count=count: sum(results(samples).values()) == count)
+        return await client.metrics()
+
+    after = served(serve, scenario, engines.load, fidelity={"share": 1, "kept_images": 1})
+    assert results(after) == {end: 3}
 
 
 def test_nothing_is_run_while_requests_are_there(serve: Serve, pictures: Pictures, valve: Valve) -> None:

@@ -119,11 +119,11 @@ def test_models_come_and_go(watching, repository: Path, new_profile: Callable[..
             shown = {
                 (s.name, s.labels["model"])
                 for s in (await client.metrics())._samples
-                if s.name in {"damoserve_profile_info", "damoserve_profile_accuracy"}
+                if s.name in {"damoserve_profile_info", "damoserve_profile_accuracy", "damoserve_profile_state"}
             }
             return there.model, gone.reason, shown, (await client.detect(pictures.red)).model
 
-    shown = {("damoserve_profile_info", "colours"), ("damoserve_profile_accuracy", "colours")}
+    shown = {(f"damoserve_profile_{what}", "colours") for what in ("info", "accuracy", "state")}
     assert asyncio.run(scenario()) == ("birds", "MODEL_NOT_FOUND", shown, "colours")
 
 

@@ -119,6 +119,22 @@ def test_a_drop_says_who_is_behind(computed: bool, expected: Drop) -> None:
     assert waiting.dropped == expected
 
 
+@pytest.mark.parametrize(
+    ("size", "finished", "expected"),
+    [(2, 1, Drop.SERVER), (4, 2, Drop.SERVER), (4, 3, Drop.CLIENT), (3, 2, Drop.CLIENT)],
+)
+def test_the_server_is_behind_while_it_computes_half_of_the_window(size: int, finished: int, expected: Drop) -> None:
+    play = Play(size, drop_oldest=True, tells=True)
+    for _ in range(size + 1):
+        play.add()
+    waiting = play.window.waiting
+    for _ in range(finished):
+        play.finish(0)
+    play.add()
+    assert waiting is not None
+    assert waiting.dropped is expected
+
+
 def test_answers_count_until_they_are_taken() -> None:
     play = Play(2, drop_oldest=True, tells=True)
     for _ in range(3):
@@ -148,3 +164,45 @@ def test_unsent_drops_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(10):
         play.add()
     assert play.added == 5
+
+
+def test_frames_wait_unless_they_are_to_be_dropped() -> None:
+    window: Window[int, int] = Window(1)
+    assert [slot.frame for slot in window.add(0)] == [0]
+    assert not window.open
+
+
+def test_a_frame_that_can_wait_no_longer_is_computed_though_the_window_is_full() -> None:
+    play = Play(1, drop_oldest=True, tells=True)
+    for _ in range(2):
+        play.add()
+    play.force()
+    assert [slot.frame for slot in play.computing] == [0, 1]
+    assert play.window.waiting is None
+    play.force()
+    assert play.forced == 1, "nothing waits any more"
+
+
+def test_all_answers_that_were_taken_make_room() -> None:
+    play = Play(2, drop_oldest=True, tells=True)
+    for _ in range(2):
+        play.add()
+    for _ in range(2):
+        play.finish(0)
+        play.send()
+        play.take()
+    for _ in range(2):
+        play.add()
+    assert [slot.frame for slot in play.computing] == [2, 3]
+
+
+def test_answers_count_no_longer_when_the_caller_stops_telling() -> None:
+    play = Play(1, drop_oldest=True, tells=True)
+    play.add()
+    play.finish(0)
+    play.send()
+    play.add()
+    assert play.computing == []
+    play.tells = False
+    play.add()
+    assert [slot.frame for slot in play.computing] == [1]
