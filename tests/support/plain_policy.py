@@ -60,11 +60,11 @@ class Request:
 
     def at(self, level: float) -> Cost:
         """Of its most accurate profile that takes no longer for an image than the level."""
-        fitting = (name for name in self.allowed if self.costs[name].share <= level)
+        fitting = (name for name in self.allowed if self.costs[name].seconds_per_image <= level)
         return self.costs[next(fitting, self.quickest)]
 
     def work(self, level: float) -> float:
-        return 0.0 if self.lost else self.at(level).share
+        return 0.0 if self.lost else self.at(level).seconds_per_image
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Queue:
         self.state = state
         self.costs = dict(state.costs)
         self.workers = state.free + len(state.busy)
-        self.levels = sorted({cost.share for cost in self.costs.values()})
+        self.levels = sorted({cost.seconds_per_image for cost in self.costs.values()})
         self.line = sorted((Request(each, state.now, self.costs) for each in state.waiting), key=lambda one: one.place)
         self.head = next(one for one in self.line if one.ticket.ready)
         lost = [one for one in self.line if self.slack(one, self.levels[0]) < 0 and one is not self.head]

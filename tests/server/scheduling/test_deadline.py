@@ -49,7 +49,9 @@ def ladder(draw):
 def any_state(draw):
     costs = ladder(draw)
     count = draw.randint(1, 8)
-    patience = draw.choice([0.3, 1.0, 3.0]) * sum(cost.share for cost in costs.values()) * count / len(costs)
+    patience = (
+        draw.choice([0.3, 1.0, 3.0]) * sum(cost.seconds_per_image for cost in costs.values()) * count / len(costs)
+    )
     tickets = []
     for _ in range(count):
         allowed = tuple(draw.sample(list(costs), draw.randint(1, len(costs))))

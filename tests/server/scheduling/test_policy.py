@@ -18,7 +18,7 @@ from damoserve_server.scheduling.policy import Cost, Requirements, urgency
 def test_what_a_batch_costs(seconds, sizes, share) -> None:
     cost = Cost(0.5, seconds)
     assert cost.sizes == sizes
-    assert cost.share == share
+    assert cost.seconds_per_image == share
     assert cost.batches == tuple((seconds[size - 1] / size, size, seconds[size - 1]) for size in sizes)
     assert [cost.expected(size) for size in range(1, len(seconds) + 1)] == list(seconds)
 
