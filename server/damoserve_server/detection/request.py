@@ -9,6 +9,9 @@ from damoserve_server.models.catalogue import ActiveProfile
 from damoserve_server.scheduling.policy import LOWEST_PRIORITY
 from damoserve_server.scheduling.selection import Reason, Tier
 
+MAX_DETECTIONS = 1000
+"""The largest `max_detections` that a request may ask for, whichever protocol it comes by."""
+
 
 @dataclass(frozen=True)
 class DetectionRequest:

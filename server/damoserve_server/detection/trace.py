@@ -17,7 +17,7 @@ def record_request(record: CallRecord, request: DetectionRequest, tier: Tier | N
 
 def record_answer(record: CallRecord, result: DetectionResult, arrival: float) -> None:
     """Notes in the record of a call which profile has served it, and the seconds of each stage."""
-    if not record.watched:
+    if not record.recording:
         return
     manifest, timings = result.profile.manifest, result.timings
     known: Fields = {

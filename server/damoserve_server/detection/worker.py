@@ -20,7 +20,7 @@ from damoserve_server.engines.engine import EngineError, Outputs
 from damoserve_server.inputs.buffers import Lease, aligned
 from damoserve_server.models.catalogue import ActiveProfile
 from damoserve_server.scheduling.scheduler import Batch, Ticket
-from damoserve_server.telemetry.records import UNWATCHED, CallRecord
+from damoserve_server.telemetry.records import NO_RECORD, CallRecord
 
 Select = Callable[["Job", ActiveProfile, NDArray[np.float32], NDArray[np.float32]], Detections]
 """Function from a job, its profile, the scores `[K, C]` and the boxes `[K, 4]` of its image to its detections."""
@@ -66,7 +66,7 @@ class Job:
     """Function that makes detections of the network's outputs."""
     answer: asyncio.Future[Inference]
     """Future that the caller waits for."""
-    record: CallRecord = UNWATCHED
+    record: CallRecord = NO_RECORD
     decode_started: float = 0.0
     decoded: float = 0.0
     image_size: Size = UNKNOWN

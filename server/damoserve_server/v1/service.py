@@ -1,4 +1,4 @@
-"""The gRPC services: protobuf in, protobuf out."""
+"""The services that callers use: detection, of one image or a stream of frames, and the list of profiles."""
 
 from __future__ import annotations  # gRPC's context is generic for type checkers only
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class DetectionService(pb_grpc.DetectionServiceServicer):
-    """Finds objects."""
+    """Answers `Detect` and `DetectStream`."""
 
     def __init__(self, startup: Startup, streams: Streams, requests: RequestAccounting) -> None:
         self._startup = startup
@@ -43,13 +43,13 @@ class DetectionService(pb_grpc.DetectionServiceServicer):
         self, request_iterator: AsyncIterator[pb.DetectStreamRequest], context: Context
     ) -> None:
         startup = self._startup
-        origin = StreamCall(request_iterator, context, startup.detector, startup.default_budget)
-        with closing(DetectStreamHandler(origin, self._requests)) as handler:
+        call = StreamCall(request_iterator, context, startup.detector, startup.default_budget)
+        with closing(DetectStreamHandler(call, self._requests)) as handler:
             await self._streams.run(handler)
 
 
 class ProfileService(pb_grpc.ProfileServiceServicer):
-    """Describes the profiles. gRPC itself ends calls at their deadline."""
+    """Describes the profiles. gRPC ends calls at their deadline."""
 
     def __init__(self, startup: Startup) -> None:
         self._startup = startup

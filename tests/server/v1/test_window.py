@@ -28,7 +28,7 @@ class Play:
         getattr(self, event)(choice)
 
     def add(self, _: int = 0) -> None:
-        if self.window.open:
+        if self.window.may_read:
             self._compute(self.window.add(self.added, self.taken if self.tells else None))
             self.added += 1
 
@@ -38,20 +38,20 @@ class Play:
             self.window.finish(slot, slot.frame)
 
     def send(self, _: int = 0) -> None:
-        if (slot := self.window.first()) is not None:
+        if (slot := self.window.next_to_send()) is not None:
             self.sent.append(slot)
-            self._compute(self.window.sent())
+            self._compute(self.window.mark_sent())
 
     def take(self, _: int = 0) -> None:
         self.taken = min(self.taken + 1, len(self.sent))
 
     def force(self, _: int = 0) -> None:
-        due = self.window.force()
+        due = self.window.start_overdue()
         self.forced += len(due)
         self._compute(due)
 
     def end(self) -> None:
-        self._compute(self.window.close())
+        self._compute(self.window.end_input())
         while not self.window.empty:
             self.finish(0)
             self.send()
@@ -96,13 +96,13 @@ def test_the_newest_frame_is_never_dropped_and_only_a_full_window_drops(
 def test_waiting_never_drops_and_closes_the_window_instead() -> None:
     play = Play(2, drop_oldest=False, tells=True)
     play.add()
-    assert play.window.open
+    assert play.window.may_read
     play.add()
-    assert not play.window.open
+    assert not play.window.may_read
     play.finish(0)
-    assert not play.window.open  # an answer that is not sent still counts
+    assert not play.window.may_read  # an answer that is not sent still counts
     play.send()
-    assert play.window.open
+    assert play.window.may_read
 
 
 @pytest.mark.parametrize(("computed", "expected"), [(False, Drop.SERVER), (True, Drop.CLIENT)])
@@ -169,7 +169,7 @@ def test_unsent_drops_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_frames_wait_unless_they_are_to_be_dropped() -> None:
     window: Window[int, int] = Window(1)
     assert [slot.frame for slot in window.add(0)] == [0]
-    assert not window.open
+    assert not window.may_read
 
 
 def test_a_frame_that_can_wait_no_longer_is_computed_though_the_window_is_full() -> None:
