@@ -107,7 +107,7 @@ class DataSource(_Strict):
     license: str | None = None
     """Its licence, in the data set's own words; None where it says nothing."""
     citation: str | None = None
-    """Where it is from, or how its authors want it cited."""
+    """Origin of the data, or the citation that its authors ask for."""
 
 
 MAX_VERSION = 2**31 - 1
@@ -150,7 +150,7 @@ class Manifest(_Strict):
     recipe: Recipe
     source: Source
     license: str | None = None
-    """Of the model itself, as an SPDX expression. Manifests of before it was asked for have neither this nor `data`."""
+    """Licence of the model itself, as an SPDX expression. Manifests from before it was required lack it and `data`."""
     data: tuple[DataSource, ...] = ()
     files: dict[FileName, FileRecord]
 

@@ -122,10 +122,13 @@ def test_a_box_outside_the_picture_takes_no_place_of_the_limit() -> None:
 
 
 def test_of_too_many_candidates_the_best_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postprocess, "MAX_CANDIDATES", 3)
-    scores = np.array([[0.2], [0.9], [0.3], [0.8], [0.5], [0.4]], np.float32)
-    corners = 15 * np.arange(6, dtype=np.float32)[:, None]
-    boxes = np.concatenate([corners, corners, corners + 10, corners + 10], axis=1)
-    found = select(scores, boxes, thresholds(), NETWORK, NETWORK)
-    assert found.scores.tolist() == [np.float32(score) for score in (0.9, 0.8, 0.5)]
-    assert found.boxes[:, 0].tolist() == [15, 45, 60]
+    """Of so many that NumPy does not sort them all to find these."""
+    monkeypatch.setattr(postprocess, "MAX_CANDIDATES", 50)
+    corners = 15 * np.array([(x, y) for x in range(6) for y in range(6)], np.float32)
+    boxes = np.concatenate([corners, corners + 10], axis=1)
+    every = np.random.default_rng(1).permutation(np.linspace(0.2, 0.9, 36 * 60, dtype=np.float32))
+    found = select(every.reshape(36, 60), boxes, thresholds(max_detections=1000), NETWORK, NETWORK)
+    best = np.argsort(-every)[:50]
+    assert found.scores.tolist() == every[best].tolist()
+    assert found.labels.tolist() == (best % 60).tolist()
+    assert found.boxes.tolist() == boxes[best // 60].tolist()

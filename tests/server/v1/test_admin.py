@@ -13,7 +13,6 @@ from google.rpc import error_details_pb2
 from damoserve.v1 import admin_pb2 as admin_pb
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.repository import ALIASES_FILE, SERVING
-from damoserve_server.models import loading
 from damoserve_server.models.catalogue import CatalogueError
 from tests.support.administration import FRENCH, administered, only_version
 from tests.support.pictures import Pictures
@@ -131,7 +130,7 @@ def test_a_profile_whose_loading_breaks_is_unloaded_as_before(serve: Serve, monk
     async def scenario(client: ServerClient, admin):
         await admin.UnloadProfile(admin_pb.UnloadProfileRequest(profile="accurate"))
         with monkeypatch.context() as patch:
-            patch.setattr(loading, "load_profile", load)
+            patch.setattr("damoserve_server.models.loading.load_profile", load)
             failure = await client.failure(admin.LoadProfile(admin_pb.LoadProfileRequest(profile="accurate")))
         return failure, (await client.profiles.GetProfile(pb.GetProfileRequest(profile="accurate"))).state
 

@@ -132,7 +132,7 @@ async def test_every_caller_of_a_batch_gets_its_own_answer(serve: Serve, picture
         await valve.entered()
         images = [pictures.encode(pictures.draw(colour)) for colour in COLOURS]
         together = [asyncio.ensure_future(client.detect(image, profile="quick")) for image in images]
-        await client.until(lambda now: now.sum("damoserve_queued_requests") == len(images))
+        await client.until(lambda now: now.sum("damoserve_queued_requests", state="ready") == len(images))
         valve.open()
         alone = [await client.detect(image, profile="quick") for image in images]
         first, together = await first, await asyncio.gather(*together)
