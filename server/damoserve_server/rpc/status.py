@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def to_known(error: Exception, subject: str) -> DamoserveError:
-    """Returns the error for the caller, without its origin. An unexpected one is logged, and told as InternalError.
+    """Returns the error for the caller, without its origin. An unexpected one is logged, and becomes an InternalError.
 
     `subject`, for the log, is what has failed.
     """
