@@ -2,13 +2,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 CHECKPOINT := profiles/checkpoints/blood-cells.safetensors
+EXTRAS = server
+CYCLONEDX := cyclonedx-bom==7.5.0
 RECIPES := profiles/recipes/blood-cells
 CONTAINERS ?= $(shell docker info > /dev/null 2>&1 && echo docker || echo podman)
 PACKAGES := proto profiles server compress clients examples tests benchmarks deploy
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo playground screenshots test lint format type proto check-proto train prune profiles benchmark \
-  fuzz overload bursts faults soak ceiling peers dashboards observability image check-image clean
+  fuzz overload bursts faults soak ceiling peers dashboards observability image check-image wheel check-wheel sbom clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -56,7 +58,7 @@ prune: .venv/dev ## Cuts the bundled model and trains it again: make prune DAMOS
 	@echo "Publish the network that it names to profiles/checkpoints/blood-cells-pruned.safetensors"
 
 profiles: .venv/dev ## Builds the bundled profiles: make profiles DAMOSERVE_DATA=folder.
-	$(BIN)/damoserve-compress build $(CHECKPOINT) --repository profiles/repository --work runs/build \
+	$(BIN)/damoserve-compress build $(CHECKPOINT) --repository profiles/repository --work runs/build --license Apache-2.0 \
 	  $(foreach name,fp32 int8 pruned int8+pruned,--recipe $(RECIPES)/$(name).yaml)
 
 benchmark: .venv/dev ## Times the bundled profiles against each other.
@@ -95,8 +97,27 @@ image: ## Builds the server's container image, with docker or podman.
 check-image: .venv/dev ## Builds the server's image, runs it read-only without capabilities, calls it and stops it.
 	DAMOSERVE_CONTAINERS="$(CONTAINERS)" $(BIN)/python -m pytest tests/e2e/test_image.py $(ARGS)
 
+wheel: .venv/dev ## Builds both distributions, damoserve and damoserve-models, into dist/.
+	rm -rf dist
+	$(BIN)/python -m hatchling build --directory dist
+	cd profiles && "$(CURDIR)/$(BIN)/python" -m hatchling build --directory ../dist
+
+check-wheel: .venv/dev ## Installs the wheels into environments of their own and uses them. Needs a package index.
+	DAMOSERVE_CHECK_WHEEL=1 $(BIN)/python -m pytest tests/e2e/test_installed.py $(ARGS)
+
+sbom: wheel ## Lists what an install brings, as CycloneDX, in dist/sbom.json: make sbom [EXTRAS=gpu].
+	@work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && \
+	$(PYTHON) -m venv "$$work/install" && $(PYTHON) -m venv "$$work/tool" && \
+	"$$work/install/bin/python" -m pip install --quiet --no-deps --no-index --find-links dist damoserve damoserve-models && \
+	"$$work/install/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  'damoserve[$(EXTRAS)]' && \
+	"$$work/tool/bin/python" -m pip install --quiet --disable-pip-version-check '$(CYCLONEDX)' && \
+	"$$work/install/bin/python" -m pip uninstall --quiet --yes setuptools pip && \
+	"$$work/tool/bin/cyclonedx-py" environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file dist/sbom.json "$$work/install/bin/python"
+
 clean: ## Removes what the other targets made.
-	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/python:
 	$(PYTHON) -m venv .venv

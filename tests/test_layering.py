@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 PACKAGES = {
     "damoserve": ROOT / "proto",
+    "damoserve_models": ROOT / "profiles",
     "damoserve_profiles": ROOT / "profiles",
     "damoserve_server": ROOT / "server",
     "damoserve_compress": ROOT / "compress",
@@ -20,7 +21,8 @@ PACKAGES = {
 MAY_IMPORT = {
     "damoserve": set(),
     "damoserve_client": {"damoserve"},
-    "damoserve_profiles": set(),
+    "damoserve_models": set(),
+    "damoserve_profiles": {"damoserve_models"},
     "damoserve_server": {"damoserve", "damoserve_profiles"},
     "damoserve_compress": {"damoserve_profiles"},
 }

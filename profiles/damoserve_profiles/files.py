@@ -4,11 +4,27 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+PACKAGE = Path(__file__).parent
+
 
 def bundled(name: str) -> Path:
     """A folder that comes with this package: inside it in a wheel, beside it in the source tree."""
-    package = Path(__file__).parent
-    return package / name if (package / name).is_dir() else package.parent / name
+    return PACKAGE / name if (PACKAGE / name).is_dir() else PACKAGE.parent / name
+
+
+def bundled_models() -> Path:
+    """The repository of the bundled models: beside this package in the source tree, else that of `damoserve-models`.
+
+    Where neither is there, the folder that an install of `damoserve-models` would fill.
+    """
+    in_source_tree = not (PACKAGE / "recipes").is_dir()  # beside a wheel's package lies whatever else is installed
+    if in_source_tree and (PACKAGE.parent / "repository").is_dir():
+        return PACKAGE.parent / "repository"
+    try:
+        from damoserve_models import REPOSITORY
+    except ImportError:
+        return PACKAGE.parent / "damoserve_models" / "repository"
+    return REPOSITORY
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

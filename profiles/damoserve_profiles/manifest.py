@@ -96,6 +96,16 @@ class Source(_Strict):
     """Of the network that the recipe's step `prune` names, where it names one: cut before, from this checkpoint."""
 
 
+class DataSource(_Strict):
+    """A data set that the profile was made with: trained, cut or calibrated on."""
+
+    name: str
+    license: str | None = None
+    """Its licence, in the data set's own words; None where it says nothing."""
+    citation: str | None = None
+    """Where it is from, or how its authors want it cited."""
+
+
 MAX_VERSION = 2**31 - 1
 """The contract has 32 bits for it."""
 Version = Annotated[int, Field(gt=0, le=MAX_VERSION)]
@@ -135,6 +145,9 @@ class Manifest(_Strict):
     """What float layers are computed in, if not the file's float32; only OpenVINO offers it."""
     recipe: Recipe
     source: Source
+    license: str | None = None
+    """Of the model itself, as an SPDX expression. Manifests of before it was asked for have neither this nor `data`."""
+    data: tuple[DataSource, ...] = ()
     files: dict[FileName, FileRecord]
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from damoserve_profiles.files import bundled, replace_text
+from damoserve_profiles.files import bundled_models, replace_text
 from damoserve_profiles.manifest import (
     MANIFEST_FILE,
     MAX_VERSION,
@@ -29,7 +29,8 @@ from damoserve_profiles.manifest import (
     Version,
 )
 
-BUNDLED = bundled("repository")
+BUNDLED = bundled_models()
+"""The default repository; a folder that is not there where the bundled models are not installed."""
 ALIASES_FILE = "aliases.json"
 SERVING = "serving"
 
@@ -101,6 +102,16 @@ class ProfileFolder:
     def write(self, manifest: Manifest) -> None:
         """Writes the manifest last, so that an interrupted build never looks complete."""
         replace_text(self.path / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
+
+
+def missing_bundle(root: Path) -> str | None:
+    """Says what to install if a repository that is not there is the default one; None if it is another."""
+    if root != BUNDLED:
+        return None
+    return (
+        "the bundled models are not installed: pip install damoserve-models (in a clone: pip install ./profiles), "
+        "or name a folder of models of your own with --repository"
+    )
 
 
 def describe_file(path: Path) -> FileRecord:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import grpc
@@ -13,6 +14,7 @@ from PIL import Image, ImageColor
 from typer.testing import CliRunner, Result
 
 from damoserve.v1 import detection_pb2 as pb
+from damoserve_client import cli
 from damoserve_client.cli import add_commands, app
 from damoserve_client.draw import colour_of
 from tests.support.authority import Authority, replace
@@ -276,11 +278,16 @@ def test_profiles(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pruned failed: wrong hash" in result.stdout
 
 
-def test_demo_needs_an_image_outside_the_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_demo_needs_an_image_where_none_was_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "SAMPLE", tmp_path / "smear.jpg")
     result = run("demo")
     assert result.exit_code == 2
-    assert "give an image" in " ".join(result.stderr.replace("│", " ").split())
+    assert "this install has no picture of its own" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"damoserve {version('damoserve')}\n")
 
 
 class TestAddedCommands:

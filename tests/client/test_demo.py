@@ -60,4 +60,4 @@ def test_a_server_that_ends_shows_its_log(smear_file: Path, tmp_path: Path) -> N
     with pytest.raises(demo.ServerDidNotStart, match="first") as raised:
         demo.run(smear_file, tmp_path, command)
     assert "a_module_that_is_not_installed" in str(raised.value)
-    assert "damoserve[server]" in str(raised.value)
+    assert "damoserve[server,models]" in str(raised.value)

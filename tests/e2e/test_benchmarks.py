@@ -87,3 +87,10 @@ def test_ceiling() -> None:
     assert found["ratio"]["median"] > 0
     assert found["p99_ms"]["median"] > 0
     assert "round 1: loop" in result.stderr
+
+
+def test_pixels() -> None:
+    head, *lines = benchmark("pixels", "--rounds", 1).stdout.splitlines()
+    assert head.split() == ["size", "way", "kB", "pack", "unpack", "call"]
+    assert len(lines) == 14
+    assert all(float(line.split()[-1]) > 0 for line in lines)

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -22,6 +22,7 @@ from damoserve_client.client import Client
 from damoserve_client.draw import annotate
 from damoserve_client.errors import DamoserveError, InvalidImage
 from damoserve_client.images import UnreadableImage, read_picture
+from damoserve_client.sample import SAMPLE
 from damoserve_client.security import Ca, Cert, Key, Security, Tls, TokenFile
 from damoserve_client.terminal import plain
 from damoserve_client.top.command import top
@@ -35,7 +36,6 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Finds objects in images with a damoserve server.",
 )
 
 app.add_typer(admin.app, name="admin")
@@ -43,6 +43,21 @@ app.command()(top)
 
 Address = Annotated[str, typer.Option(envvar="DAMOSERVE_ADDRESS", help="HOST:PORT of the server.")]
 Images = Annotated[list[Path], typer.Argument(help="JPEG, PNG, WebP or BMP files.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"damoserve {version('damoserve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def damoserve(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Finds objects in images with a damoserve server."""
 
 
 @app.command()
@@ -116,14 +131,11 @@ def profiles(  # noqa: PLR0913, PLR0917 - as above
 
 @app.command()
 def demo(
-    image: Annotated[Path | None, typer.Argument(help=f"Default: {demonstration.DEFAULT_IMAGE}.")] = None,
+    image: Annotated[Path | None, typer.Argument(help="Default: a rendered blood smear.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for profiles.png.")] = Path("demo"),
 ) -> None:
     """Start a server, send one picture to every profile and tier, and show how they compare."""
-    if image is None and not demonstration.DEFAULT_IMAGE.is_file():
-        missing = f"{demonstration.DEFAULT_IMAGE} is only found at the root of the source tree: give an image"
-        raise typer.BadParameter(missing)
-    image = image or demonstration.DEFAULT_IMAGE
+    image = image or SAMPLE
     if not _readable([image]):
         raise typer.Exit(2)
     try:

@@ -25,7 +25,6 @@ from damoserve_client.draw import Panel, annotate, sheet
 from damoserve_client.errors import DeadlineExceeded, Unavailable
 from damoserve_client.types import DetectionResult, ProfileInfo, Tier
 
-DEFAULT_IMAGE = Path("docs/images/smear.jpg")
 SERVER = (sys.executable, "-m", "damoserve_server")
 STARTUP_SECONDS = 120.0
 SHUTDOWN_SECONDS = 15.0
@@ -130,7 +129,7 @@ def _end_of(log: IO[bytes]) -> str:
     log.seek(0)
     lines = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
     if any("ModuleNotFoundError" in line for line in lines):
-        lines.append("Install the server: pip install 'damoserve[server]'")
+        lines.append("Install the server: pip install 'damoserve[server,models]'")
     return "\n".join(lines)
 
 

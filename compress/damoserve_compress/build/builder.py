@@ -35,6 +35,7 @@ from damoserve_profiles.manifest import (
     MODEL_FILE,
     Accuracy,
     AccuracyDifference,
+    DataSource,
     FileRecord,
     Latency,
     Manifest,
@@ -68,6 +69,10 @@ class BuildConfig:
     """Timed runs of every profile."""
     engines: tuple[EngineName, ...] = ("onnxruntime",)
     """The engines that every profile is timed in; its manifest names the fastest."""
+    license: str | None = None
+    """The model's licence, for the manifests."""
+    data: tuple[DataSource, ...] = ()
+    """The data sets that the model was trained on, for the manifests."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +247,8 @@ class Builder:
             latencies=timed.latencies if len(timed.latencies) > 1 else {},
             recipe=recipe,
             source=Source(checkpoint=self._source.name, sha256=self._source.sha256, cut_sha256=cut_sha256),
+            license=self.config.license,
+            data=self.config.data,
             files={MODEL_FILE: FileRecord(bytes=made.graph.path.stat().st_size, sha256=made.graph.sha256)},
         )
 

@@ -22,6 +22,7 @@ from damoserve_compress.commands.options import (
     Setting,
     exit_on_build_error,
     exit_on_error,
+    origins,
     read_data,
     tuning_config,
     validation_name,
@@ -155,6 +156,8 @@ def _recipe_builder(options: _Build, current: _ModelVersion) -> Callable[[Recipe
             version=current.version,
             training=training,
             engines=("onnxruntime", "openvino") if current.openvino else ("onnxruntime",),
+            license=manifests[0].license if manifests else None,
+            data=origins(options.data, train_set),
         )
         builder = Builder(config, train_set, val_set, typer.echo)
 

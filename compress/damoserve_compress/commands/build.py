@@ -9,10 +9,12 @@ from damoserve_compress.commands.options import (
     SERVED,
     DataFolder,
     Device,
+    License,
     RepositoryFolder,
     Setting,
     exit_on_build_error,
     exit_on_error,
+    origins,
     read_data,
     tuning_config,
     validation_name,
@@ -42,6 +44,7 @@ def build(  # noqa: PLR0913, PLR0917
     train_recipe: TrainRecipe = "default",
     setting: Setting = None,
     device: Device = None,
+    license_: License = None,
     openvino: Annotated[
         bool, typer.Option("--openvino", help="Time the profiles in OpenVINO too; it is preferred where it is faster.")
     ] = False,
@@ -63,6 +66,8 @@ def build(  # noqa: PLR0913, PLR0917
             training=training,
             rounds=rounds,
             engines=("onnxruntime", "openvino") if openvino else ("onnxruntime",),
+            license=license_,
+            data=origins(data, train_set),
         )
         manifests = Builder(config, train_set, val_set, typer.echo).build(recipes)
     for manifest in manifests:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from damoserve_profiles.faults import describe_faults
-from damoserve_profiles.manifest import Thresholds
-from damoserve_profiles.repository import RepositoryError
+from damoserve_profiles.manifest import DataSource, Thresholds
+from damoserve_profiles.repository import BUNDLED, RepositoryError, missing_bundle
 
 if TYPE_CHECKING:
     from damoserve_compress.datasets.check import CheckReport
@@ -28,10 +28,27 @@ DataFolder = Annotated[
         envvar="DAMOSERVE_DATA", exists=True, file_okay=False, help="Folder of a data set: COCO or Pascal VOC."
     ),
 ]
-RepositoryFolder = Annotated[Path, typer.Option(file_okay=False, help="Repository of models.")]
+
+
+def existing(repository: Path) -> Path:
+    """A repository that is to be read."""
+    if not repository.is_dir():
+        raise typer.BadParameter(missing_bundle(repository) or f"there is no folder {repository}")
+    return repository
+
+
+def _not_missing(repository: Path) -> Path:
+    """One that may be new; that of the bundled models is made by an install only."""
+    return existing(repository) if repository == BUNDLED else repository
+
+
+RepositoryFolder = Annotated[Path, typer.Option(file_okay=False, help="Repository of models.", callback=_not_missing)]
 Setting = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field of the recipe, e.g. augment.mosaic=0.5."),
+]
+License = Annotated[
+    str | None, typer.Option("--license", help="Licence of the model, for the manifests: an SPDX expression.")
 ]
 Device = Annotated[str | None, typer.Option(help="Torch's name of it. Default: a GPU where there is one.")]
 
@@ -69,6 +86,12 @@ def exit_on_build_error() -> Iterator[None]:
 def validation_name(folder: Path) -> str:
     """The name of a data set's validation images in manifests."""
     return f"{folder.resolve().name}/val"
+
+
+def origins(folder: Path, *sets: "PictureDataset") -> tuple[DataSource, ...]:
+    """What manifests say of the data: what the annotations tell of themselves, else the folder's name alone."""
+    named = [found.origin for found in sets if found.origin is not None]
+    return tuple(dict.fromkeys(named)) or (DataSource(name=folder.resolve().name),)
 
 
 def read_data(folder: Path) -> "tuple[PictureDataset, PictureDataset]":

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
-from damoserve_compress.commands.options import exit_on_error, read_data
+from damoserve_compress.commands.options import existing, exit_on_error, read_data
 from damoserve_profiles.repository import BUNDLED, RepositoryError
 
 
 def report(  # noqa: PLR0913, PLR0917
-    repository: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Repository of models.")] = BUNDLED,
+    repository: Annotated[
+        Path, typer.Argument(file_okay=False, help="Repository of models.", callback=existing)
+    ] = BUNDLED,
     model: Annotated[str | None, typer.Option(help="Default: the only one of the repository.")] = None,
     out: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for report.md, its images, and report.html.")

@@ -5,7 +5,7 @@ Format: https://cocodataset.org/#format-data (object detection; boxes are [left,
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from damoserve_compress.datasets.errors import PictureError
 from damoserve_compress.datasets.findings import FaultKind, Finding, malformed
 from damoserve_compress.datasets.pictures import BoxAnnotation, Picture, PictureDataset, Scan
 from damoserve_profiles.imaging import Size
+from damoserve_profiles.manifest import DataSource
 
 
 class _CocoRecord(BaseModel):
@@ -107,7 +108,7 @@ class _Scanner:
             )
             for image in images
         )
-        return Scan(self._source, labels, pictures, crowds, tuple(self._findings))
+        return Scan(self._source, labels, pictures, crowds, tuple(self._findings), _origin(self._document))
 
     def _report(self, kind: FaultKind, message: str, annotation: int | str | None = None) -> None:
         self._findings.append(Finding(kind, str(self._source), message, annotation))
@@ -154,6 +155,28 @@ class _Scanner:
                 corners = (left, top, left + width, top + height)
                 boxes[annotation.image_id].append(BoxAnnotation(corners, ranks[annotation.category_id], annotation.id))
         return boxes, crowds
+
+
+def _origin(document: Mapping[str, Any]) -> DataSource | None:
+    """What COCO's `info` and `licenses` say. Many exports fill them with nothing, or with what is no text."""
+    info = document.get("info")
+    name = _first_text(info, "description")
+    if name is None:
+        return None
+    rows = document.get("licenses")
+    named = [_first_text(row, "name") for row in (rows if isinstance(rows, list) else [])]
+    licences = [text for text in (_first_text(info, "license"), *named) if text is not None]
+    return DataSource(
+        name=name,
+        license="; ".join(dict.fromkeys(licences)) or None,
+        citation=_first_text(info, "citation", "source", "url"),
+    )
+
+
+def _first_text(record: object, *keys: str) -> str | None:
+    """The first of these fields that holds text."""
+    values = [record.get(key) for key in keys] if isinstance(record, dict) else []
+    return next((value.strip() for value in values if isinstance(value, str) and value.strip()), None)
 
 
 def write_coco(dataset: Dataset, folder: Path, quality: int = 95) -> Path:

@@ -17,6 +17,7 @@ from damoserve_compress.datasets.dataset import Sample
 from damoserve_compress.datasets.errors import AnnotationsError, MissingPicture, UnreadablePicture, WrongSize
 from damoserve_compress.datasets.findings import Finding, errors_in
 from damoserve_profiles.imaging import Size, decode
+from damoserve_profiles.manifest import DataSource
 
 
 class Placement(IntEnum):
@@ -97,6 +98,8 @@ class Scan:
     crowds: int = 0
     """Regions that outline no single object; they are left out of ``pictures``."""
     findings: tuple[Finding, ...] = ()
+    origin: DataSource | None = None
+    """What the annotations say of their data set; None where they do not name it."""
 
 
 class PictureDataset:
@@ -113,6 +116,7 @@ class PictureDataset:
             raise AnnotationsError(f"{errors[0].kind.title}: {errors[0]}{more}")
         self._labels = scan.labels
         self._pictures = scan.pictures
+        self.origin = scan.origin
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from damoserve_profiles import golden
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import MANIFEST_FILE, MODEL_FILE, Manifest
-from damoserve_profiles.repository import FileMismatch, ManifestInvalid, ProfileFolder, Repository, RepositoryError
+from damoserve_profiles.repository import (
+    FileMismatch,
+    ManifestInvalid,
+    ProfileFolder,
+    Repository,
+    RepositoryError,
+    missing_bundle,
+)
 from damoserve_server.engines.engine import Engine, EngineError, EngineLoader, EngineMissing, EngineOptions, EngineWrong
 from damoserve_server.errors import ShuttingDown
 from damoserve_server.models.catalogue import (
@@ -80,7 +87,8 @@ def require_models(repository: Repository) -> None:
         empty = not any(root.iterdir())
         models = repository.models()
     except FileNotFoundError:
-        raise CatalogueError(f"the repository {root} does not exist: {instead}") from None
+        absence = missing_bundle(root) or f"the repository {root} does not exist: {instead}"
+        raise CatalogueError(absence) from None
     except NotADirectoryError:
         raise CatalogueError(f"the repository {root} is not a folder: {instead}") from None
     except PermissionError as error:

@@ -79,18 +79,21 @@ def test_matches_as_coco_does(seed: int) -> None:
         assert counts.matched + counts.extra == (found.labels == label).sum()
 
 
+def folders(version: Path) -> list[ProfileFolder]:
+    return Repository(version.parents[1]).profiles(version.parent.name, int(version.name))
+
+
 @pytest.fixture
 def version(tmp_path: Path) -> Path:
     """The bundled version as if nothing had been compared."""
     version = Path(shutil.copytree(BUNDLED / "blood-cells" / "1", tmp_path / "models" / "blood-cells" / "1"))
-    for path in version.iterdir():
-        folder = ProfileFolder(path)
+    for folder in folders(version):
         folder.write(folder.read_manifest().model_copy(update={"agreement": None}))
     return version
 
 
 def manifests(version: Path) -> dict[str, Manifest]:
-    return {path.name: ProfileFolder(path).verify() for path in version.iterdir()}
+    return {folder.profile: folder.verify() for folder in folders(version)}
 
 
 def agreement(data: Path, version: Path) -> Result:

@@ -29,7 +29,7 @@ from damoserve_compress.network import Network, build_network
 from damoserve_compress.network.checkpoint import Description, save_checkpoint
 from damoserve_compress.prune import PruneError
 from damoserve_compress.quantise import Images, QuantisationReport, quantise_onnx
-from damoserve_profiles.manifest import FileRecord, Thresholds
+from damoserve_profiles.manifest import DataSource, FileRecord, Thresholds
 from damoserve_profiles.recipe import Export, FineTune, Prune, Quantise, Recipe
 from damoserve_profiles.repository import BUNDLED, Repository, describe_file
 from tests.support.compress.families import RES, fill
@@ -57,7 +57,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> BuildConfig:
     checkpoint = folder / "cells.safetensors"
     save_checkpoint(checkpoint, build_network("P", 3), Description("cells", "P", LABELS, SIZE, SIZE))
     thresholds = Thresholds(score=0.3, nms_iou=0.7, max_detections=100)
-    return BuildConfig(checkpoint, folder / "repository", folder / "work", "scenes/val", thresholds, rounds=3)
+    config = BuildConfig(checkpoint, folder / "repository", folder / "work", "scenes/val", thresholds, rounds=3)
+    return replace(config, license="MIT", data=(DataSource(name="scenes"),))
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,7 @@ def test_the_repository_holds_what_was_built(repository: Repository) -> None:
         assert manifest.latency.runs == 3
         assert manifest.source.checkpoint == "cells.safetensors"
         assert manifest.source.cut_sha256 is None  # what was cut here has its recipe
+        assert (manifest.license, manifest.data) == ("MIT", (DataSource(name="scenes"),))
         scores, boxes = onnx_detector(folder.model_path)(np.zeros((2, SIZE, SIZE, 3), np.uint8))
         assert scores.shape == (2, manifest.candidates, 3)
         assert boxes.shape == (2, manifest.candidates, 4)

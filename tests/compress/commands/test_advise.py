@@ -1,5 +1,6 @@
 """`damoserve-compress advise`, on the bundled model and on one that is built on the way."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,12 +10,15 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import damoserve_compress.advise
+import damoserve_profiles.repository
 from damoserve_compress.build.builder import Builder
 from damoserve_compress.cli import app
+from damoserve_compress.commands import options
 from damoserve_compress.datasets.coco import write_coco
 from damoserve_compress.datasets.rendered import RenderedSmears
 from damoserve_compress.network import build_network
 from damoserve_compress.network.checkpoint import Description, save_checkpoint
+from damoserve_profiles.manifest import DataSource
 from damoserve_profiles.repository import Repository
 from tests.support.compress.random_detections import all_found
 
@@ -168,6 +172,31 @@ def test_settings_that_cut_networks_do_not_follow_are_refused(
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 1
     assert f"Error: --set {setting} cannot be had for cut networks: " in result.stderr
+
+
+def test_a_build_writes_down_the_licences(checkpoint: Path, data: Path, recipes: Path, tmp_path: Path) -> None:
+    told = {"info": {"description": "rendered smears", "license": "CC0-1.0"}}
+    for name in ("train.json", "val.json"):
+        (data / name).write_text(json.dumps(json.loads((data / name).read_bytes()) | told))
+    build = ("build", checkpoint, "--data", data, "--work", tmp_path / "work", "--repository", tmp_path / "repository")
+    more = ("--recipe", recipes / "fp32.yaml", "--rounds", "1", "--license", "MIT")
+    result = CliRunner().invoke(app, list(map(str, (*build, *more))))
+    assert result.exit_code == 0, result.output
+    manifest = Repository(tmp_path / "repository").folder("cells", 1, "fp32").read_manifest()
+    assert (manifest.license, manifest.data) == ("MIT", (DataSource(name="rendered smears", license="CC0-1.0"),))
+
+
+@pytest.mark.parametrize("command", [["advise"], ["benchmark"], ["report", "--plot", "plot.svg"]])
+def test_without_the_bundled_models_the_commands_say_what_to_install(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = tmp_path / "damoserve_models" / "repository"
+    monkeypatch.setattr(options, "BUNDLED", missing)
+    monkeypatch.setattr(damoserve_profiles.repository, "BUNDLED", missing)
+    place = [missing] if command[0] == "report" else ["--repository", missing]
+    result = CliRunner().invoke(app, list(map(str, (*command, *place))))
+    assert result.exit_code == 2
+    assert "pip install damoserve-models" in " ".join(result.stderr.replace("│", " ").split())
 
 
 def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, data: Path, tmp_path: Path) -> None:

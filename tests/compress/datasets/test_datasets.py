@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from damoserve_compress.commands.options import origins
 from damoserve_compress.datasets import (
     AnnotationsError,
     Dataset,
@@ -27,6 +28,7 @@ from damoserve_compress.datasets.rendered import (
     render_scene,
     visible_pixels,
 )
+from damoserve_profiles.manifest import DataSource
 
 SIZE = (320, 240)
 
@@ -247,3 +249,41 @@ def test_unusable_pictures_are_named_when_asked_for(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(MissingPicture, match=r"one\.png: no such picture"):
         dataset[0]
+
+
+def annotated(tmp_path: Path, document: dict[str, object]) -> CocoDataset:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": []} | document))
+    return CocoDataset(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("document", "origin"),
+    [
+        (
+            {"info": {"description": "BCCD", "license": "MIT", "source": "somebody/BCCD"}},
+            DataSource(name="BCCD", license="MIT", citation="somebody/BCCD"),
+        ),
+        (
+            {"info": {"description": "shapes", "url": "example.org"}, "licenses": [{"name": "CC BY 4.0"}, {"id": 2}]},
+            DataSource(name="shapes", license="CC BY 4.0", citation="example.org"),
+        ),
+        (
+            {"info": {"description": "shapes", "license": "MIT"}, "licenses": [{"name": "MIT"}]},
+            DataSource(name="shapes", license="MIT"),
+        ),
+        ({"info": {"description": " ", "license": "MIT"}}, None),
+        ({"info": ["shapes"], "licenses": "MIT"}, None),
+        ({}, None),
+    ],
+)
+def test_annotations_say_where_they_are_from(
+    tmp_path: Path, document: dict[str, object], origin: DataSource | None
+) -> None:
+    assert annotated(tmp_path, document).origin == origin
+
+
+def test_manifests_name_the_folder_where_the_annotations_say_nothing(tmp_path: Path) -> None:
+    silent, known = annotated(tmp_path, {}), annotated(tmp_path, {"info": {"description": "shapes"}})
+    assert origins(tmp_path / "mine", silent) == (DataSource(name="mine"),)
+    assert origins(tmp_path / "mine", silent, known, known) == (DataSource(name="shapes"),)

@@ -16,6 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+import damoserve_profiles.repository
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.repository import Repository
@@ -321,6 +322,15 @@ def test_with_nothing_to_serve_it_does_not_start(application: MakeApplication, s
 
     with pytest.raises(CatalogueError, match=message):
         asyncio.run(scenario())
+
+
+async def test_where_the_bundled_models_are_not_installed_it_says_what_to_install(
+    application: MakeApplication, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(damoserve_profiles.repository, "BUNDLED", tmp_path / "missing")
+    with pytest.raises(CatalogueError, match="pip install damoserve-models"):
+        async with application(repository=tmp_path / "missing"):
+            pass
 
 
 async def test_the_services_can_be_listed(serve: Serve) -> None:

@@ -20,11 +20,10 @@ from damoserve_client.playground.cards import Card, Measured
 from damoserve_client.playground.controls import Scale, button, choice, markup, picker, selection, slider, text
 from damoserve_client.playground.load import MOST_CALLERS, SECONDS, Load
 from damoserve_client.playground.load_view import LoadView
+from damoserve_client.sample import SAMPLE
 from damoserve_client.types import DetectionResult, DetectOptions, ProfileInfo, Tier
 
 STYLE = Path(__file__).with_name("style.css")
-# In a wheel beside this file, in the source tree where the README shows it.
-SAMPLES = (Path(__file__).with_name("smear.jpg"), Path(__file__).parents[4] / "docs/images/smear.jpg")
 FORMATS = "image/jpeg,image/png,image/webp,image/bmp"
 # What the page takes from a browser; the server has a limit of its own and says so.
 LARGEST_FILE = 64 * 1024 * 1024
@@ -190,8 +189,7 @@ class Page:
             await self._take(self._content, self._content_name)
 
     async def _take_sample(self) -> None:
-        sample = next(path for path in SAMPLES if path.is_file())
-        await self._take(sample.read_bytes(), "the sample, a rendered blood smear")
+        await self._take(SAMPLE.read_bytes(), "the sample, a rendered blood smear")
 
     async def _take_upload(self, event: UploadEventArguments) -> None:
         self._upload.reset()
