@@ -10,7 +10,8 @@ PACKAGES := proto profiles server compress clients examples tests benchmarks dep
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo playground screenshots test lint format type proto check-proto train prune profiles benchmark \
-  fuzz overload bursts faults soak ceiling peers dashboards observability image check-image wheel check-wheel sbom clean
+  mutation fuzz overload bursts faults soak ceiling peers dashboards observability image check-image wheel check-wheel sbom \
+  clean
 
 help: ## Lists the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -63,6 +64,9 @@ profiles: .venv/dev ## Builds the bundled profiles: make profiles DAMOSERVE_DATA
 
 benchmark: .venv/dev ## Times the bundled profiles against each other.
 	$(BIN)/damoserve-compress benchmark
+
+mutation: .venv/dev ## Changes of one line that no test notices, an hour, goes on where it was: make mutation [ARGS='window --jobs 2'].
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 fuzz: .venv/server ## Sends a server 20 000 broken requests: make fuzz [ARGS='--requests 1000 --seed 2'].
 	$(BIN)/python benchmarks/fuzz.py $(ARGS)

@@ -141,7 +141,7 @@ def main() -> None:
         "static tiers": lambda: StaticTiers(((0.2, "int8"), (0.0, "int8+pruned"))),
         **{f"fixed {profile}": (lambda profile=profile: FixedProfile(profile)) for profile in LADDER},
     }
-    capacity = options.workers / LADDER["fp32"].share
+    capacity = options.workers / LADDER["fp32"].seconds_per_image
     print(f"{'policy':18} " + "   ".join(f"{load:4}x: in time, mAP" for load in (0.6, 0.9, 1.2, 3.0)))
     for name, make in policies.items():
         cells = []

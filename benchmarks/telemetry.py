@@ -64,7 +64,7 @@ def answer(
     telemetry: Telemetry, request: DetectionRequest, result: DetectionResult, requirements: Requirements[ActiveProfile]
 ) -> None:
     """As the server does it."""
-    record = telemetry.call(METHOD, "0" * 32, {})
+    record = telemetry.begin_call(METHOD, "0" * 32, {})
     record_request(record, request, Tier.BALANCED)
     job = Job(request, cast(Any, None), cast(Any, None), cast("Future[Any]", None), record)
     ticket: JobTicket = Ticket(requirements, 0.0, job, ready=True)

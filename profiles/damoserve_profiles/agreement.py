@@ -1,4 +1,4 @@
-"""How far two profiles of a model find the same boxes."""
+"""The agreement of two profiles of a model: how far they find the same boxes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,18 +11,19 @@ from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.postprocess import Detections
 
 MATCH_IOU = 0.5
-"""Boxes of one class that share at least this are the same."""
+"""Least intersection over union by which two boxes of one class are the same."""
 
 
 @dataclass(frozen=True)
 class BoxCounts:
-    """What became of the boxes of a profile and of its reference."""
+    """Numbers of boxes of a profile and of its reference."""
 
     matched: int = 0
+    """Boxes that both have."""
     missing: int = 0
-    """Those that only the reference has."""
+    """Boxes that only the reference has."""
     extra: int = 0
-    """Those that only the profile has."""
+    """Boxes that only the profile has."""
 
     def __add__(self, other: Self) -> "BoxCounts":
         return BoxCounts(self.matched + other.matched, self.missing + other.missing, self.extra + other.extra)
@@ -36,30 +37,30 @@ class BoxCounts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of one image."""
+    """The comparison of a profile with its reference in one image."""
 
     by_label: Mapping[int, BoxCounts]
-    """Labels of which neither has a box are left out."""
+    """Boxes of each label of which either has any."""
     score_shifts: NDArray[np.float32]
-    """By how much the scores of matched boxes differ, without the sign."""
+    """Difference of the scores of each matched pair, without the sign; `[matched]`."""
 
 
-def compare(found: Detections, reference: Detections) -> Comparison:
-    """What a profile finds in an image against what its reference does, both in pixels of the same image."""
-    pairs = _match(found, reference)
-    matched = found.labels[pairs[:, 0]]
-    labels = np.unique(np.concatenate([found.labels, reference.labels])).tolist()
+def compare(detections: Detections, reference: Detections) -> Comparison:
+    """Compares what a profile and its reference find in an image, both in pixels of that image."""
+    pairs = _match(detections, reference)
+    matched = detections.labels[pairs[:, 0]]
+    labels = np.unique(np.concatenate([detections.labels, reference.labels])).tolist()
     by_label = {}
     for label in labels:
         both = int((matched == label).sum())
         by_label[label] = BoxCounts(
-            both, int((reference.labels == label).sum()) - both, int((found.labels == label).sum()) - both
+            both, int((reference.labels == label).sum()) - both, int((detections.labels == label).sum()) - both
         )
-    return Comparison(by_label, np.abs(found.scores[pairs[:, 0]] - reference.scores[pairs[:, 1]]))
+    return Comparison(by_label, np.abs(detections.scores[pairs[:, 0]] - reference.scores[pairs[:, 1]]))
 
 
 def reference_of(manifests: Iterable[Manifest]) -> Manifest:
-    """The profile that the others of a model are compared with: the most accurate of those that are not compressed.
+    """Chooses the profile that the others are compared with: the most accurate of those that are not compressed.
 
     Not the most accurate of all: training after a cut may raise the precision of the smallest, and the question is
     what compression has changed. Where all are compressed, it is the most accurate; of equals the first by name.
@@ -73,22 +74,24 @@ def _is_compressed(manifest: Manifest) -> bool:
     return cut or recipe.target != "cpu" or manifest.precision is not None
 
 
-def _match(found: Detections, reference: Detections) -> NDArray[np.int64]:
-    """Pairs of indices `[M, 2]`, as COCO's evaluation takes them: from the best score down, each found box takes of
-    the reference's boxes that are left the one that it shares most with."""
-    shared = _shared(found.boxes, reference.boxes)
-    shared[found.labels[:, None] != reference.labels] = 0
+def _match(detections: Detections, reference: Detections) -> NDArray[np.int64]:
+    """Returns pairs of indices `[M, 2]`, as COCO's evaluation takes them.
+
+    From the best score down, each box takes of the reference's boxes that are left the one that it overlaps most.
+    """
+    overlap = _pairwise_iou(detections.boxes, reference.boxes)
+    overlap[detections.labels[:, None] != reference.labels] = 0
     pairs: list[tuple[int, int]] = []
-    for index in np.argsort(-found.scores, kind="stable").tolist() if shared.size else ():
-        best = int(shared[index].argmax())
-        if shared[index, best] >= MATCH_IOU:
+    for index in np.argsort(-detections.scores, kind="stable").tolist() if overlap.size else ():
+        best = int(overlap[index].argmax())
+        if overlap[index, best] >= MATCH_IOU:
             pairs.append((index, best))
-            shared[:, best] = 0
+            overlap[:, best] = 0
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def _shared(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Intersection over union of every two boxes."""
+def _pairwise_iou(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the intersection over union of every two boxes, `[N, M]` for boxes `[N, 4]` and `[M, 4]`."""
     low = np.maximum(one[:, None, :2], other[:, :2])
     high = np.minimum(one[:, None, 2:], other[:, 2:])
     intersection = np.clip(high - low, 0, None).prod(axis=2)

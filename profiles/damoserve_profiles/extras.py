@@ -1,4 +1,4 @@
-"""One line that says what to install, instead of a traceback, where the packages of an extra are missing.
+"""Advice on what to install, in one line instead of a traceback, where the packages of an extra are missing.
 
 Imports the standard library only: it has to load where nothing else does.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 OURS = "damoserve"
-"""How the names of all our packages begin: if a module of these is missing, to install an extra would not help."""
+"""Prefix of the names of all our packages: if a module of these is missing, to install an extra would not help."""
 
 
 @contextmanager

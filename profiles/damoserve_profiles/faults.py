@@ -1,10 +1,10 @@
-"""What pydantic found wrong, in one line."""
+"""Errors of pydantic, in one line."""
 
 from pydantic import ValidationError
 
 
 def describe_faults(error: ValidationError) -> str:
-    """`stages.0.depth: Input should be greater than 0; neck: Field required`."""
+    """Describes an error like `stages.0.depth: Input should be greater than 0; neck: Field required`."""
     faults = []
     for fault in error.errors():
         own = fault.get("ctx", {}).get("error")  # what a validator raised, without pydantic's preface

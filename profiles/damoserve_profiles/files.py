@@ -1,4 +1,4 @@
-"""Where bundled files lie, and how files are replaced."""
+"""Files that are replaced in one step, and folders that come with the package."""
 
 import os
 from collections.abc import Callable
@@ -8,12 +8,12 @@ PACKAGE = Path(__file__).parent
 
 
 def bundled(name: str) -> Path:
-    """A folder that comes with this package: inside it in a wheel, beside it in the source tree."""
+    """Returns a folder that comes with this package: inside it in a wheel, beside it in the source tree."""
     return PACKAGE / name if (PACKAGE / name).is_dir() else PACKAGE.parent / name
 
 
 def bundled_models() -> Path:
-    """The repository of the bundled models: beside this package in the source tree, else that of `damoserve-models`.
+    """Returns the repository of the bundled models: beside this package in the source tree, else `damoserve-models`'s.
 
     Where neither is there, the folder that an install of `damoserve-models` would fill.
     """
@@ -28,7 +28,7 @@ def bundled_models() -> Path:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` fill a temporary file beside `path`, then puts it there in one step: never half a file."""
+    """Fills a temporary file by `write`, then puts it at `path` in one step: there is never half a file."""
     temporary = path.with_name(f".{path.name}.partial")
     write(temporary)
     with temporary.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The golden image beside a built profile: what was found in it when it was built, and every engine has to find again.
+"""The golden image beside a built profile: every engine has to find again what was found in it at the build.
 
 `golden.json` and the image that it names are listed in the manifest's `files` like the model itself. Profiles that were
 built before there were golden images have none.
@@ -22,26 +22,28 @@ GOLDEN_FILE = "golden.json"
 GOLDEN_IMAGE = "golden.png"
 
 Run = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
-"""From `[N, height, width, 3]` to scores `[N, K, C]` and boxes `[N, K, 4]`."""
+"""Function of an engine: images `[N, height, width, 3]` to scores `[N, K, C]` and boxes `[N, K, 4]`."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """By how much a detection may differ."""
+    """The bounds within which a detection is the same."""
 
     score: float
+    """Largest difference of the scores."""
     iou: float
-    """At least so much of the boxes must be shared."""
+    """Least intersection over union of the boxes."""
 
 
 EXACT = Tolerance(score=0.02, iou=0.9)
+"""Tolerance for profiles in float32."""
 COARSE = Tolerance(score=0.05, iou=0.8)
-"""For fewer bits than float32: over a dozen scenes of the bundled ladder, runtimes and instruction sets differed by up
-to 0.022 in score and 0.89 in IoU, float32 by less than 0.0001."""
+"""Tolerance for profiles of fewer bits: over a dozen scenes of the bundled ladder, runtimes and instruction sets
+differed by up to 0.022 in score and 0.89 in IoU, in float32 by less than 0.0001."""
 
 
 def tolerance(manifest: Manifest) -> Tolerance:
-    """What another runtime or processor may change in the results of a profile."""
+    """Returns the tolerance for the results of a profile in another runtime, or on another processor."""
     recipe = manifest.recipe
     full = recipe.quantise is None and recipe.target == "cpu" and manifest.precision is None
     return EXACT if full else COARSE
@@ -52,49 +54,53 @@ class _Strict(BaseModel):
 
 
 class Expected(_Strict):
-    """One detection; the box is x_min, y_min, x_max, y_max in pixels of the image."""
+    """One detection of a golden image."""
 
     label: Count
     score: Fraction
     box: tuple[float, float, float, float]
+    """x_min, y_min, x_max, y_max in pixels of the image."""
 
 
 class Golden(_Strict):
-    """The image and what is in it."""
+    """The golden image of a profile, and the detections in it."""
 
     image: FileName = GOLDEN_IMAGE
+    """Name of the image file, beside the manifest."""
     score: Fraction
-    """The threshold of the detections."""
+    """Least score of the detections."""
     runtime: str
+    """Runtime in which the detections were recorded."""
     instruction_set: str
-    """Where it was recorded."""
+    """Instruction set of the processor on which they were."""
     detections: Annotated[tuple[Expected, ...], Field(min_length=1)]
 
-    def disagreement(self, found: Detections, tolerance: Tolerance) -> str | None:
-        """What differs, for the log; None if nothing does.
+    def disagreement(self, detections: Detections, tolerance: Tolerance) -> str | None:
+        """Says what differs, for the log; returns None if nothing does.
 
         A detection that is within the tolerance of the threshold may as well be on its other side.
         """
         certain = self.score + tolerance.score
-        left = list(range(len(found.scores)))
+        left = list(range(len(detections.scores)))
         for expected in self.detections:
-            match = _closest(expected, found, left)
-            if match is None or _iou(expected.box, found.boxes[match]) < tolerance.iou:
+            match = _closest(expected, detections, left)
+            if match is None or _iou(expected.box, detections.boxes[match]) < tolerance.iou:
                 if expected.score >= certain:
                     return f"nothing is found where label {expected.label} is expected, at {expected.box}"
                 continue
             left.remove(match)
-            score = float(found.scores[match])
+            score = float(detections.scores[match])
             if abs(score - expected.score) > tolerance.score:
                 return f"label {expected.label} at {expected.box} has the score {score:.3f}, not {expected.score}"
         for index in left:
-            if found.scores[index] >= certain:
-                return f"label {found.labels[index]} is found at {found.boxes[index].tolist()}, where none is expected"
+            if detections.scores[index] >= certain:
+                box = detections.boxes[index].tolist()
+                return f"label {detections.labels[index]} is found at {box}, where none is expected"
         return None
 
 
 def read_golden(folder: ProfileFolder, manifest: Manifest) -> tuple[Golden, NDArray[np.uint8]] | None:
-    """The golden detections of a verified profile, and the image, RGB; None if it has none. Raises FileMismatch."""
+    """Reads the detections and the image, RGB, of a verified profile; None if it has none. Raises FileMismatch."""
     if GOLDEN_FILE not in manifest.files:
         return None
     path = folder.path / GOLDEN_FILE
@@ -106,7 +112,7 @@ def read_golden(folder: ProfileFolder, manifest: Manifest) -> tuple[Golden, NDAr
 
 
 def detect(run: Run, image: NDArray[np.uint8], manifest: Manifest, score: float, copies: int = 1) -> list[Detections]:
-    """What a profile finds in an image, at this threshold, in each of so many copies that are computed together."""
+    """Detects the objects in each of some `copies` of an image that are computed together, from this `score` on."""
     size, mode = manifest.input.size, manifest.input.resize
     shape = Size(image.shape[1], image.shape[0])
     thresholds = manifest.thresholds.model_copy(update={"score": score})
@@ -117,9 +123,9 @@ def detect(run: Run, image: NDArray[np.uint8], manifest: Manifest, score: float,
     ]
 
 
-def _closest(expected: Expected, found: Detections, left: list[int]) -> int | None:
-    same = [index for index in left if found.labels[index] == expected.label]
-    return max(same, key=lambda index: _iou(expected.box, found.boxes[index]), default=None)
+def _closest(expected: Expected, detections: Detections, left: list[int]) -> int | None:
+    same = [index for index in left if detections.labels[index] == expected.label]
+    return max(same, key=lambda index: _iou(expected.box, detections.boxes[index]), default=None)
 
 
 def _iou(one: tuple[float, float, float, float], other: NDArray[np.float32]) -> float:

@@ -1,4 +1,4 @@
-"""Encoded images to RGB arrays, and these to the network's input.
+"""Decoding of images to RGB arrays, and resizing of these to the network's input.
 
 ImageError
 ├── UndecodableImage   not a supported format, or broken, or cut short
@@ -19,8 +19,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 DEFAULT_MAX_PIXELS = 50_000_000
 
 ResizeMode = Literal["stretch", "fit"]
-"""`stretch` fills the network's input, as DAMO-YOLO is trained and evaluated since v0.3. `fit` keeps the aspect ratio
-and leaves zeros at the right and at the bottom, as for its legacy checkpoints."""
+"""Way to resize. `stretch` fills the network's input, as DAMO-YOLO is trained and evaluated since v0.3. `fit` keeps the
+aspect ratio and leaves zeros at the right and at the bottom, as for its legacy checkpoints."""
 
 # Our limit is checked once a file is open, but some of Pillow's readers allocate the canvas while they open it. Its
 # own, process-wide limit is checked before that: it warns above this number and raises above twice as many.
@@ -38,24 +38,24 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each EXIF orientation (CIPA DC-008, tag 274)."""
+"""Transposition that undoes each EXIF orientation (CIPA DC-008, tag 274)."""
 
 
 class ImageError(ValueError):
-    """The image cannot be used."""
+    """Raised when an image cannot be used."""
 
 
 class UndecodableImage(ImageError):
-    """The bytes are no image of a supported format, or are damaged."""
+    """Raised when the bytes are no image of a supported format, or are damaged."""
 
 
 class TooManyPixels(ImageError):
-    """The image has more pixels than allowed."""
+    """Raised when an image has more pixels than allowed."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Width and height in pixels."""
+    """A width and a height, in pixels."""
 
     width: int
     height: int
@@ -102,7 +102,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def shown_size(image: Size, network: Size, mode: ResizeMode) -> Size:
-    """How much of the network's input shows the image, from the top left corner on.
+    """Returns the size of the part of the network's input that shows the image, at the top left.
 
     The factor from there back to the image is that of these two sizes, on each axis its own. A fitted size is rounded
     down, as in the reference implementation (damo/dataset/transforms/transforms.py).
@@ -116,9 +116,9 @@ def shown_size(image: Size, network: Size, mode: ResizeMode) -> Size:
 def resize(
     image: NDArray[np.uint8], network: Size, mode: ResizeMode = "stretch", out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """Brings `[H, W, 3]` to `[network.height, network.width, 3]`, in `out` if given: whatever is there, it overwrites.
+    """Resizes `[H, W, 3]` to `[network.height, network.width, 3]`, in `out` if given, which it overwrites.
 
-    Interpolates bilinearly.
+    It interpolates bilinearly.
     """
     if out is None:
         out = np.empty((network.height, network.width, 3), np.uint8)

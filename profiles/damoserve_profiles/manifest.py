@@ -1,4 +1,4 @@
-"""The manifest beside every built profile: what it is, how it was made, what it measured."""
+"""The manifest beside every built profile: the profile's properties, how it was made, and what it measured."""
 
 from typing import Annotated, Literal, Self
 
@@ -18,7 +18,7 @@ class _Strict(BaseModel):
 
 
 class InputSpec(_Strict):
-    """What the network takes: `images` uint8 `[N, height, width, 3]`, RGB, 0..255, and how images are brought to it."""
+    """The network's input, `images` uint8 `[N, height, width, 3]`, RGB, 0..255, and how images are resized to it."""
 
     width: Annotated[int, Field(gt=0)]
     height: Annotated[int, Field(gt=0)]
@@ -26,19 +26,23 @@ class InputSpec(_Strict):
 
     @property
     def size(self) -> Size:
+        """Size of the input."""
         return Size(self.width, self.height)
 
 
 class Thresholds(_Strict):
-    """How candidates become detections."""
+    """The bounds by which candidates become detections."""
 
     score: Fraction
+    """Least score of a detection."""
     nms_iou: Fraction
+    """Intersection over union above which the box with the lesser score is suppressed, within a class."""
     max_detections: Annotated[int, Field(ge=1, le=1000)]
+    """Most detections in an image."""
 
 
 class AccuracyDifference(_Strict):
-    """Average precision against a reference on the same images, with the 95 % interval of a bootstrap over them."""
+    """The difference to a reference in average precision, with the 95 % interval of a bootstrap over the images."""
 
     reference: str
     ap: float
@@ -48,7 +52,7 @@ class AccuracyDifference(_Strict):
 
 
 class Accuracy(_Strict):
-    """COCO average precision on validation images, 0..1: under the variant's evaluation thresholds."""
+    """The average precision of COCO on validation images, 0..1, under the variant's evaluation thresholds."""
 
     dataset: str
     images: Count
@@ -57,26 +61,26 @@ class Accuracy(_Strict):
     ap75: Fraction | None = None
     per_class: dict[str, float]
     per_size: dict[str, float] = {}
-    """Of small, medium and large boxes by COCO's areas, those that there are."""
+    """Average precision of small, medium and large boxes by COCO's areas, as far as there are any."""
     difference: AccuracyDifference | None = None
-    """Against the source network. Manifests of before it was measured have none of these three."""
+    """Difference to the source network. Manifests from before it was measured lack it, `ap75` and `per_size`."""
 
 
 class Agreement(_Strict):
-    """How far the boxes are those of another profile, on the validation images, both at this profile's thresholds."""
+    """The agreement of the boxes with another profile's on the validation images, both at this profile's thresholds."""
 
     reference: str
-    """The other profile, of the same version."""
+    """Name of the other profile, of the same version."""
     dataset: str
     images: Count
     f1: Fraction
-    """2 matched / (2 matched + missing + extra) boxes: matched are those of one class with an IoU of 0.5 or more."""
+    """2 matched / (2 matched + missing + extra) boxes; matched ones are of one class, with an IoU of 0.5 or more."""
     per_class: dict[str, Fraction]
-    """The same of each class of which either has a box."""
+    """F1 of each class of which either has a box."""
 
 
 class Latency(_Strict):
-    """Milliseconds from the image tensor to the candidate boxes, for one image."""
+    """The milliseconds from the image tensor to the candidate boxes, for one image."""
 
     median_ms: Annotated[float, Field(gt=0)]
     p90_ms: Annotated[float, Field(gt=0)]
@@ -93,7 +97,7 @@ class Source(_Strict):
     checkpoint: str
     sha256: Sha256
     cut_sha256: Sha256 | None = None
-    """Of the network that the recipe's step `prune` names, where it names one: cut before, from this checkpoint."""
+    """Hash of the cut network that the recipe's step `prune` names, if it does; it was cut from this checkpoint."""
 
 
 class DataSource(_Strict):
@@ -107,12 +111,12 @@ class DataSource(_Strict):
 
 
 MAX_VERSION = 2**31 - 1
-"""The contract has 32 bits for it."""
+"""Largest version of a model: the contract has 32 bits for it."""
 Version = Annotated[int, Field(gt=0, le=MAX_VERSION)]
 
 
 class FileRecord(_Strict):
-    """One file of the profile."""
+    """The size and the hash of one file of a profile."""
 
     bytes: Count
     sha256: Sha256
@@ -134,15 +138,15 @@ class Manifest(_Strict):
     macs: Count
     accuracy: Accuracy
     agreement: Agreement | None = None
-    """None for the reference itself, and where it was never measured."""
+    """Agreement with the reference; None for the reference itself, and where it was never measured."""
     latency: Latency
-    """In the preferred engine."""
+    """Latency in the preferred engine."""
     engine: EngineName = "onnxruntime"
-    """The preferred one: the fastest on the machine where the latency was measured."""
+    """Name of the preferred engine: the fastest on the machine where the latency was measured."""
     latencies: dict[EngineName, Latency] = {}
-    """In every engine that was measured; empty in manifests that know of one only."""
+    """Latency in every engine that was measured; empty in manifests that know of one only."""
     precision: Precision | None = None
-    """What float layers are computed in, if not the file's float32; only OpenVINO offers it."""
+    """Precision of float layers; None for the file's float32. Only OpenVINO offers another."""
     recipe: Recipe
     source: Source
     license: str | None = None
@@ -160,6 +164,7 @@ class Manifest(_Strict):
 
     @property
     def model_bytes(self) -> int:
+        """Size of the model file, in bytes."""
         return self.files[MODEL_FILE].bytes
 
 

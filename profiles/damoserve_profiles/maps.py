@@ -1,4 +1,4 @@
-"""Candidates from the raw maps of the head, for accelerators whose graph ends there."""
+"""Decoding of the head's raw maps to candidates, for accelerators whose graph ends there."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from damoserve_profiles.imaging import Size
 
 STRIDES = (8, 16, 32)
+"""Pixels of the network's input between two anchors, for each level from fine to coarse."""
 CLASS_MAPS = tuple(f"class_logits_{stride}" for stride in STRIDES)
-"""Names of a graph's outputs `[N, C, H / stride, W / stride]`."""
+"""Names of the outputs with class logits, `[N, C, H / stride, W / stride]` each."""
 BOX_MAPS = tuple(f"box_logits_{stride}" for stride in STRIDES)
-"""The same, `[N, 4 * bins, H / stride, W / stride]`: sides left, top, right, bottom, each over its bins."""
+"""Names of the outputs with box logits, `[N, 4 * bins, H / stride, W / stride]` each: left, top, right, bottom."""
 
 Maps = Sequence[NDArray[np.float32]]
 
@@ -19,7 +20,7 @@ Maps = Sequence[NDArray[np.float32]]
 def decode_maps(
     class_maps: Maps, box_maps: Maps, size: Size, candidates: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scores `[N, K, C]` and boxes `[N, K, 4]` of the K = min(candidates, anchors) best anchors, best first.
+    """Returns scores `[N, K, C]` and boxes `[N, K, 4]` of the K = min(candidates, anchors) best anchors, best first.
 
     The maps are those of the levels from fine to coarse, `size` is the network's input. Boxes are xyxy in its pixels,
     unclipped: the expectation of a softmax over bins 0, 1, 2 .. is the distance of a side from the grid point in
@@ -36,13 +37,13 @@ def decode_maps(
 
 
 def _anchors(maps: Maps) -> NDArray[np.float32]:
-    """Levels `[N, K, H, W]` -> `[N, A, K]`, each level row-major."""
+    """Joins levels `[N, K, H, W]` to `[N, A, K]`, each level row-major."""
     flat = [level.reshape(*level.shape[:2], -1).transpose(0, 2, 1) for level in maps]
     return np.concatenate(flat, 1, dtype=np.float32)
 
 
 def _expectation(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`[N, K, 4 * bins]` -> `[N, K, 4]`."""
+    """Returns the expected bins `[N, K, 4]` of logits `[N, K, 4 * bins]`."""
     sides = logits.reshape(*logits.shape[:2], 4, -1)
     weights = np.exp(sides - sides.max(3, keepdims=True))
     bins = np.arange(sides.shape[3], dtype=np.float32)
@@ -51,7 +52,7 @@ def _expectation(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _grid(maps: Maps, size: Size) -> NDArray[np.float32]:
-    """x, y and stride in pixels of every anchor, `[A, 3]`."""
+    """Returns x, y and stride of every anchor in pixels, `[A, 3]`."""
     rows = []
     for level in maps:
         height, width = level.shape[2:]

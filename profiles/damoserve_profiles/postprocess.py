@@ -1,4 +1,4 @@
-"""From candidate boxes to detections in pixels of the original image."""
+"""Selection of detections, in pixels of the original image, from candidate boxes."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,19 @@ from damoserve_profiles.imaging import Size
 from damoserve_profiles.manifest import Thresholds
 
 MAX_CANDIDATES = 3000
-"""Suppression takes quadratic time: with a threshold of 0 and many classes, seconds."""
+"""Most candidates that are suppressed: it takes quadratic time, with a threshold of 0 and many classes seconds."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Best score first: boxes `[M, 4]` (x_min, y_min, x_max, y_max), scores `[M]` in 0..1, labels `[M]`."""
+    """The objects in one image, the best score first."""
 
     boxes: NDArray[np.float32]
+    """x_min, y_min, x_max, y_max; `[M, 4]`."""
     scores: NDArray[np.float32]
+    """Scores, 0 to 1; `[M]`."""
     labels: NDArray[np.int64]
+    """Indices of the classes; `[M]`."""
 
 
 def select(
@@ -53,7 +56,7 @@ def select(
 def _suppress(
     boxes: NDArray[np.float32], scores: NDArray[np.float32], labels: NDArray[np.int64], iou: float
 ) -> NDArray[np.int64]:
-    """Indices of the survivors, best score first."""
+    """Returns the indices of the boxes that are kept, the best score first."""
     if not len(scores):
         return np.empty(0, np.int64)
     # OpenCV keeps classes apart by moving each by the largest coordinate, which fails where there are negative ones.

@@ -1,4 +1,4 @@
-"""Recipes: how a profile is made, as data.
+"""Recipes, which say as data how a profile is made.
 
 A recipe is a YAML file; its stem is the name of the profile. Steps that are absent are not done:
 
@@ -25,7 +25,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class RecipeError(ValueError):
-    """The recipe is missing or not valid; the message names the file and the field."""
+    """Raised when a recipe is missing or not valid; the message names the file and the field."""
 
 
 class _Strict(BaseModel):
@@ -33,27 +33,27 @@ class _Strict(BaseModel):
 
 
 class FineTune(_Strict):
-    """Training after a cut."""
+    """The training after a cut."""
 
     epochs: Annotated[int, Field(gt=0)]
     learning_rate: Annotated[float, Field(gt=0)]
     rendered: Annotated[int, Field(ge=0)] = 0
-    """Rendered images mixed into each epoch."""
+    """Number of rendered images that are mixed into each epoch."""
     distil: Annotated[float, Field(ge=0)] = 0.0
-    """First weight of channel-wise distillation from the network before all cuts; it falls to a tenth. 0: none."""
+    """First weight of channel-wise distillation from the network before all cuts; it falls to a tenth. 0 is none."""
 
 
 Importance = Literal["l1", "bn_scale", "taylor"]
 
 
 class Prune(_Strict):
-    """Structured pruning over dependency groups. One of `ratio`, `macs`, `parameters` and `latency` says how much.
+    """Structured pruning over dependency groups: one of `ratio`, `macs`, `parameters` and `latency` says how much.
 
-    Or it was done before: then `network` alone names the result.
+    If it was done before, `network` alone names the result.
     """
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Wanted share of the channels to cut in every group; what is cut depends on `round_to`."""
+    """Share of the channels to cut in every group; the number that is cut depends on `round_to`."""
     macs: Share | None = None
     """Share of the multiply-accumulate operations that may be left."""
     parameters: Share | None = None
@@ -61,14 +61,14 @@ class Prune(_Strict):
     latency: Share | None = None
     """Share of the time of one inference that may be left, measured on this machine against the whole network."""
     importance: Importance = "l1"
-    """How channels are ranked within their group: by the L1 norm of their weights, by the factors of their batch norms,
+    """Ranking of the channels within their group: by the L1 norm of their weights, by the factors of their batch norms,
     or by the first-order change of the training loss without them."""
     allocation: Literal["uniform", "sensitivity"] = "uniform"
-    """Which share goes where: the same of every group, or of every stage as much as costs the same loss."""
+    """Distribution of the cut: the same share of every group, or of every stage as much as costs the same loss."""
     round_to: Annotated[int, Field(gt=0)] = 8
-    """Each group keeps the multiple of this that is nearest to its wanted count."""
+    """Divisor of the number of channels that a group keeps: the multiple of it that is nearest to the wanted count."""
     steps: Annotated[int, Field(gt=0)] = 1
-    """Cuts one after the other, evenly on a logarithmic scale, each followed by training."""
+    """Number of cuts, evenly on a logarithmic scale, each followed by training."""
     step_epochs: Annotated[int, Field(gt=0)] = 10
     """Epochs of training after each cut but the last."""
     fine_tune: FineTune | None = None
@@ -104,39 +104,41 @@ class Quantise(_Strict):
     """Static 8-bit quantisation: QDQ, activations QUInt8, weights QInt8 per channel."""
 
     calibration_images: Annotated[int, Field(gt=0)]
-    """From how many training images, at most, the ranges of the activations are taken; in the data set's order."""
+    """Most training images, in the data set's order, from which the ranges of the activations are taken."""
     reduce_range: bool | None = True
-    """Weights in 7 bits. Processors without VNNI add pairs of 8-bit products in 16 bits, which overflows with 8.
-    None: as the building machine needs it, which is wrong on a server without VNNI if that machine has it."""
+    """True for weights in 7 bits. Processors without VNNI add pairs of 8-bit products in 16 bits, which overflows with
+    8. None is as the building machine needs it, which is wrong on a server without VNNI if that machine has it."""
     method: str = "static"
     activations: str = "uint8"
     ranges: Ranges = "minmax"
-    """How the range of an activation is taken from its values: all of them; all but the outermost; what makes the
-    expected squared error least; what loses the least information (KL divergence). `auto`: of these, for every tensor
-    by itself, the one with the least expected squared error. The outputs of the head keep all of their values."""
+    """Way to take the range of an activation from its values: `minmax`, all of them; `percentile`, all but the
+    outermost; `mse`, the least expected squared error; `entropy`, the least loss of information (KL divergence);
+    `auto`, for every tensor the one of these with the least expected squared error. Outputs of the head keep all
+    values."""
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     """Share of the values, in per cent, that `percentile` keeps; half of the others is cut at either end."""
     equalise: bool = False
-    """Cross-layer equalisation, before ranges are taken, of convolutions with nothing but a ReLU between them."""
+    """True for cross-layer equalisation, before ranges are taken, of convolutions with only a ReLU between them."""
     bias_correction: bool = False
-    """The mean shift of every channel that quantising a convolution's weights and input causes is put in its bias."""
+    """True to put the mean shift that quantising a convolution causes in each channel into its bias."""
     operators: Operators = "all"
-    """What runs in 8 bits up to the head: everything; convolutions; with them concatenations; or whichever of these is
-    the fastest here, which another build may find otherwise."""
+    """Operators in 8 bits up to the head: everything; convolutions; with them concatenations; or, with `measure`,
+    whichever of these is the fastest on this machine, which another build may find otherwise."""
     engine: CpuEngineName = "onnxruntime"
-    """What the graph is for. These are timed in it, and pixels enter as it likes: ONNX Runtime reads them as they are;
-    OpenVINO reads floats that the graph quantises, or it would compute the first convolution in float."""
+    """Runtime that the graph is for. The operators are timed in it, and pixels enter as it likes: ONNX Runtime reads
+    them as they are; OpenVINO reads floats that the graph quantises, or it would compute the first convolution in
+    float."""
     sensitivity: bool = False
-    """What every convolution harms by itself goes into the report. A budget has this measured too where it needs it."""
+    """True to report the harm of every convolution by itself. A budget has this measured too where it needs it."""
     sensitivity_images: Annotated[int, Field(gt=0)] = 8
-    """Calibration images on which the harm is measured."""
+    """Number of calibration images on which the harm is measured."""
     sensitivity_ap: Annotated[int, Field(ge=0)] = 0
-    """Of how many of the most harmful convolutions the average precision is measured too."""
+    """Number of the most harmful convolutions of which the average precision is measured too."""
     budget: Fraction | None = None
-    """How much average precision (0..1) may be lost on the selection images: while it is more, convolutions go back to
-    float, the most harmful first. None: none do."""
+    """Average precision (0..1) that may be lost on the selection images: while it is more, convolutions go back to
+    float, the most harmful first. For None, none do."""
     max_float_groups: Annotated[int, Field(ge=0)] = 8
-    """How many convolutions, at most, stay in float."""
+    """Most convolutions that go back to float."""
 
     @field_validator("method")
     @classmethod
@@ -158,23 +160,23 @@ Tail = Literal["best", "all", "host"]
 
 
 class Export(_Strict):
-    """The ONNX graph. What is said of an NPU is for the target `npu` only."""
+    """The form of the ONNX graph. What is said of an NPU is for the target `npu` only."""
 
     candidates: Annotated[int, Field(gt=0)] = 500
-    """How many of the best anchors, at most, are decoded and returned."""
+    """Most anchors, the best ones, that are decoded and returned."""
     opset: Annotated[int, Field(ge=17)] = 20
     stem: Literal["convolution", "space_to_depth"] = "convolution"
-    """How the stem reads the image: one stride-2 convolution, which suits float kernels, or 2x2 squares of pixels laid
-    side by side before a 3x3 convolution, which suits 8-bit kernels. Both compute the same."""
+    """Form in which the stem reads the image: one stride-2 convolution, which suits float kernels, or 2x2 squares of
+    pixels laid side by side before a 3x3 convolution, which suits 8-bit kernels. Both compute the same."""
     tail: Tail | None = None
-    """What follows the head's convolutions: the choice of the best candidates and their boxes; scores and boxes of all
-    anchors, by plain operators, for an NPU that computes in float too; or nothing, the host decodes the raw maps (see
-    `damoserve_profiles.maps`). None: `host` for an NPU, else `best`."""
+    """Operators behind the head's convolutions: `best`, the choice of the best candidates and their boxes; `all`,
+    scores and boxes of all anchors, by plain operators, for an NPU that computes in float too; `host`, none, as the
+    host decodes the raw maps (`damoserve_profiles.maps`). None is `host` for an NPU, else `best`."""
     silu: Literal["sigmoid", "hardswish", "relu"] = "sigmoid"
-    """What an NPU computes for SiLU: x * sigmoid(x), which is exact, or what it does at less cost, which is not: the
-    build reports what that loses."""
+    """Function that an NPU computes for SiLU: x * sigmoid(x), which is exact, or a cheaper one, which is not: the build
+    reports what that loses."""
     upsample: Literal["resize", "transposed_convolution"] = "resize"
-    """How an NPU doubles maps: nearest Resize, or a depthwise transposed convolution by ones. Both are exact."""
+    """Operator by which an NPU doubles maps: nearest Resize, or a depthwise transposed convolution; both are exact."""
 
 
 # What of `Quantise` says something about 8 bits without zero points.
@@ -186,15 +188,15 @@ class Recipe(_Strict):
 
     name: str
     target: Target = "cpu"
-    """What the graph is written for: ONNX Runtime or OpenVINO on a processor, TensorRT on a GPU (in float16 wherever it
-    is not in 8 bits), or the compiler of an NPU."""
+    """Hardware that the graph is written for: a processor, by ONNX Runtime or OpenVINO; a GPU, by TensorRT, in float16
+    wherever it is not in 8 bits; or an NPU, by its compiler."""
     prune: Prune | None = None
     export: Export = Export()
     quantise: Quantise | None = None
     precision: Precision | None = None
-    """Of float layers, if not float32: then the profile runs in OpenVINO only."""
+    """Precision of float layers; None for float32. With another the profile runs in OpenVINO only."""
     max_ap_drop: Fraction = 1.0
-    """The build fails when the average precision (0..1) falls by more than this below the source network's."""
+    """Most average precision (0..1) that may be lost against the source network; the build fails when it is more."""
 
     @model_validator(mode="after")
     def _suits_target(self) -> Self:

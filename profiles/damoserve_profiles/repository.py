@@ -38,24 +38,24 @@ _ALIASES = TypeAdapter(dict[FileName, Version])
 
 
 class RepositoryError(Exception):
-    """Something in the repository cannot be used; the message says what to do."""
+    """Raised when something in the repository cannot be used; the message says what to do."""
 
 
 class ManifestInvalid(RepositoryError):
-    """The manifest cannot be read."""
+    """Raised when a manifest cannot be read."""
 
 
 class FileMismatch(RepositoryError):
-    """A file is not the one that was built."""
+    """Raised when a file is not the one that was built."""
 
 
 class AliasesInvalid(RepositoryError):
-    """It is not known which version is to be served."""
+    """Raised when it is not known which version is to be served."""
 
 
 @dataclass(frozen=True)
 class ProfileFolder:
-    """Where one profile lies: `<root>/<model>/<version>/<profile>`."""
+    """The folder of one profile: `<root>/<model>/<version>/<profile>`."""
 
     path: Path
 
@@ -76,7 +76,7 @@ class ProfileFolder:
         return self.path / MODEL_FILE
 
     def read_manifest(self) -> Manifest:
-        """The manifest, its files not yet checked. Raises ManifestInvalid."""
+        """Reads the manifest, without checking the other files. Raises ManifestInvalid."""
         path = self.path / MANIFEST_FILE
         try:
             manifest = Manifest.model_validate_json(path.read_bytes())
@@ -89,7 +89,7 @@ class ProfileFolder:
         return manifest
 
     def verify(self) -> Manifest:
-        """The manifest, after comparing every file with the hash it promises. Raises RepositoryError."""
+        """Compares every file with the hash in the manifest, which it returns. Raises RepositoryError."""
         manifest = self.read_manifest()
         for name, promised in manifest.files.items():
             path = self.path / name
@@ -115,17 +115,17 @@ def missing_bundle(root: Path) -> str | None:
 
 
 def describe_file(path: Path) -> FileRecord:
-    """Size and SHA-256 of a file."""
+    """Returns the size and the SHA-256 of a file."""
     with path.open("rb") as file:
         return FileRecord(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 @dataclass(frozen=True)
 class ModelSnapshot:
-    """What of a model can be seen without reading its files: two equal ones, and nothing has changed."""
+    """The state of a model that can be seen without reading its files: if two are equal, nothing has changed."""
 
     version: int | None
-    """The one to be served; None if the aliases are invalid."""
+    """Version to be served; None if the aliases are invalid."""
     files: frozenset[tuple[str, int, int]]
     """Path, size and time of the last change of each file of that version."""
 
@@ -137,23 +137,24 @@ class Repository:
     root: Path
 
     def folder(self, model: str, version: int, profile: str) -> ProfileFolder:
+        """Returns the folder of a profile, whether or not it exists."""
         return ProfileFolder(self.root / model / str(version) / profile)
 
     def models(self) -> list[str]:
-        """Names of the models that have at least one version."""
+        """Lists the names of the models that have at least one version."""
         return sorted(path.name for path in _folders(self.root) if self.versions(path.name))
 
     def versions(self, model: str) -> list[int]:
-        """Versions of a model, oldest first; folders whose name is no number from 1 to `MAX_VERSION` are ignored."""
+        """Lists the versions of a model, oldest first: folders whose name is a number from 1 to `MAX_VERSION`."""
         numbers = {int(path.name) for path in _folders(self.root / model) if path.name.isdecimal()}
         return sorted(number for number in numbers if 0 < number <= MAX_VERSION)
 
     def profiles(self, model: str, version: int) -> list[ProfileFolder]:
-        """Profiles of a version, by name."""
+        """Lists the folders of a version's profiles, by name."""
         return [ProfileFolder(path) for path in sorted(_folders(self.root / model / str(version)))]
 
     def aliases(self, model: str) -> Mapping[str, int]:
-        """Names of versions. Raises AliasesInvalid."""
+        """Reads the names of versions. Raises AliasesInvalid."""
         path = self.root / model / ALIASES_FILE
         try:
             return _ALIASES.validate_json(path.read_bytes())
@@ -165,18 +166,18 @@ class Repository:
     def set_alias(self, model: str, alias: str, version: int | None) -> None:
         """Gives a name to a version, or takes it away. Raises AliasesInvalid, and OSError if it cannot be written."""
         others = {name: number for name, number in self.aliases(model).items() if name != alias}
-        wanted = others if version is None else others | {alias: version}
-        replace_text(self.root / model / ALIASES_FILE, json.dumps(dict(sorted(wanted.items())), indent=2) + "\n")
+        aliases = others if version is None else others | {alias: version}
+        replace_text(self.root / model / ALIASES_FILE, json.dumps(dict(sorted(aliases.items())), indent=2) + "\n")
 
     def serving(self, model: str) -> int:
-        """The version to be served: the one named `serving`, else the newest. Raises AliasesInvalid."""
+        """Returns the version to be served: the one named `serving`, else the newest. Raises AliasesInvalid."""
         versions, named = self.versions(model), self.aliases(model).get(SERVING)
         if named is not None and named not in versions:
             raise AliasesInvalid(f"{self.root / model / ALIASES_FILE} wants version {named} served, which is not there")
         return versions[-1] if named is None else named
 
     def snapshot(self, model: str) -> ModelSnapshot | None:
-        """What can be seen of a model; None when it has no version."""
+        """Takes a snapshot of a model; returns None when it has no version."""
         if not self.versions(model):
             return None
         try:
@@ -189,11 +190,11 @@ class Repository:
                 with suppress(FileNotFoundError):  # just being replaced: it will look different the next time
                     files[path] = path.stat()
         return ModelSnapshot(
-            version, frozenset((str(path), seen.st_size, seen.st_mtime_ns) for path, seen in files.items())
+            version, frozenset((str(path), status.st_size, status.st_mtime_ns) for path, status in files.items())
         )
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    """Sub-folders; a name with a leading dot is work in progress."""
+    """Yields the sub-folders; a name with a leading dot is work in progress."""
     if path.is_dir():
         yield from (child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))

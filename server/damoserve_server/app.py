@@ -192,7 +192,7 @@ class Application:
         return f"serving {served} on {host}:{self.port}, metrics on http://{metrics_host}:{self.metrics_port}/metrics"
 
     def _build_server(self) -> grpc.aio.Server:
-        server = self._listeners.server()
+        server = self._listeners.make_server()
         startup = self._startup
         pb_grpc.add_DetectionServiceServicer_to_server(DetectionService(startup, self._streams, self._requests), server)
         pb_grpc.add_ProfileServiceServicer_to_server(ProfileService(startup), server)
@@ -204,7 +204,7 @@ class Application:
             kserve.add_to_server(inference, server)
             self._metrics.add_methods(KSERVE.full_name, kserve.NOT_OFFERED)
             described.append(KSERVE)
-        self._listeners.describe(server, described)
+        self._listeners.publish(server, described)
         return server
 
     def _bind_admin_server(self) -> grpc.aio.Server | None:
@@ -212,8 +212,8 @@ class Application:
         settings = self._settings
         if settings.admin_port is None:
             return None
-        server = self._listeners.server()
-        self._listeners.describe(server, list(admin_pb2.DESCRIPTOR.services_by_name.values()))
+        server = self._listeners.make_server()
+        self._listeners.publish(server, list(admin_pb2.DESCRIPTOR.services_by_name.values()))
         self.admin_port = self._listeners.bind(server, settings.admin_host, settings.admin_port)
         return server
 
@@ -251,7 +251,7 @@ class Application:
         workers = WorkerPool(self._policy, limits, self._metrics, self._count_workers)
         detector = Detector(settings, catalogue, images, workers, self._metrics)
         device = self._metrics.device
-        device.watch_pools({"free": detector.free_slots, "leased": detector.leased_slots}, detector.most_slots)
+        device.watch_pools({"free": detector.free_slots, "leased": detector.leased_slots}, detector.most_leased_slots)
         device.watch_queue(partial(workers.queued, ready=False), partial(workers.queued, ready=True))
         device.workers_busy.set_function(lambda: workers.busy)
         return detector

@@ -74,6 +74,12 @@ def test_answers_come_in_order_with_results_errors_and_drops(stream: Stream, ser
     assert dropped == FrameAnswer(77, dropped="client_behind")
 
 
+def test_a_frame_keeps_the_id_that_it_was_given_even_zero(stream: Stream, server: FakeServer, smear: bytes) -> None:
+    answers, error = stream(server.address, [smear, Frame(smear, id=0), Frame(smear, id=2**64 - 1), smear])
+    assert error is None
+    assert [answer.frame_id for answer in answers] == [0, 0, 2**64 - 1, 3]
+
+
 def test_the_options_come_first_and_budgets_with_their_frames(
     stream: Stream, server: FakeServer, smear: bytes, smear_file: Path
 ) -> None:

@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from damoserve_profiles import postprocess
 from damoserve_profiles.imaging import ResizeMode, Size, resize, shown_size
 from damoserve_profiles.manifest import Thresholds
 from damoserve_profiles.postprocess import select
@@ -49,9 +50,10 @@ def test_survivors_are_those_of_greedy_suppression(seed: int, count: int, classe
     assert np.allclose(found.boxes, boxes[np.array([anchor for _, anchor, _ in wanted], int)].clip(0, 100))
 
 
-def test_negative_corners_do_not_mix_classes() -> None:
+@pytest.mark.parametrize("corners", [[[90, 90, 100, 100], [-14, -14, 4, 4]], [[90, 69, 138, 126], [-31, -35, 14, 7]]])
+def test_negative_corners_do_not_mix_classes(corners: list[list[int]]) -> None:
     scores = np.array([[0.9, 0], [0, 0.8]], np.float32)
-    boxes = np.array([[90, 90, 100, 100], [-14, -14, 4, 4]], np.float32)
+    boxes = np.array(corners, np.float32)
     assert select(scores, boxes, thresholds(nms_iou=0.3), NETWORK, NETWORK).labels.tolist() == [0, 1]
 
 
@@ -117,3 +119,16 @@ def test_a_box_outside_the_picture_takes_no_place_of_the_limit() -> None:
     boxes = np.array([[10, 80, 40, 95], [10, 10, 40, 40], [50, 10, 80, 40]], np.float32)
     found = select(scores, boxes, thresholds(max_detections=1), Size(100, 75), Size(400, 300))
     assert found.boxes.tolist() == [[40, 40, 160, 160]]
+
+
+def test_of_too_many_candidates_the_best_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many that NumPy does not sort them all to find these."""
+    monkeypatch.setattr(postprocess, "MAX_CANDIDATES", 50)
+    corners = 15 * np.array([(x, y) for x in range(6) for y in range(6)], np.float32)
+    boxes = np.concatenate([corners, corners + 10], axis=1)
+    every = np.random.default_rng(1).permutation(np.linspace(0.2, 0.9, 36 * 60, dtype=np.float32))
+    found = select(every.reshape(36, 60), boxes, thresholds(max_detections=1000), NETWORK, NETWORK)
+    best = np.argsort(-every)[:50]
+    assert found.scores.tolist() == every[best].tolist()
+    assert found.labels.tolist() == (best % 60).tolist()
+    assert found.boxes.tolist() == boxes[best // 60].tolist()

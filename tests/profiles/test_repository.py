@@ -1,6 +1,7 @@
 """Manifests and recipes on disk, and what happens when they are not what they should be."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,21 @@ def test_the_repository_lists_what_is_there(folder: ProfileFolder) -> None:
     assert repository.versions("cells") == [3, 10]
     assert [found.profile for found in repository.profiles("cells", 10)] == ["fp32"]
     assert Repository(repository.root / "nowhere").models() == []
+
+
+def test_a_file_rewritten_with_as_many_bytes_a_moment_later_looks_different(folder: ProfileFolder) -> None:
+    repository = Repository(folder.path.parents[2])
+    at = 1_700_000_000_000_000_000
+    os.utime(folder.model_path, ns=(at, at))
+    before = repository.snapshot("cells")
+    assert before == repository.snapshot("cells")
+    folder.model_path.write_bytes(b"a gripe")
+    os.utime(folder.model_path, ns=(at, at + 1_000_000))
+    after = repository.snapshot("cells")
+    assert before is not None
+    assert after is not None
+    assert after.version == before.version == 3
+    assert after.files - before.files == {(str(folder.model_path), 7, at + 1_000_000)}
 
 
 def test_one_changed_byte_is_noticed(folder: ProfileFolder) -> None:

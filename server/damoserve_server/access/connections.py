@@ -1,35 +1,38 @@
-"""How long connections live, and how much each may carry."""
+"""The settings of connections: how long they live, and how much each may carry."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(gt=0, le=86400 * 20)]
-"""gRPC counts milliseconds in 32 bits."""
+"""A time in seconds that is set; at most 20 days, as gRPC counts milliseconds in 32 bits."""
 
 
 class ConnectionSettings(BaseModel):
-    """Limits of one connection."""
+    """Limits of every connection. Times are in seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     keepalive_seconds: Seconds = 60.0
-    """A connection that was silent so long is asked whether its client is still there."""
+    """Silence after which a connection is pinged, to know whether its client is still there."""
     keepalive_timeout_seconds: Seconds = 20.0
-    """For the answer; without one the connection is closed and its calls are cancelled."""
+    """Wait for the answer to that ping; without one the connection is closed and its calls are cancelled."""
     min_ping_interval_seconds: Annotated[float, Field(ge=0, le=86400 * 20)] = 10.0
-    """A client that asks more often loses its connection."""
+    """Least time between two pings of a client; one that pings more often loses its connection."""
     max_age_seconds: Seconds | None = 3600.0
-    """Older connections take no new calls, so that balancers and new certificates get their turn. Unset: any age."""
+    """Age after which a connection takes no new calls, so that balancers and new certificates get their turn.
+
+    Unset: any age.
+    """
     max_age_grace_seconds: Seconds | None = None
-    """For the calls that are open then. Unset: as long as they take."""
+    """Time that the calls have which are open at that age. Unset: as long as they take."""
     max_idle_seconds: Seconds | None = None
-    """A connection without calls is closed after so long. Unset: never."""
+    """Time after which a connection without calls is closed. Unset: never."""
     max_streams: Annotated[int, Field(gt=0, lt=2**31)] = 256
-    """Calls that one connection may have open; the client holds back more."""
+    """Calls that one connection may have open; gRPC holds back more in the client."""
 
     def options(self) -> list[tuple[str, int]]:
-        """The options of gRPC."""
+        """Returns the settings as options of a gRPC server."""
         seconds = {
             "grpc.keepalive_time_ms": self.keepalive_seconds,
             "grpc.keepalive_timeout_ms": self.keepalive_timeout_seconds,

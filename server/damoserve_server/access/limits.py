@@ -1,4 +1,4 @@
-"""How much a token may do."""
+"""Limits of a token: calls in the long run, calls at once, calls open at the same time."""
 
 import asyncio
 import math
@@ -12,8 +12,8 @@ from damoserve_server.errors import ConcurrencyLimited, RateLimited
 Clock = Callable[[], float]
 M = TypeVar("M")
 
-INSTANT = 1e-6
-"""Seconds that are no time at all: less than a caller can be told to wait."""
+NEGLIGIBLE_SECONDS = 1e-6
+"""A wait that counts as none: it is less than a caller can be told to wait."""
 
 
 class Bucket:
@@ -27,10 +27,10 @@ class Bucket:
         self._full_at = -math.inf
 
     def take(self) -> float:
-        """0.0 if the call may go on; else the seconds to wait before the next try, and nothing is taken."""
+        """Takes one token if there is one, and returns 0.0; else returns the seconds until there is one."""
         now = self._clock()
         wait = self._full_at - self._slack - now
-        if wait > INSTANT:
+        if wait > NEGLIGIBLE_SECONDS:
             return wait
         self._full_at = max(self._full_at, now) + self._interval
         return 0.0
@@ -38,15 +38,18 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Limits:
-    """None is no limit. `burst` needs a `rate`; unset it is what the rate brings in a second, and at least 1."""
+    """The limits of a token; None is no limit."""
 
     rate: float | None = None
+    """Calls a second in the long run."""
     burst: int | None = None
+    """Calls at once. Needs a rate; unset it is what the rate brings in a second, and at least 1."""
     concurrency: int | None = None
+    """Calls that are open at the same time."""
 
 
 class Allowance:
-    """What the token of that name has left."""
+    """Keeps one token to its limits; `token` is its name."""
 
     def __init__(self, token: str, limits: Limits, clock: Clock = time.monotonic) -> None:
         self.limits = limits
@@ -67,7 +70,7 @@ class Allowance:
         self._open -= 1
 
     async def paced(self, messages: AsyncIterable[M]) -> AsyncIterator[M]:
-        """The messages of one call. The first came with the call; the others count like calls, and wait their turn.
+        """Yields the messages of one call. The first came with the call; the others count like calls and wait for it.
 
         A stream that is too quick is thus slowed by gRPC's flow control, and not ended.
         """

@@ -1,4 +1,4 @@
-"""Values read from files that an operator may replace while the server runs."""
+"""Keeps values that were read from files, and reads them again when an operator has replaced the files."""
 
 import logging
 import threading
@@ -12,31 +12,31 @@ log = logging.getLogger(__name__)
 
 
 class Reloading(Generic[T]):
-    """What `read` made of the files; made again when one of them has changed. Threads may share it.
+    """A value that `read` has made of the files, and makes again when one of them has changed. Threads may share it.
 
-    A change that `read` refuses with a ValueError leaves the value as it was. `report` hears of every change, and
-    whether it was taken; the log says why not.
+    A change that `read` refuses with a ValueError leaves the value as it was, and the log says why.
     """
 
     def __init__(self, files: Sequence[Path], read: Callable[[], T], report: Callable[[bool], None]) -> None:
-        """Raises what `read` raises."""
+        """`report` is called at every change, with whether it was accepted. Raises what `read` raises."""
         self._files = files
         self._read = read
         self._report = report
         self._lock = threading.Lock()
-        self._stamps = self._look()
+        self._stamps = self._read_stamps()
         self._value = read()
 
     def current(self) -> T:
+        """Returns the value, read anew if a file has changed since the last call."""
         with self._lock:
             # Taken before the files are read: what is written while they are changes the stamps again.
-            stamps = self._look()
+            stamps = self._read_stamps()
             if stamps != self._stamps:
                 self._stamps = stamps
                 self._reload()
             return self._value
 
-    def _look(self) -> list[tuple[int, int, int] | None]:
+    def _read_stamps(self) -> list[tuple[int, int, int] | None]:
         return [_stamp(path) for path in self._files]
 
     def _reload(self) -> None:
@@ -52,6 +52,7 @@ class Reloading(Generic[T]):
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Returns what differs when a file was written or replaced; None if there is none."""
     try:
         status = path.stat()
     except OSError:

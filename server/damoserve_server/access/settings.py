@@ -1,4 +1,4 @@
-"""Who may call, as an operator sets it."""
+"""The settings of access: whose calls are let in."""
 
 from pathlib import Path
 from typing import Self
@@ -9,14 +9,14 @@ from damoserve_server.access.tokens import read_tokens
 
 
 class AccessSettings(BaseModel):
-    """Raises ValidationError for a file of tokens that cannot be used."""
+    """The tokens that let calls in. Raises ValidationError for a file of tokens that cannot be used."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokens: Path | None = None
     """A YAML file with the tokens. Unset: whoever reaches the port may call everything."""
     open_health: bool = True
-    """Whether health can be checked without a token."""
+    """Lets anyone check the health, without a token."""
 
     @model_validator(mode="after")
     def _usable(self) -> Self:

@@ -12,13 +12,14 @@ from damoserve_server.access.reloading import Reloading
 
 
 class TlsSettings(BaseModel):
-    """PEM files. Raises ValidationError for files with which no handshake could succeed."""
+    """The PEM files of TLS. Raises ValidationError for files with which no handshake could succeed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     certificate: Path
     """The server's certificate, followed by those between it and its authority."""
     key: Path
+    """The key of that certificate, not encrypted."""
     client_ca: Path | None = None
     """Authorities of the clients' certificates. If set, a client without such a certificate is turned away."""
 
@@ -32,7 +33,7 @@ class TlsSettings(BaseModel):
         return self
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """The files as gRPC wants them. Raises ValueError if they are unreadable or do not belong together."""
+        """Reads the files into what gRPC wants. Raises ValueError if they are unreadable or do not belong together."""
         certificate, key = _content(self.certificate), _content(self.key)
         client_ca = _content(self.client_ca) if self.client_ca else None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -57,9 +58,9 @@ def _content(path: Path) -> bytes:
 
 
 def server_credentials(settings: TlsSettings, report: Callable[[bool], None]) -> grpc.ServerCredentials:
-    """Credentials that follow their files: each new connection gets what they hold, if it is usable.
+    """Returns credentials that follow their files: each new connection gets what they hold, if it is usable.
 
-    `report` hears of every change of the files, and whether it was taken.
+    `report` is called at every change of the files, with whether it was accepted.
     """
     files = Reloading(settings.files, settings.read, report)
     served = files.current()

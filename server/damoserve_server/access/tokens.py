@@ -1,4 +1,4 @@
-"""The file of tokens: who has one, with which rights and limits. Nothing here repeats a token to anyone."""
+"""Reads the file of tokens, and finds the holder of a token. No error and no line of the log repeats a token."""
 
 import hashlib
 import hmac
@@ -18,16 +18,16 @@ from damoserve_server.access.reloading import Reloading
 T = TypeVar("T")
 
 SHORTEST_TOKEN = 32
-"""128 bits in hexadecimal. A digest without salt keeps only what cannot be guessed."""
+"""Least length of a token, in characters: 128 bits in hexadecimal. Shorter ones could be guessed from their digest."""
 
 
 class Right(StrEnum):
-    """What a token may do. Neither includes the other."""
+    """The rights that a token may have. Neither includes the other."""
 
     DETECT = "detect"
-    """To have images looked at, and to see the profiles."""
+    """May have objects detected, and see the profiles."""
     ADMIN = "admin"
-    """To change what the server serves."""
+    """May change what the server serves."""
 
 
 class Entry(BaseModel):
@@ -36,13 +36,13 @@ class Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    """Stands for the token in the log and in errors."""
+    """The name that stands for the token in the log and in errors."""
     token: SecretStr | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Instead of the token: its digest, so that the file holds no secret."""
+    """The digest of the token, given instead of it so that the file holds no secret."""
     rights: Annotated[frozenset[Right], Field(min_length=1)] = frozenset({Right.DETECT})
     rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Calls a second."""
+    """Calls a second; with a burst and a concurrency, see `Limits`."""
     burst: Annotated[int, Field(gt=0)] | None = None
     concurrency: Annotated[int, Field(gt=0)] | None = None
 
@@ -68,7 +68,7 @@ class Entry(BaseModel):
 
 
 class TokenFile(BaseModel):
-    """The whole file."""
+    """The content of a file of tokens."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -87,11 +87,11 @@ class TokenFile(BaseModel):
 
 
 def _repeated(values: Iterable[T]) -> T | None:
-    seen = set()
+    earlier = set()
     for value in values:
-        if value in seen:
+        if value in earlier:
             return value
-        seen.add(value)
+        earlier.add(value)
     return None
 
 
@@ -100,7 +100,7 @@ def digest_of(token: str) -> bytes:
 
 
 def read_tokens(path: Path) -> tuple[Entry, ...]:
-    """Raises ValueError, which says what is wrong and where, without the text that stands there."""
+    """Reads a file of tokens. Raises ValueError, which says what is wrong and where, but not the text there."""
     try:
         content = yaml.safe_load(path.read_bytes())
         return TokenFile.model_validate(content).tokens
@@ -116,13 +116,13 @@ def read_tokens(path: Path) -> tuple[Entry, ...]:
 
 
 def _shown(part: int | str) -> str:
-    """A part of a path in the file; who takes a token for a name in it is not to find the token in the log."""
+    """Returns a part of a path in the file for a message, but no long one: it may be a token in the wrong place."""
     return str(part) if len(str(part)) < SHORTEST_TOKEN else "(a long name)"
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A token in force."""
+    """Someone who may call: the name of a token, its digest, its rights, and what is left of its limits."""
 
     name: str
     digest: bytes
@@ -131,10 +131,10 @@ class Holder:
 
 
 class Tokens:
-    """Those of a file, which may be replaced at any time: the next call sees the new ones."""
+    """The tokens of a file, which may be replaced at any time: the next call sees the new ones."""
 
     def __init__(self, path: Path, report: Callable[[bool], None], clock: Clock = time.monotonic) -> None:
-        """`report` hears of every change of the file, and whether it was taken. Raises ValueError."""
+        """`report` is called at every change of the file, with whether it was accepted. Raises ValueError."""
         self._path = path
         self._clock = clock
         self._allowances: dict[str, Allowance] = {}
@@ -142,12 +142,12 @@ class Tokens:
 
     def find(self, token: str) -> Holder | None:
         # Every digest is compared, each in constant time: how long it takes says nothing about any of them.
-        given = digest_of(token)
-        found = None
+        digest = digest_of(token)
+        match = None
         for holder in self._holders.current():
-            if hmac.compare_digest(holder.digest, given):
-                found = holder
-        return found
+            if hmac.compare_digest(holder.digest, digest):
+                match = holder
+        return match
 
     def _read(self) -> list[Holder]:
         holders = [self._holder(entry) for entry in read_tokens(self._path)]

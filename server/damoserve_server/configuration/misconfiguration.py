@@ -27,7 +27,8 @@ OTHERS = frozenset(
     for name in (
         *("ADDRESS", "ADMIN_ADDRESS", "METRICS", "TOKEN"),  # the client
         "DATA",  # the tools for training and compressing
-        *("OBSERVABILITY_SECONDS", "SCREENSHOTS"),  # the tests
+        *("CHECK_WHEEL", "OBSERVABILITY_SECONDS", "SCREENSHOTS"),  # the tests
+        *("CONTAINERS", "IMAGE", "IMAGE_BUILD", "IMAGE_RUN"),  # the check of the image
     )
 )
 """Variables of the project that are none of the server's settings."""

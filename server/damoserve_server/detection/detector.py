@@ -1,4 +1,4 @@
-"""The use case: an image and wishes in, detections out. Knows nothing of protobuf or gRPC."""
+"""The way of a request: admitted, decoded, computed, answered. `Detector.detect` has all of it on one page."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ Floats = NDArray[np.float32]
 
 
 class Detector:
-    """Holds what all requests share."""
+    """Answers requests, and holds what all of them share."""
 
     def __init__(
         self, settings: Settings, catalogue: Catalogue, images: ImageReader, workers: WorkerPool, metrics: Metrics
@@ -50,7 +50,7 @@ class Detector:
         self.prepare(catalogue.active())
 
     def prepare(self, profiles: Sequence[ActiveProfile]) -> None:
-        """Makes room for the requests of these profiles, before they serve."""
+        """Creates buffers and metrics for requests of these profiles, and announces them to workers and monitor."""
         running = self._workers.capacity
         for profile in profiles:
             if profile.size not in self._pools:
@@ -62,7 +62,7 @@ class Detector:
         self.fidelity.add(profiles)
 
     def retire(self, profiles: Sequence[ActiveProfile]) -> None:
-        """Forgets profiles that no new request gets; what they still serve they finish."""
+        """Forgets profiles that no new request gets; they finish what they still serve."""
         self._workers.remove(profiles)
         self.fidelity.remove(profiles)
         successors = {profile.key: profile.manifest for profile in self.catalogue.active()}
@@ -70,8 +70,11 @@ class Detector:
             self._metrics.models.drop_profile(profile.manifest, successors.get(profile.key))
 
     async def detect(self, request: DetectionRequest) -> DetectionResult:
-        """Raises any DamoserveError; DeadlineExpired at the deadline, whatever the request is waiting for then."""
-        with self._gate.passage(), self.fidelity.pause():
+        """Finds the objects in one image.
+
+        Raises any DamoserveError; DeadlineExpired at the deadline, whatever the request is waiting for then.
+        """
+        with self._gate.inside(), self.fidelity.pause():
             try:
                 return await self._detect(request)
             except tuple(DECODE_FAILURES) as error:
@@ -79,25 +82,27 @@ class Detector:
                 raise
 
     def free_slots(self) -> int:
+        """Counts the input buffers, of every size, that no request has."""
         return sum(pool.free for pool in tuple(self._pools.values()))
 
     def leased_slots(self) -> int:
+        """Counts the input buffers, of every size, that requests have."""
         return sum(pool.leased for pool in tuple(self._pools.values()))
 
-    def most_slots(self) -> int:
-        """That were leased at the same time."""
+    def most_leased_slots(self) -> int:
+        """Returns how many input buffers were leased at the same time, at most, since the start."""
         return self._most_leased
 
     async def drain(self, timeout: float) -> None:
         """Refuses new requests; returns when the accepted ones are answered.
 
-        After `patience` seconds those that still wait for the network are refused too.
+        After `timeout` seconds those that still wait for the network are refused too.
         """
         await self._gate.close(timeout)
         self._workers.refuse()
 
     async def close(self) -> bool:
-        """Ends the threads. No request may be inside. False if an engine still computes."""
+        """Ends the threads; no request may be inside. Returns False if an engine still computes."""
         ended, _ = await asyncio.gather(self._workers.close(), asyncio.to_thread(self.fidelity.close))
         await self._images.close()
         return ended
@@ -115,39 +120,44 @@ class Detector:
             self._workers.withdraw(ticket)
             raise
         job = Job(request, lease, self._select, asyncio.get_running_loop().create_future(), record)
-        found = await self._answer(ticket, job)
+        inference = await self._answer(ticket, job)
         self._decoding.observe(job.decoded - job.decode_started, size)
         result = DetectionResult(
-            found.detections,
+            inference.detections,
             job.image_size,
-            found.profile,
-            _reason(tier, found),
-            found.batch_size,
-            job.timings(found),
+            inference.profile,
+            _reason(tier, inference),
+            inference.batch_size,
+            job.timings(inference),
         )
         record_answer(record, result, request.arrival)
         return result
 
     def _alternatives(self, request: DetectionRequest, tier: Tier | None) -> list[Requirements[ActiveProfile]]:
+        """Returns what the request allows: one alternative for each network input, of which admission takes one."""
         profiles = self.catalogue.model(request.model).serving(request.profile)
         due, least = request.deadline, request.min_accuracy
         if tier is not None:
-            promised = self._settings.tiers[tier]
-            due = min(due, request.arrival + promised.objective_ms / 1000)
-            least = max(least, promised.accuracy_floor)
+            promise = self._settings.tiers[tier]
+            due = min(due, request.arrival + promise.objective_ms / 1000)
+            least = max(least, promise.accuracy_floor)
         return [
             Requirements(allowed, request.deadline, due, request.arrival, request.priority)
             for allowed in _by_input(accurate_enough(profiles, least), due - time.monotonic())
         ]
 
     def _lease(self, ticket: JobTicket) -> Lease:
-        """Raises QueueFull."""
+        """Leases a buffer of the size that the request was admitted with. Raises QueueFull."""
         lease = self._pools[ticket.requirements.allowed[0].size].lease()
         self._most_leased = max(self._most_leased, self.leased_slots())
         return lease
 
     async def _answer(self, ticket: JobTicket, job: Job) -> Inference:
-        """The request's only wait. What is left when it ends early, by deadline or caller, its threads clean up."""
+        """Waits for the answer: the only wait of a request.
+
+        When it ends early, by the deadline or since the caller has left, what a thread works on is that thread's to
+        clean up.
+        """
         decoding = self._images.submit(partial(self._decode, ticket, job))
         expiry = job.answer.get_loop().call_at(job.request.deadline, _expire, job.answer)
         try:
@@ -160,7 +170,7 @@ class Detector:
                     job.lease.release()
 
     def _decode(self, ticket: JobTicket, job: Job) -> None:
-        """Runs in a thread: decodes the image and hands the job to the workers."""
+        """Decodes the image and hands the job to the workers. Runs in a thread."""
         expected = ticket.requirements.allowed[0]
         job.decode_started = time.monotonic()
         try:
@@ -172,28 +182,28 @@ class Detector:
             job.answer.get_loop().call_soon_threadsafe(settle, job.answer, error)
 
     def _select(self, job: Job, profile: ActiveProfile, scores: Floats, boxes: Floats) -> Detections:
-        """Runs in a worker: suppresses, and offers the answer to the fidelity monitor."""
+        """Selects the boxes of one image, and offers the answer to the fidelity monitor. Runs in a worker."""
         shown = shown_size(job.image_size, profile.size, profile.manifest.input.resize)
         self.fidelity.offer(profile, job.lease.row, (scores, boxes), shown)
         return select(scores, boxes, _thresholds(profile, job.request), shown, job.image_size)
 
 
 def _by_input(profiles: Sequence[ActiveProfile], left: float) -> list[tuple[ActiveProfile, ...]]:
-    """The profiles of each network input, since an image is resized only once.
+    """Groups profiles by their network input, since an image is resized only once.
 
-    First the inputs whose profiles could serve at once in the time that is left, the most accurate first.
+    The inputs come first whose profiles could serve at once in the time that is left, the most accurate first.
     """
     if len({profile.input for profile in profiles}) == 1:
         return [tuple(profiles)]
     likeliest = sorted(profiles, key=lambda profile: profile.latency.expected() > left)
     inputs = dict.fromkeys(profile.input for profile in likeliest)
-    return [tuple(profile for profile in profiles if profile.input == each) for each in inputs]
+    return [tuple(profile for profile in profiles if profile.input == shared) for shared in inputs]
 
 
-def _reason(tier: Tier | None, found: Inference) -> Reason:
+def _reason(tier: Tier | None, inference: Inference) -> Reason:
     if tier is None:
         return Reason.REQUESTED
-    return Reason.MOST_ACCURATE_IN_TIME if found.in_time else Reason.QUICKEST
+    return Reason.MOST_ACCURATE_IN_TIME if inference.in_time else Reason.QUICKEST
 
 
 def _expire(answer: asyncio.Future[Inference]) -> None:

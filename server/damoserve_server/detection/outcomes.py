@@ -1,4 +1,4 @@
-"""Every request ends once, and is counted once: whichever protocol it came by, and whatever becomes of it."""
+"""The account of requests: each is counted once, whichever protocol it came by, and whatever becomes of it."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from damoserve_server.scheduling.selection import Tier
 from damoserve_server.telemetry.records import current
 
 REQUEST_METHODS = frozenset({"damoserve.v1.DetectionService/Detect", "inference.GRPCInferenceService/ModelInfer"})
-"""A call of these is a request, even if it is refused before anybody has read it."""
+"""Methods of which every call is a request, even one that is refused before anybody has read it."""
 
 OUTCOMES = {
     grpc.StatusCode.INVALID_ARGUMENT: Outcome.INVALID,
@@ -30,17 +30,17 @@ OUTCOMES = {
     grpc.StatusCode.UNAVAILABLE: Outcome.REFUSED,
     grpc.StatusCode.DEADLINE_EXCEEDED: Outcome.EXPIRED,
 }
-"""What the code of an error makes of a request; any other is a failure."""
+"""Outcome of a request that ends with an error of each status code; any other code is a failure."""
 
 _counted: ContextVar[bool] = ContextVar("counted", default=False)
-"""Whether what this task works on is a request that has arrived."""
+"""True in a task whose request has arrived, and so is counted."""
 
 
 class RequestTracker:
     """Follows one request from its arrival to its end, which is counted once."""
 
     def __init__(self, metrics: RequestMetrics, tier: str, objective: float, deadline: float) -> None:
-        """`objective` is in seconds; `deadline` is on the monotonic clock."""
+        """Counts the arrival. `objective` is in seconds; `deadline` is on the monotonic clock."""
         self._metrics = metrics
         self._tier = tier
         self._objective = objective
@@ -49,6 +49,7 @@ class RequestTracker:
         self._row.arrive()
 
     def answered(self, result: DetectionResult) -> None:
+        """Ends the account of a request by its answer, in time or late."""
         series = self._metrics.answered(result.profile.key, self._tier, result.reason)
         series.routed.inc()
         series.accuracy.observe(result.profile.accuracy)
@@ -60,13 +61,14 @@ class RequestTracker:
         self._row.end(Outcome.IN_TIME if total <= self._objective else Outcome.LATE)
 
     def failed(self, error: BaseException) -> None:
+        """Ends the account of a request by an error, or by the caller's cancellation."""
         if isinstance(error, asyncio.CancelledError):
             self._row.end(Outcome.CANCELLED if time.monotonic() < self._deadline else Outcome.EXPIRED)
         else:
             self._row.end(outcome_of(error))
 
     def dropped(self) -> None:
-        """A newer frame of its stream took its place."""
+        """Ends the account of a request whose place a newer frame of its stream took."""
         self._row.end(Outcome.REFUSED)
 
 
@@ -79,7 +81,7 @@ class RequestAccounting:
         self.metrics = metrics.requests
 
     def track(self, request: DetectionRequest) -> RequestTracker:
-        """Begins the account of a request that has arrived; its end has to be told to the tracker, once."""
+        """Begins the account of a request that has arrived; call one method of the tracker when it ends."""
         _counted.set(True)
         if request.profile is not None:
             return RequestTracker(self.metrics, NO_TIER, request.deadline - request.arrival, request.deadline)
@@ -88,7 +90,7 @@ class RequestAccounting:
 
     @contextmanager
     def answering(self, requests: Sequence[DetectionRequest]) -> Iterator[list[DetectionResult]]:
-        """For what is answered as a whole: takes a result for each, else all end as what is raised says."""
+        """Tracks requests that are answered as a whole: takes a result for each, or all end by what is raised."""
         trackers = [self.track(request) for request in requests]
         results: list[DetectionResult] = []
         try:
@@ -101,10 +103,10 @@ class RequestAccounting:
             tracker.answered(result)
 
     def count_reason(self, error: DamoserveError) -> None:
-        """Of a call, frame or message that failed."""
+        """Counts the reason of a call, frame or message that failed."""
         self.metrics.refused.labels(error.reason).inc()
 
-    def unread(self, error: DamoserveError) -> None:
+    def count_unread(self, error: DamoserveError) -> None:
         """Counts a request that failed before it had arrived; one that had is counted already."""
         if not _counted.get():
             row = self.metrics.tiers[NO_TIER]
@@ -113,7 +115,7 @@ class RequestAccounting:
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """What an error makes of its request."""
+    """Returns the outcome of a request that ends with this error."""
     if isinstance(error, DeadlineUnreachable):
         return Outcome.REFUSED
     return OUTCOMES.get(error.code, Outcome.FAILED) if isinstance(error, DamoserveError) else Outcome.FAILED

@@ -1,4 +1,4 @@
-"""Calls that come while the models are loaded, or while the port is closed."""
+"""Calls that come before the models are loaded, or while the server stops: they wait instead of being refused."""
 
 import asyncio
 import time
@@ -9,27 +9,24 @@ from damoserve_server.detection.detector import Detector
 from damoserve_server.errors import DeadlineExpired, ShuttingDown
 
 LOADING_RETRY_SECONDS = 1.0
-"""When to try again, for calls whose time ran out while the models were loaded."""
+"""Seconds after which to try again, for calls whose time ran out while the models were loaded."""
 
 
 class Startup:
-    """Calls that come before the models are loaded wait for them, as long as their deadline allows.
-
-    Those that come while the port is closed wait for that.
-    """
+    """Holds calls until the models are loaded, as long as their deadline allows; or until the port is closed."""
 
     def __init__(self, detector: asyncio.Future[Detector], default_budget: float) -> None:
-        """`default_budget`, in seconds, is for calls that have no deadline of their own."""
+        """Waits for `detector`; `default_budget`, in seconds, bounds calls that have no deadline of their own."""
         self._detector = detector
         self.default_budget = default_budget
         self._closed: asyncio.Event | None = None
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """From now on calls wait, and are refused at the end.
+        """Lets calls wait while the block closes the port, and refuses them at its end.
 
-        Who is refused calls again at once, and gRPC answers CANCELLED to calls that it has when the port is closed and
-        has not handed out. Who waits does not call.
+        A caller that is refused calls again at once, and gRPC answers CANCELLED to calls that it has when the port is
+        closed and has not handed out. A caller that waits does not call again.
         """
         self._closed = asyncio.Event()
         try:
@@ -37,8 +34,11 @@ class Startup:
         finally:
             self._closed.set()
 
-    async def finished(self, deadline: float | None = None) -> Detector:
-        """`deadline` is on the monotonic clock. Raises DeadlineExpired, or ShuttingDown if there is no more to come."""
+    async def detector(self, deadline: float | None = None) -> Detector:
+        """Returns the detector once the models are loaded. Raises DeadlineExpired, or ShuttingDown in a stop.
+
+        `deadline` is on the monotonic clock.
+        """
         if self._closed is not None:
             await self._closed.wait()
             raise ShuttingDown

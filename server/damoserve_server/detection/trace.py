@@ -1,4 +1,4 @@
-"""What the record of a call is told of its request, its answer and its batch."""
+"""Notes of a request, its answer and its batch, for tracing and the access log."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -11,13 +11,13 @@ from damoserve_server.telemetry.spans import NO_SPAN, Fields
 
 
 def record_request(record: CallRecord, request: DetectionRequest, tier: Tier | None) -> None:
-    """Tells what the caller has asked for."""
+    """Notes in the record of a call what the caller has asked for."""
     record.asked(tier=tier, profile=request.profile, model=request.model)
 
 
 def record_answer(record: CallRecord, result: DetectionResult, arrival: float) -> None:
-    """Tells who has served the request, and where its time went."""
-    if not record.watched:
+    """Notes in the record of a call which profile has served it, and the seconds of each stage."""
+    if not record.recording:
         return
     manifest, timings = result.profile.manifest, result.timings
     known: Fields = {
@@ -31,7 +31,7 @@ def record_answer(record: CallRecord, result: DetectionResult, arrival: float) -
 
 
 def record_batch(batch: JobBatch, outcomes: Sequence[object]) -> None:
-    """Tells of a batch; to be called when it has ended, and before its requests are answered."""
+    """Adds a span for a batch; call it when the batch has ended, and before its requests are answered."""
     jobs = (ticket.payload for ticket in batch.tickets)
     spans = [job.record.span for job in jobs if job is not None and job.record.span is not NO_SPAN]
     if spans:

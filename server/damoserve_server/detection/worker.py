@@ -1,4 +1,4 @@
-"""One thread that computes batches."""
+"""A worker: one thread that computes batches, each of jobs, with engines of its own."""
 
 import asyncio
 import logging
@@ -20,29 +20,35 @@ from damoserve_server.engines.engine import EngineError, Outputs
 from damoserve_server.inputs.buffers import Lease, aligned
 from damoserve_server.models.catalogue import ActiveProfile
 from damoserve_server.scheduling.scheduler import Batch, Ticket
-from damoserve_server.telemetry.records import UNWATCHED, CallRecord
+from damoserve_server.telemetry.records import NO_RECORD, CallRecord
 
 Select = Callable[["Job", ActiveProfile, NDArray[np.float32], NDArray[np.float32]], Detections]
-"""From the profile, the scores `[K, C]` and the boxes `[K, 4]` of one image to its detections."""
+"""Function from a job, its profile, the scores `[K, C]` and the boxes `[K, 4]` of its image to its detections."""
 UNKNOWN = Size(0, 0)
+"""Size of an image that is not decoded yet."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What the network found in one image; times are on the monotonic clock."""
+    """The objects that the network found in one image; times are on the monotonic clock."""
 
     detections: Detections
     profile: ActiveProfile
+    """The profile that computed."""
     batch_size: int
+    """Images that were computed together."""
     held_since: float
-    """Since when the worker waited to fill the batch; infinite if it did not."""
+    """Time from which on the worker was held for a larger batch; infinite if it was not."""
     started: float
+    """Time at which the batch was taken."""
     computed: float
+    """Time at which the network was done."""
     selected: float
+    """Time at which the boxes of this image were selected."""
     in_time: bool
-    """Whether the answer was expected before the request was due."""
+    """True if the answer was expected before the request was due."""
 
 
 @dataclass(eq=False)
@@ -55,27 +61,34 @@ class Job:
 
     request: DetectionRequest
     lease: Lease
+    """Buffer with the network's input."""
     select: Select
+    """Function that makes detections of the network's outputs."""
     answer: asyncio.Future[Inference]
-    record: CallRecord = UNWATCHED
+    """Future that the caller waits for."""
+    record: CallRecord = NO_RECORD
     decode_started: float = 0.0
     decoded: float = 0.0
     image_size: Size = UNKNOWN
+    """Size of the image as it is displayed, once it is decoded."""
 
     def detections(self, profile: ActiveProfile, scores: NDArray[np.float32], boxes: NDArray[np.float32]) -> Detections:
-        """What the network's outputs for this image say: scores `[K, C]`, boxes `[K, 4]` in pixels of its input."""
+        """Selects from the outputs for this image: scores `[K, C]`, boxes `[K, 4]` in pixels of the network's input."""
         return self.select(self, profile, scores, boxes)
 
     def end(self, outcome: "Outcome | None" = None) -> bool:
-        """Gives the row back; None when nobody waits for the outcome. False: it came too late."""
+        """Gives the buffer back and settles the answer. Returns False if that came too late.
+
+        `outcome` is None where nobody waits for it.
+        """
         self.lease.release()
         return outcome is None or settle(self.answer, outcome)
 
-    def timings(self, found: Inference) -> Timings:
-        """Where the time went, up to now."""
-        held = min(max(self.decoded, found.held_since), found.started)
+    def timings(self, inference: Inference) -> Timings:
+        """Returns the seconds of every stage up to now."""
+        held = min(max(self.decoded, inference.held_since), inference.started)
         before = (self.request.arrival, self.decode_started, self.decoded, held)
-        after = (found.started, found.computed, found.selected, time.monotonic())
+        after = (inference.started, inference.computed, inference.selected, time.monotonic())
         return Timings(*(end - begin for begin, end in pairwise((*before, *after))))
 
 
@@ -85,7 +98,7 @@ Outcome = Inference | Exception
 
 
 def settle(future: asyncio.Future[Inference], outcome: Outcome) -> bool:
-    """False: the caller has left, or the deadline was first."""
+    """Sets the result or the exception. Returns False if the caller has left, or the deadline was first."""
     if future.done():
         return False
     if isinstance(outcome, Exception):
@@ -96,39 +109,40 @@ def settle(future: asyncio.Future[Inference], outcome: Outcome) -> bool:
 
 
 class BatchSource(Protocol):
-    """Gives workers their work."""
+    """The place that workers take their batches from."""
 
     def next_batch(self, worker: "Worker") -> JobBatch | None:
-        """Waits for it; None when the worker is to end."""
+        """Waits for a batch, which the worker then owns; returns None when the worker is to end."""
 
     def finish(self, worker: "Worker", batch: JobBatch, outcomes: list[Outcome]) -> None:
-        """Takes one outcome for each ticket."""
+        """Takes one outcome for each ticket of a batch that has ended."""
 
     def died(self, worker: "Worker") -> None:
-        """The worker ends without having been told to."""
+        """Hears that a worker's thread ends by an error, so that another can take its place."""
 
 
 @dataclass(eq=False)
 class Worker:
-    """Owns the engines with its number in every profile, and a buffer to gather batches in."""
+    """A thread that owns the engines with its number in every profile, and a buffer to gather batches in."""
 
     number: int
     max_batch_size: int
     source: BatchSource
     batch: JobBatch | None = None
-    """What it computes now."""
-    given_up: bool = False
-    """Once set, nothing more is expected of it."""
+    """The batch that it computes now, or None."""
+    abandoned: bool = False
+    """True once nothing more is expected of it, as it hangs or has died."""
     broken: weakref.WeakSet[ActiveProfile] = field(default_factory=weakref.WeakSet)
-    """Their engines raised or hang, maybe for good: the next batch gets new ones. A profile may go meanwhile."""
+    """Profiles whose engines raised or hang, maybe for good: their next batch gets new ones. Weak: a profile may go."""
     _buffers: dict[Size, NDArray[np.uint8]] = field(default_factory=dict)
 
     def start(self) -> None:
+        """Starts the thread."""
         self._thread = threading.Thread(target=self._run, name=f"worker-{self.number}", daemon=True)
         self._thread.start()
 
     def join(self, timeout: float) -> bool:
-        """False if its thread has not ended by then, in seconds."""
+        """Waits for the thread to end, `timeout` seconds at most. Returns False if it has not."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -141,7 +155,10 @@ class Worker:
             self.source.died(self)
 
     def _work(self) -> bool:
-        """One batch, to which nothing refers afterwards: its profile may have been dropped. False: there is no more."""
+        """Computes one batch. Returns False when there is no more.
+
+        Nothing refers to the batch afterwards: its profile may have been dropped, and is freed with the last reference.
+        """
         batch = self.source.next_batch(self)
         if batch is None:
             return False
@@ -149,7 +166,7 @@ class Worker:
         return True
 
     def _compute(self, batch: JobBatch) -> list[Outcome]:
-        """One outcome for each job: what fails for one image alone fails only that one."""
+        """Returns one outcome for each job: an error in one image fails that image only."""
         count = len(batch.tickets)
         try:
             if batch.profile in self.broken:
@@ -158,11 +175,11 @@ class Worker:
             started = time.monotonic()
             scores, boxes = self._infer(batch)
         except Exception as error:
-            if not self.given_up:
+            if not self.abandoned:
                 self.broken.add(batch.profile)
             return [error] * count
         computed = time.monotonic()
-        if not self.given_up:  # how long it hung tells nothing of its successor
+        if not self.abandoned:  # how long it hung tells nothing of its successor
             batch.profile.latency.observe(computed - started, count)
 
         def outcome(index: int, ticket: JobTicket) -> Outcome:

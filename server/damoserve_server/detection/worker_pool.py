@@ -1,4 +1,4 @@
-"""All workers of a device, and the event loop's side of their queue."""
+"""All workers of a device: the lock around their queue, the way of answers to the event loop, and the watchdog."""
 
 import asyncio
 import logging
@@ -18,36 +18,40 @@ from damoserve_server.models.catalogue import ActiveProfile
 from damoserve_server.scheduling.policy import Policy, Requirements
 from damoserve_server.scheduling.scheduler import Scheduler
 
-WATCHES = 4
-"""How often, within a worker's patience, the watchdog looks."""
+CHECKS_PER_TIMEOUT = 4
+"""Number of times that the watchdog looks within the time that a batch may run."""
 JOIN_SECONDS = 1.0
-"""How long a stopping server waits for a thread that does not come back."""
+"""Seconds that a stopping server waits for a thread that computes nothing and yet does not end."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """What the workers may use; times in seconds."""
+    """Bounds on the workers and their queue."""
 
     workers: int
+    """Number of workers."""
     max_batch_size: int
+    """Most images in a batch."""
     max_queue: int
+    """Most requests that wait."""
     hang_timeout: float
-    """How long a batch may run before its worker is given up."""
+    """Seconds that a batch may run before its worker is abandoned."""
 
 
 class WorkerPool:
-    """Public methods are for the event loop, but for those of the `BatchSource`, which workers call.
+    """All workers, and the one queue that they take batches from.
 
-    A worker that hangs or dies is noticed, what it computed is answered with WorkersLost, and another takes its place,
-    with engines of its own.
+    Public methods are for the event loop, except `make_ready`, which the decoding threads call, and those of the
+    `BatchSource`, which the workers call. A worker that hangs or dies is noticed, what it computed is answered with
+    WorkersLost, and another takes its place, with engines of its own.
     """
 
     def __init__(
         self, policy: Policy, limits: WorkerLimits, metrics: Metrics, alive: Callable[[int], None] = lambda count: None
     ) -> None:
-        """`alive` is told the number of workers whenever it changes."""
+        """Starts the workers. `alive` is called with their number whenever it changes."""
         self._limits = limits
         self._device = metrics.device
         self._unused_answers = metrics.requests.unused_answers
@@ -71,39 +75,40 @@ class WorkerPool:
         self._watchdog = self._loop.create_task(self._watch())
 
     def add(self, profiles: Iterable[ActiveProfile]) -> None:
-        """Profiles of which a new worker needs an engine."""
+        """Adds profiles, of which a worker that takes another's place needs an engine."""
         self._profiles |= set(profiles)
 
     def remove(self, profiles: Iterable[ActiveProfile]) -> None:
-        """Once what they serve is answered, nothing here refers to these profiles any more."""
+        """Removes profiles: nothing here refers to them once the requests that they serve are answered."""
         self._profiles -= set(profiles)
         self._removed |= weakref.WeakSet(profiles)
 
     @property
     def capacity(self) -> int:
-        """Images that are computed at the same time, at most."""
+        """Most images that are computed at the same time."""
         return self._limits.workers * self._limits.max_batch_size
 
     @property
     def busy(self) -> int:
-        """Workers that compute now."""
+        """Number of workers that compute now."""
         return self._scheduler.running
 
     def queued(self, *, ready: bool) -> int:
+        """Counts the requests that wait and are decoded, or that wait and are not."""
         with self._changed:
             return self._scheduler.queued(ready=ready)
 
     def admit(self, alternatives: Sequence[Requirements[ActiveProfile]], decoding: float) -> JobTicket:
-        """Lets a request in whose image will be decoded in so many seconds; it must be made ready or withdrawn.
+        """Admits a request whose image will be decoded in `decoding` seconds; it must be made ready or withdrawn.
 
-        `alternatives` are its alternatives, the preferred first; the ticket has the one that it is let in with.
+        `alternatives` come in the order of preference; the ticket has the one that it is admitted with.
         Raises QueueFull, DeadlineUnreachable, DeadlineExpired, WorkersLost or ShuttingDown.
         """
         with self._changed:
             return self._scheduler.admit(self._scheduler.choose(alternatives, decoding), decoding)
 
     def make_ready(self, ticket: JobTicket, job: Job) -> None:
-        """Called by the thread that decoded the image. The workers end the job, unless this raises.
+        """Hands a job whose image is decoded to the workers, which end it unless this raises.
 
         Raises DeadlineUnreachable, DeadlineExpired or ShuttingDown.
         """
@@ -112,20 +117,20 @@ class WorkerPool:
             self._changed.notify()
 
     def withdraw(self, ticket: JobTicket) -> None:
-        """Nobody waits for it any more. What a worker has begun it finishes."""
+        """Takes out a request that nobody waits for any more. A worker that has begun it finishes it."""
         with self._changed:
             waited = self._scheduler.withdraw(ticket)
         if waited and ticket.payload is not None:
             ticket.payload.end()
 
     def refuse(self) -> None:
-        """Takes no more work and fails what waits; only the batches that run are left."""
+        """Admits nothing more and fails the requests that wait; only the batches that run are left."""
         with self._changed:
             waiting = self._scheduler.close()
         self._settle([(ticket, ShuttingDown()) for ticket in waiting])
 
     async def close(self) -> bool:
-        """Waits for the batches that run. False if one hangs."""
+        """Waits for the batches that run, and ends the workers. Returns False if one hangs."""
         self.refuse()
         self._watchdog.cancel()
         for replacing in self._replacing:
@@ -141,9 +146,9 @@ class WorkerPool:
 
     def next_batch(self, worker: Worker) -> JobBatch | None:
         with self._changed:
-            while not (self._closed or worker.given_up):
+            while not (self._closed or worker.abandoned):
                 if dropped := self._scheduler.drop():
-                    self._tell(partial(self._settle, dropped))
+                    self._on_event_loop(partial(self._settle, dropped))
                 worker.batch = self._scheduler.take()
                 if worker.batch is not None:
                     return worker.batch
@@ -153,15 +158,15 @@ class WorkerPool:
 
     def finish(self, worker: Worker, batch: JobBatch, outcomes: list[Outcome]) -> None:
         with self._changed:
-            if worker.given_up:
+            if worker.abandoned:
                 return
             worker.batch = None
             self._scheduler.finish(batch)
         self._device.worker_busy_seconds.inc(time.monotonic() - batch.started)
-        self._tell(partial(self._answer, batch, outcomes))
+        self._on_event_loop(partial(self._answer, batch, outcomes))
 
     def died(self, worker: Worker) -> None:
-        self._tell(partial(self._replace, worker))
+        self._on_event_loop(partial(self._replace, worker))
 
     def _answer(self, batch: JobBatch, outcomes: list[Outcome]) -> None:
         key = batch.profile.key
@@ -172,13 +177,13 @@ class WorkerPool:
         if unused:
             self._unused_answers.labels(*key).inc(unused)
 
-    def _tell(self, news: Callable[[], object]) -> None:
-        """Runs on the event loop. A worker that comes back after the server has gone finds none."""
+    def _on_event_loop(self, work: Callable[[], object]) -> None:
+        """Runs `work` on the event loop; does nothing for a worker that comes back when the server has gone."""
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(news)
+            self._loop.call_soon_threadsafe(work)
 
     def _settle(self, outcomes: Iterable[tuple[JobTicket, Outcome]]) -> int:
-        """Returns how many answers nobody waits for any more."""
+        """Ends the jobs of these tickets. Returns how many answers nobody waits for any more."""
         unused = 0
         for ticket, outcome in outcomes:
             if ticket.payload is not None:  # else its image is still being decoded, which will find out
@@ -196,28 +201,28 @@ class WorkerPool:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(self._limits.hang_timeout / WATCHES)
-            for worker, batch in self._give_up():
+            await asyncio.sleep(self._limits.hang_timeout / CHECKS_PER_TIMEOUT)
+            for worker, batch in self._abandon_hanging():
                 log.error("worker %d hangs in %s; it is replaced", worker.number, "/".join(batch.profile.key))
                 self._replace(worker)
 
-    def _give_up(self) -> list[tuple[Worker, JobBatch]]:
-        """Those that hang. What they still bring counts no more from this moment on."""
-        patience_began = time.monotonic() - self._limits.hang_timeout
+    def _abandon_hanging(self) -> list[tuple[Worker, JobBatch]]:
+        """Returns the workers that hang, and their batches: from this moment on their outcomes count no more."""
+        oldest_start = time.monotonic() - self._limits.hang_timeout
         with self._changed:
             busy = [(worker, worker.batch) for worker in self._workers if worker.batch is not None]
-            hanging = [(worker, batch) for worker, batch in busy if batch.started < patience_began]
+            hanging = [(worker, batch) for worker, batch in busy if batch.started < oldest_start]
             for worker, _ in hanging:
-                worker.given_up = True
+                worker.abandoned = True
         return hanging
 
     def _replace(self, worker: Worker) -> None:
-        """Answers what a lost worker computed, and hires another."""
+        """Answers the requests that a hanging or dead worker computed, and starts another in its place."""
         if worker not in self._workers:
             return
         self._workers.remove(worker)
         with self._changed:
-            worker.given_up = True
+            worker.abandoned = True
             batch, worker.batch = worker.batch, None
             if batch is not None:
                 self._scheduler.finish(batch)

@@ -1,4 +1,4 @@
-"""What a GPU's runtime has built, kept on disk: found by what it was built for, checked before it is used."""
+"""A cache on disk of what a GPU's runtime has built: found by what it was built for, checked before it is used."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from damoserve_server.engines.engine import EngineError
 log = logging.getLogger(__name__)
 
 Identity = Mapping[str, str]
-"""All that what was built depends on. Another value of any of it is another file."""
+"""All values that a build depends on, by name: if one differs, it is another file."""
 
 Built = TypeVar("Built")
 
@@ -21,7 +21,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def digest(identity: Identity) -> str:
-    """A name for files and folders, the same in every process."""
+    """Returns a name for files and folders that is the same in every process."""
     return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -32,11 +32,11 @@ class EngineCache:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """None keeps nothing."""
+        """Keeps files in `folder`; nothing is kept for None."""
         self._folder = folder
 
     def read(self, identity: Identity, kind: str) -> bytes | None:
-        """None where there is nothing, or nothing that can be used."""
+        """Reads a file of the cache; returns None where there is none, or none that can be used."""
         if self._folder is None or not (path := self._path(self._folder, identity, kind)).exists():
             return None
         try:
@@ -44,13 +44,14 @@ class EngineCache:
         except OSError as error:
             log.warning("%s cannot be read and is built again: %s", path, error)
             return None
-        found, content = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-        if found != hashlib.sha256(content).digest():
+        recorded, content = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if recorded != hashlib.sha256(content).digest():
             log.warning("%s is damaged and is built again", path)
             return None
         return content
 
     def write(self, identity: Identity, kind: str, content: bytes) -> None:
+        """Writes a file of the cache; where that fails, the log says so."""
         if self._folder is None:
             return
         path = self._path(self._folder, identity, kind)
@@ -61,9 +62,9 @@ class EngineCache:
             log.warning("%s cannot be written, so the next start builds it again: %s", path, error)
 
     def restore(self, identity: Identity, load: Callable[[bytes], Built | None], build: Callable[[], bytes]) -> Built:
-        """What is kept, or else what is built and then kept; `load` gives None for what it cannot use.
+        """Loads what is kept, or else builds, loads and keeps it; `load` returns None for what it cannot use.
 
-        Raises EngineError where what was just built is of no use either.
+        Raises EngineError where even a new build cannot be loaded.
         """
         kept = self.read(identity, "plan")
         if kept is not None:

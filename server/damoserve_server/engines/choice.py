@@ -1,4 +1,4 @@
-"""Which runtime a profile is loaded in."""
+"""The choice of the runtime that a profile is loaded in."""
 
 import functools
 import logging
@@ -22,7 +22,7 @@ class _Optional:
     title: str
     extra: str
     modules: frozenset[str]
-    """Of these one is missing where it is not installed."""
+    """Modules of which one is missing where it is not installed."""
 
 
 _OPTIONAL: Final[Mapping[EngineName, _Optional]] = MappingProxyType(
@@ -57,7 +57,7 @@ def load_engine(model: bytes, manifest: Manifest, options: EngineOptions) -> Eng
 
 
 def choose(manifest: Manifest, options: EngineOptions) -> EngineName:
-    """The engine that is wanted, whether or not it is installed. Raises EngineMissing where none can be."""
+    """Returns the engine for a profile, whether or not it is installed. Raises EngineMissing where there is none."""
     _check_target(manifest, options)
     if manifest.precision is not None:
         if options.engine not in (None, "openvino"):
@@ -70,7 +70,7 @@ def choose(manifest: Manifest, options: EngineOptions) -> EngineName:
 
 
 def _check_target(manifest: Manifest, options: EngineOptions) -> None:
-    """Raises EngineMissing for a graph that was made for other devices than the server's."""
+    """Checks that a graph was made for the server's device. Raises EngineMissing where it was not."""
     target = manifest.recipe.target
     if target == "npu":
         raise EngineMissing("the profile was built for an npu, which this server does not use")
@@ -86,7 +86,7 @@ def _say_slower(profile: str, runtime: _Optional) -> None:
 
 
 def _import(engine: EngineName) -> EngineLoader | None:
-    """None where the runtime is not installed. Raises EngineError where it is, but cannot be imported."""
+    """Imports an engine; returns None where its runtime is not installed. Raises EngineError where it is broken."""
     try:
         if engine == "openvino":
             from damoserve_server.engines.openvino import OpenVinoEngine

@@ -1,4 +1,4 @@
-"""CUDA's runtime: memory, streams and graphs, given back in time.
+"""Memory, streams and graphs of CUDA's runtime, given back in time.
 
 Nothing here is tied to a network. What a runtime of networks allocates itself is its own affair.
 """
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU as far as what was built for it depends on it."""
+    """The properties of a GPU that what was built for it depends on."""
 
     name: str
     capability: str
@@ -30,12 +30,12 @@ class Device:
 
 
 def use_device(number: int) -> None:
-    """Makes it the calling thread's. Raises EngineError where there is no such device."""
+    """Makes a device the calling thread's. Raises EngineError where there is no such device."""
     _check(runtime.cudaSetDevice(number))
 
 
 def describe_device(number: int) -> Device:
-    """Raises EngineError."""
+    """Reads the properties of a device. Raises EngineError."""
     properties = _check(runtime.cudaGetDeviceProperties(number))
     try:
         nvml.init_v2()
@@ -47,7 +47,7 @@ def describe_device(number: int) -> Device:
 
 
 def pinned_array(shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
-    """An array that a device reads and writes by itself, freed with the last view of it. Raises EngineError."""
+    """Allocates an array that a device can access by itself, freed with its last view. Raises EngineError."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     address = int(_check(runtime.cudaHostAlloc(size, runtime.cudaHostAllocDefault)))
     memory = (ctypes.c_uint8 * size).from_address(address)
@@ -57,31 +57,33 @@ def pinned_array(shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
 
 
 class Resources:
-    """What was allocated on one device, freed together: by `close`, or when it is forgotten."""
+    """Allocations on one device, freed together: by `close`, or when nothing refers to them any more."""
 
     def __init__(self) -> None:
         self._frees = ExitStack()
 
     def close(self) -> None:
+        """Frees everything."""
         self._frees.close()
 
     def __del__(self) -> None:
         self.close()
 
     def device_memory(self, size: int) -> int:
-        """The address of so many bytes on the device."""
+        """Allocates `size` bytes on the device, and returns their address."""
         pointer = _check(runtime.cudaMalloc(max(size, 1)))  # none at all would give no address
         self._frees.callback(runtime.cudaFree, pointer)
         return int(pointer)
 
     def stream(self) -> "CudaStream":
+        """Creates a stream, which is destroyed with the other resources."""
         handle = _check(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking))
         self._frees.callback(runtime.cudaStreamDestroy, handle)
         return CudaStream(handle, self._frees)
 
 
 class CudaStream:
-    """Work that the device does in order. Errors of the device show when its work is waited for."""
+    """A queue of work that the device does in order. Errors of the device show when its work is waited for."""
 
     def __init__(self, handle: runtime.cudaStream_t, frees: ExitStack) -> None:
         self._handle = handle
@@ -105,7 +107,7 @@ class CudaStream:
         _check(runtime.cudaStreamSynchronize(self._handle))
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
-        """What puts the same work on the stream again, all at once; None where `work` cannot be captured."""
+        """Returns a function that puts the same work on the stream at once; None where `work` cannot be captured."""
         # Other threads may allocate meanwhile; only this one's work is captured.
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         _check(runtime.cudaStreamBeginCapture(self._handle, mode))
@@ -133,7 +135,7 @@ class CudaStream:
 
 
 def _check(result: tuple[Any, ...]) -> Any:
-    """The value of a call of the runtime, which returns its error first. Raises EngineError."""
+    """Returns the value of a call of the runtime, which returns its error first. Raises EngineError."""
     error, *values = result
     if error != runtime.cudaError_t.cudaSuccess:
         _, text = runtime.cudaGetErrorString(error)

@@ -1,4 +1,4 @@
-"""What runs a network. Each runtime has a file of its own, the only one that imports it.
+"""The protocol of an engine, which runs a network. Each runtime has a file of its own, the only one that imports it.
 
 EngineError          the runtime cannot use the model, or the model is not what its manifest says
 ├── EngineMissing    the runtime that the profile needs is not there; the message names no path and may be shown
@@ -25,22 +25,22 @@ Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 class EngineError(Exception):
-    """The runtime cannot use the model, or the model is not what its manifest says."""
+    """Raised when the runtime cannot use the model, or the model is not what its manifest says."""
 
 
 class EngineMissing(EngineError):
-    """The runtime that the profile needs is not installed, or ruled out by a setting; the message says what to do."""
+    """Raised when the runtime of a profile is not installed, or ruled out by a setting; the message says what to do."""
 
 
 class EngineWrong(EngineError):
-    """The engine does not find in the golden image what the profile found when it was built."""
+    """Raised when an engine does not find in the golden image what the profile found when it was built."""
 
 
 class Engine(Protocol):
-    """One loaded profile. Used by one thread at a time."""
+    """One loaded profile, for one thread at a time."""
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Takes contiguous `[N, height, width, 3]`, N up to the largest batch. The outputs hold until the next run.
+        """Computes a batch, contiguous `[N, height, width, 3]`, N up to the largest; outputs hold until the next run.
 
         Raises EngineError.
         """
@@ -48,10 +48,10 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Closable(Protocol):
-    """An engine that has more to give back than what Python frees when it is forgotten."""
+    """An engine that holds more than what Python frees with the last reference to it."""
 
     def close(self) -> None:
-        """Call when nothing runs and no outputs are in use; more than once does no harm."""
+        """Frees what it holds. Call when nothing runs and no outputs are in use; more than once does no harm."""
 
 
 @runtime_checkable
@@ -60,54 +60,58 @@ class Interruptible(Protocol):
 
     @property
     def interruptible(self) -> bool:
-        """Whether it can where this one runs; else the methods are not to be used."""
+        """True if a run can be ended on the device of this engine; else the methods are not to be used."""
 
     def interrupt(self) -> None:
         """Makes the run that goes on, and every later one until `resume`, raise within milliseconds or finish."""
 
     def resume(self) -> None:
-        """Lets it run again. Call when nothing runs."""
+        """Lets the engine run again. Call when nothing runs."""
 
 
 def close_engine(engine: Engine) -> None:
-    """Closes the engines that have something to close."""
+    """Closes an engine, if it has something to close."""
     if isinstance(engine, Closable):
         engine.close()
 
 
 def check_batch(images: NDArray[np.uint8], limit: int) -> None:
-    """Raises EngineError: more images than there is memory for would be written over whatever lies behind it."""
+    """Checks the number of images. Raises EngineError: too many would be written over what lies behind the buffer."""
     if not 0 < len(images) <= limit:
         raise EngineError(f"a batch of {len(images)} images in an engine for 1 to {limit}")
 
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """How an engine may use a GPU."""
+    """Settings by which an engine uses a GPU."""
 
     device: int = 0
+    """Number of the device."""
     cache: Path | None = None
-    """Folder where built engines are kept. None: they are built at every start."""
+    """Folder where built engines are kept; for None they are built at every start."""
     memory_bytes: int | None = None
-    """ONNX Runtime's arena, or TensorRT's scratch memory, of one engine at most. None: what the device has."""
+    """Most bytes of one engine's arena in ONNX Runtime, or scratch memory in TensorRT; None for all the device has."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine may use the machine."""
+    """Settings by which an engine uses the machine."""
 
     max_batch_size: int
+    """Most images in a batch."""
     threads: int = 1
+    """Number of threads that compute one batch."""
     providers: tuple[str, ...] = (CPU_PROVIDER,)
+    """Execution providers of ONNX Runtime, in the order of preference."""
     engine: EngineName | None = None
-    """None: the one that the manifest prefers."""
+    """Runtime for every profile; None for the one that each manifest prefers."""
     gpu: GpuOptions = GpuOptions()
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the operator means the server to compute on a GPU."""
+        """True if the operator means the server to compute on a GPU."""
         return self.engine == "tensorrt" or bool({CUDA_PROVIDER, TENSORRT_PROVIDER} & set(self.providers))
 
 
 EngineLoader = Callable[[bytes, Manifest, EngineOptions], Engine]
-"""Makes an engine of the bytes of a model file. Raises EngineError."""
+"""Function that makes an engine of the bytes of a model file, and raises EngineError."""

@@ -26,18 +26,20 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 FATAL = 4
+"""Least severity of a message that ONNX Runtime logs during a run."""
 ARENA_STEP_BYTES = 16 * 2**20
+"""Most bytes by which the arena grows at once."""
 
 
 class OnnxRuntimeEngine:
-    """A session with its outputs bound to buffers that are allocated once.
+    """A session of ONNX Runtime, with its outputs bound to buffers that are allocated once.
 
     The model takes `images` uint8 `[N, height, width, 3]` and gives `scores` float32 `[N, K, C]` and `boxes` float32
     `[N, K, 4]`; only N is dynamic.
     """
 
     def __init__(self, model: bytes, manifest: Manifest, options: EngineOptions) -> None:
-        """Raises EngineError."""
+        """Loads the model, and checks it against its manifest. Raises EngineError."""
         if missing := set(options.providers) - set(onnxruntime.get_available_providers()):
             # Left alone, the runtime would only warn and use the processor.
             instead = f": install {GPU_EXTRA} in place of the extra server" if options.on_gpu else ""
@@ -58,8 +60,8 @@ class OnnxRuntimeEngine:
         if used != wanted:  # it is built in, but its libraries or its device are missing
             raise EngineError(f"ONNX Runtime could not start {wanted} and would use {used}")
         expected = _interface(manifest)
-        if (found := _describe(self._session)) != expected:
-            raise EngineError(f"the model has {found}; its manifest promises {expected}")
+        if (actual := _describe(self._session)) != expected:
+            raise EngineError(f"the model has {actual}; its manifest promises {expected}")
         limit = options.max_batch_size
         self._outputs = {name: allocate((limit, *expected[name][1]), np.float32) for name in ("scores", "boxes")}
         self._staging = allocate((limit, *expected["images"][1]), np.uint8) if options.on_gpu else None
@@ -105,7 +107,7 @@ def _describe(session: onnxruntime.InferenceSession) -> Interface:
 
 
 def _open_device(options: EngineOptions) -> Callable[..., NDArray[Any]]:
-    """Loads the libraries that the providers need; gives what allocates memory that the device can read by itself."""
+    """Loads the libraries that the providers need; returns a function that allocates memory the device can read."""
     try:
         if TENSORRT_PROVIDER in options.providers:
             import tensorrt  # noqa: F401 - it finds its libraries where pip has put them, the provider would not
@@ -135,7 +137,7 @@ def _session_options(manifest: Manifest, options: EngineOptions) -> onnxruntime.
 
 @functools.cache
 def _share_arena() -> None:
-    """One arena for all sessions of the process, growing in small steps; by default each doubles for itself."""
+    """Creates one arena for all sessions, which grows in small steps; by default each session has one that doubles."""
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )

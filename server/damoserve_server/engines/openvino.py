@@ -23,16 +23,16 @@ class OpenVinoEngine:
     """
 
     def __init__(self, model: bytes, manifest: Manifest, options: EngineOptions) -> None:
-        """Raises EngineError."""
+        """Compiles the model, and checks it against its manifest. Raises EngineError."""
         _check_precision(manifest)
         height, width = manifest.input.height, manifest.input.width
         try:
             network = openvino_core().read_model(model)
-            found = _describe(network.inputs)
+            actual = _describe(network.inputs)
             # Only the first axis: the shape of the others is the model's own, and compared with the manifest's.
             for port in network.inputs:
                 network.reshape({port: [1, *port.partial_shape[1:]]})
-            found |= _describe(network.outputs)
+            actual |= _describe(network.outputs)
         except Exception as error:  # RuntimeError for nearly everything
             raise EngineError(f"OpenVINO refused the model: {error}") from error
         expected = {
@@ -40,8 +40,8 @@ class OpenVinoEngine:
             "scores": ("f32", (manifest.candidates, len(manifest.labels))),
             "boxes": ("f32", (manifest.candidates, 4)),
         }
-        if found != expected:
-            raise EngineError(f"the model has {found}; its manifest promises {expected}")
+        if actual != expected:
+            raise EngineError(f"the model has {actual}; its manifest promises {expected}")
         properties = openvino_properties(options.threads, manifest.precision)
         try:
             self._request = openvino_core().compile_model(network, DEVICE, properties).create_infer_request()
@@ -66,7 +66,10 @@ class OpenVinoEngine:
 
 
 def _check_precision(manifest: Manifest) -> None:
-    """Raises EngineMissing where the processor would only imitate the precision, or silently take another."""
+    """Checks that the processor computes in the precision of a profile.
+
+    Raises EngineMissing where it would only imitate that, or silently take another.
+    """
     precision = manifest.precision
     if precision is None:
         return
@@ -75,7 +78,7 @@ def _check_precision(manifest: Manifest) -> None:
 
 
 def _describe(ports: list[openvino.Output]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape, without the batch axis, of each; -1 for an axis of any length."""
+    """Returns type and shape, without the batch axis, of each port; -1 for an axis of any length."""
     return {
         port.any_name: (
             port.element_type.get_type_name(),
@@ -86,5 +89,5 @@ def _describe(ports: list[openvino.Output]) -> dict[str, tuple[str, tuple[int, .
 
 
 def _shared(array: NDArray[np.generic]) -> openvino.Tensor:
-    """The array itself as a tensor. It must be contiguous, which a row of a contiguous one is."""
+    """Wraps the array itself as a tensor. It must be contiguous, which a row of a contiguous one is."""
     return openvino.Tensor(array, shared_memory=True)

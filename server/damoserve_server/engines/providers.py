@@ -1,4 +1,4 @@
-"""What ONNX Runtime's execution providers for NVIDIA GPUs are told."""
+"""Options of ONNX Runtime's execution providers for NVIDIA GPUs."""
 
 import logging
 from collections.abc import Mapping
@@ -14,20 +14,21 @@ ProviderOptions = Mapping[str, str]
 
 
 def provider_options(model: bytes, manifest: Manifest, options: EngineOptions) -> list[ProviderOptions]:
-    """One for each of `options.providers`; empty for those of other devices. Raises EngineError."""
-    return [_of(provider, model, manifest, options) for provider in options.providers]
+    """Returns the options of each of `options.providers`, none for those of other devices. Raises EngineError."""
+    return [_options_of(provider, model, manifest, options) for provider in options.providers]
 
 
-def _of(provider: str, model: bytes, manifest: Manifest, options: EngineOptions) -> ProviderOptions:
+def _options_of(provider: str, model: bytes, manifest: Manifest, options: EngineOptions) -> ProviderOptions:
     if provider == CUDA_PROVIDER:
         return cuda_options(options)
     if provider == TENSORRT_PROVIDER:
         cache = options.gpu.cache
-        return tensorrt_options(manifest, options) | ({} if cache is None else _kept(model, options, cache))
+        return tensorrt_options(manifest, options) | ({} if cache is None else _cache_options(model, options, cache))
     return {}
 
 
 def cuda_options(options: EngineOptions) -> dict[str, str]:
+    """Returns the options of the CUDA provider."""
     chosen = {
         "device_id": str(options.gpu.device),
         # The default doubles the arena at every step, for each session by itself.
@@ -43,7 +44,10 @@ def cuda_options(options: EngineOptions) -> dict[str, str]:
 
 
 def tensorrt_options(manifest: Manifest, options: EngineOptions) -> dict[str, str]:
-    """Without a cache. Reduced precisions are allowed for graphs that are written in them."""
+    """Returns the options of the TensorRT provider, without a cache.
+
+    Reduced precisions are allowed for graphs that are written in them.
+    """
     shape = f"{manifest.input.height}x{manifest.input.width}x3"
     on_gpu = manifest.recipe.target == "gpu"
     largest = f"images:{options.max_batch_size}x{shape}"
@@ -60,8 +64,8 @@ def tensorrt_options(manifest: Manifest, options: EngineOptions) -> dict[str, st
     return chosen
 
 
-def _kept(model: bytes, options: EngineOptions, cache: Path) -> dict[str, str]:
-    """Where the provider keeps what it builds: a folder for each model, for it looks at a graph's structure alone."""
+def _cache_options(model: bytes, options: EngineOptions, cache: Path) -> dict[str, str]:
+    """Returns the options of the cache: a folder for each model, as the provider compares nothing but structure."""
     from damoserve_server.engines.tensorrt_plan import machine_identity, plan_identity
 
     root = cache / "onnxruntime"

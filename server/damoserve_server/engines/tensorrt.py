@@ -15,13 +15,14 @@ from damoserve_server.engines.engine import EngineError, EngineOptions, Outputs,
 from damoserve_server.engines.tensorrt_plan import load_plan
 
 TIMED_RUNS = 5
+"""Number of runs of each way to compute a batch, of which the quickest counts."""
 
 Interface = dict[str, tuple[tensorrt.DataType, tuple[int, ...]]]
 """Type and shape, without the batch axis, of each input and output."""
 
 
 class TensorRtEngine:
-    """A plan that is shared by the workers, and a stream, pinned buffers and contexts of this worker.
+    """A plan that the workers share, with a stream, pinned buffers and contexts of this worker.
 
     The model takes `images` uint8 `[N, height, width, 3]` and gives `scores` float32 `[N, K, C]` and `boxes` float32
     `[N, K, 4]`. Every batch size has a context of its own and, where that is faster, a CUDA graph from the pinned
@@ -29,14 +30,14 @@ class TensorRtEngine:
     """
 
     def __init__(self, model: bytes, manifest: Manifest, options: EngineOptions) -> None:
-        """Raises EngineError."""
+        """Loads or builds the plan, and checks it against the manifest. Raises EngineError."""
         self._device = options.gpu.device
         use_device(self._device)
         self._resources = Resources()
         self._plan = load_plan(model, manifest, options)
         expected = _interface(manifest)
-        if (found := _describe(self._plan.engine)) != expected:
-            raise EngineError(f"the model has {found}; its manifest promises {expected}")
+        if (actual := _describe(self._plan.engine)) != expected:
+            raise EngineError(f"the model has {actual}; its manifest promises {expected}")
         limit = options.max_batch_size
         self._buffers = {
             name: Buffer.allocate(self._resources, (limit, *shape), tensorrt.nptype(kind))
@@ -59,7 +60,7 @@ class TensorRtEngine:
         return self._buffers["scores"].host[:count], self._buffers["boxes"].host[:count]
 
     def close(self) -> None:
-        """Gives the device's memory back; the plan goes with the last engine that uses it."""
+        """Frees the device's memory; the plan goes with the last engine that uses it."""
         self._resources.close()
         self._batches.clear()
 
@@ -70,32 +71,35 @@ class Buffer:
 
     host: NDArray[Any]
     device: int
+    """Address of the memory on the device."""
 
     @classmethod
     def allocate(cls, resources: Resources, shape: tuple[int, ...], dtype: type[np.generic]) -> "Buffer":
+        """Allocates both."""
         host = pinned_array(shape, dtype)
         return cls(host, resources.device_memory(host.nbytes))
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """Memory on the device for what is between input and output, shared by the contexts of one worker."""
+    """Memory on the device for activations, shared by the contexts of one worker."""
 
     address: int
     size: int
 
     @classmethod
     def allocate(cls, resources: Resources, engine: tensorrt.ICudaEngine) -> "Scratch":
+        """Allocates as much as the engine needs."""
         return cls(resources.device_memory(engine.device_memory_size_v2), engine.device_memory_size_v2)
 
 
 class BatchBuffers:
-    """One batch size, ready to run."""
+    """A context for one batch size, bound to the buffers and ready to run."""
 
     def __init__(
         self, context: tensorrt.IExecutionContext, buffers: Mapping[str, Buffer], stream: CudaStream, size: int
     ) -> None:
-        """Runs a few times, to find the fastest way. Raises EngineError."""
+        """Binds the buffers, and runs a few times to find the fastest way. Raises EngineError."""
         self._context, self._buffers, self._stream, self._size = context, buffers, stream, size
         if not context.set_input_shape("images", (size, *buffers["images"].host.shape[1:])):
             raise EngineError(f"TensorRT refused a batch of {size}")
@@ -109,7 +113,7 @@ class BatchBuffers:
             self._graph = graph
 
     def run(self) -> None:
-        """From the images in the pinned buffer to the outputs in theirs. Raises EngineError."""
+        """Computes from the images in the pinned buffer to the outputs in theirs. Raises EngineError."""
         (self._graph or self._enqueue)()
         self._stream.synchronise()
 
@@ -122,7 +126,7 @@ class BatchBuffers:
             self._stream.download(self._buffers[name].device, self._buffers[name].host[: self._size])
 
     def _seconds(self, start: Callable[[], None]) -> float:
-        """The quickest of several runs, for whatever else the machine does can only make them slower."""
+        """Returns the seconds of the quickest of some runs: whatever else the machine does only makes them slower."""
         seconds = []
         for _ in range(TIMED_RUNS):
             started = time.perf_counter()

@@ -28,7 +28,7 @@ _LEVELS = {
 
 
 class _Logger(tensorrt.ILogger):  # type: ignore[misc]
-    """TensorRT's messages in the server's log."""
+    """A logger that puts TensorRT's messages in the server's log."""
 
     def log(self, severity: tensorrt.ILogger.Severity, message: str) -> None:
         log.log(_LEVELS.get(severity, logging.DEBUG), "TensorRT: %s", message)
@@ -36,7 +36,7 @@ class _Logger(tensorrt.ILogger):  # type: ignore[misc]
 
 @functools.cache
 def _logger() -> _Logger:
-    """One for the process: TensorRT keeps the first, and it must outlive all that was made with it."""
+    """Returns the process's one logger: TensorRT keeps the first, which must outlive all that was made with it."""
     return _Logger()
 
 
@@ -46,7 +46,7 @@ class Plan:
 
     engine: tensorrt.ICudaEngine
     runtime: tensorrt.Runtime
-    """Must outlive the engine."""
+    """Runtime of the engine, which it must outlive."""
 
 
 _plans: WeakValueDictionary[str, Plan] = WeakValueDictionary()
@@ -54,7 +54,7 @@ _lock = threading.Lock()
 
 
 def load_plan(model: bytes, manifest: Manifest, options: EngineOptions) -> Plan:
-    """The plan of a model file on the calling thread's device. Building one takes minutes. Raises EngineError."""
+    """Returns the plan of a model file on the calling thread's device. A build takes minutes. Raises EngineError."""
     identity = plan_identity(model, options)
     key = f"{options.gpu.device}/{digest(identity)}"
     with _lock:
@@ -65,18 +65,18 @@ def load_plan(model: bytes, manifest: Manifest, options: EngineOptions) -> Plan:
 
 
 def machine_identity(device: int) -> Identity:
-    """What the choice of kernels depends on. Raises EngineError."""
-    found = describe_device(device)
+    """Returns the values that the choice of kernels depends on. Raises EngineError."""
+    properties = describe_device(device)
     return {
         "tensorrt": tensorrt.__version__,
-        "gpu": found.name,
-        "capability": found.capability,
-        "driver": found.driver,
+        "gpu": properties.name,
+        "capability": properties.capability,
+        "driver": properties.driver,
     }
 
 
 def plan_identity(model: bytes, options: EngineOptions) -> Identity:
-    """What a plan of a model file depends on. Raises EngineError."""
+    """Returns the values that a plan of a model file depends on. Raises EngineError."""
     return {
         **machine_identity(options.gpu.device),
         "model": hashlib.sha256(model).hexdigest(),

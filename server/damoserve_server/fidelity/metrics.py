@@ -1,4 +1,4 @@
-"""What Prometheus sees of the fidelity monitor."""
+"""The Prometheus series of the fidelity monitor."""
 
 from itertools import product
 
@@ -8,13 +8,14 @@ from damoserve_profiles.agreement import Comparison
 from damoserve_profiles.manifest import Manifest
 
 RESULTS = ("compared", "dropped_busy", "dropped_unloaded", "not_comparable", "failed")
-"""What became of a sampled answer: compared; no room to keep it, since the device was hardly idle; its profile or the
+"""Outcomes of a sampled answer: compared; no room to keep it, since the device was hardly idle; its profile or the
 reference was unloaded; the reference takes another input or knows other labels; the reference could not be run."""
 SHIFTS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Upper bounds of the buckets for differences of scores."""
 
 
 class FidelityMetrics:
-    """How far the profiles find what their reference finds."""
+    """Counters of how far the profiles find what their reference finds."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         profile = ["model", "profile"]
@@ -59,13 +60,14 @@ class FidelityMetrics:
         self._score_shift.labels(*key)
 
     def expect(self, model: str, profile: str, agreement: float | None) -> None:
-        """None: it is not known against the reference of now."""
+        """Sets the agreement that the manifest promises; None where it does not know the present reference."""
         if agreement is not None:
             self._expected.labels(model, profile).set(agreement)
         else:
             self._expected.remove_by_labels({"model": model, "profile": profile})
 
     def count(self, manifest: Manifest, result: str) -> None:
+        """Counts one sampled answer by its outcome, one of `RESULTS`."""
         self._images.labels(manifest.model, manifest.profile, result).inc()
 
     def observe(self, manifest: Manifest, comparison: Comparison) -> None:

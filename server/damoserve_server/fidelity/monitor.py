@@ -27,20 +27,23 @@ from damoserve_server.fidelity.settings import FidelitySettings
 from damoserve_server.models.catalogue import ActiveProfile
 
 SETTLE_SECONDS = 0.01
-"""How long no request may have been there before a run: a caller that asks again at once is not to meet one."""
+"""Seconds without a request before a run begins: a caller that asks again at once is not to meet one."""
 QUIET_RUNS = 10
-"""The same for an engine that cannot be interrupted, in runs: the longer it was quiet, the likelier it stays so."""
+"""The same for an engine that cannot be interrupted, as a multiple of a run: long quiet is likely to stay so."""
 REST_RUNS = 9
-"""The pause after a run, in runs: whatever one costs the others, in cache or in memory, it does so at most a tenth of
-the time."""
+"""Pause after a run, as a multiple of it: whatever it costs requests, in cache or in memory, it does so at most a tenth
+of the time."""
 JOIN_SECONDS = 1.0
-"""How long a stopping server waits for a run that cannot be interrupted."""
+"""Seconds that a stopping server waits for a run that cannot be interrupted."""
 
 log = logging.getLogger(__name__)
 
 
 class FidelityMonitor:
-    """`add`, `remove` and `pause` are for the event loop, `offer` for workers. Without a share there is no thread."""
+    """Samples answers and compares them with the reference's, in a thread. Without a share there is no thread.
+
+    `add`, `remove` and `pause` are for the event loop, `offer` is for workers.
+    """
 
     def __init__(self, settings: FidelitySettings, metrics: FidelityMetrics) -> None:
         self._settings = settings
@@ -49,14 +52,14 @@ class FidelityMonitor:
         """Guards everything below."""
         self._profiles: set[ActiveProfile] = set()
         self._references: dict[ActiveProfile, ActiveProfile] = {}
-        """Of each profile that is not the reference itself."""
+        """Reference of each profile that is not the reference itself."""
         self._engines: dict[ActiveProfile, Engine | None] = {}
-        """Of the references; None if it could not be made."""
+        """Engine of each reference; None if it could not be made."""
         self._samples: deque[Sample] = deque()
         self._rows = SampleRows(settings.kept_images)
         self._requests = 0
         self._idle_since = time.monotonic()
-        self._rested_at = -inf
+        self._rest_until = -inf
         self._running: Engine | None = None
         self._interrupted = False
         self._closed = False
@@ -65,30 +68,32 @@ class FidelityMonitor:
             self._thread.start()
 
     def add(self, profiles: Collection[ActiveProfile]) -> None:
-        """Profiles that will serve. An engine that comparing them needs is made at once, as part of loading them."""
+        """Adds profiles that will serve; the engines to compare them with are made at once, as part of loading them."""
         if self._settings.share:
             for profile in profiles:
                 self._metrics.add_profile(profile.manifest)
         with self._changed:
             self._profiles |= set(profiles)
-            self._refer()
+            self._update_references()
 
     def remove(self, profiles: Iterable[ActiveProfile]) -> None:
-        """Drops what was to be compared with or for these. Nothing here refers to them once a run has ended."""
+        """Removes profiles, with the samples of and for them. Nothing refers to them once a run has ended."""
         with self._changed:
             for profile in profiles:
                 self._profiles.discard(profile)
                 self._metrics.expect(*profile.key, None)
-            self._refer()
+            self._update_references()
             self._interrupt()
 
     def wait_until_ready(self) -> None:
-        """Returns when the engines are made, or the monitor is closed."""
+        """Waits until the engines are made, or the monitor is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._settings.share or self._missing() is None)
+            self._changed.wait_for(
+                lambda: self._closed or not self._settings.share or self._reference_without_engine() is None
+            )
 
     def close(self) -> None:
-        """Forgets what waits and ends the thread."""
+        """Forgets the samples that wait, and ends the thread."""
         with self._changed:
             self._closed = True
             self._samples.clear()
@@ -99,7 +104,7 @@ class FidelityMonitor:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """For the time of a request: nothing is run."""
+        """Interrupts the run, and lets none begin while the block, which is a request, lasts."""
         if not self._settings.share:
             yield
             return
@@ -116,12 +121,12 @@ class FidelityMonitor:
                     self._changed.notify_all()
 
     def offer(self, profile: ActiveProfile, row: NDArray[np.uint8], outputs: Outputs, shown: Size) -> None:
-        """An answer and its network input; copied if it is sampled and there is room."""
+        """Takes an answer and its network input as a sample, by chance: copies them if there is room."""
         if random.random() >= self._settings.share:
             return
         with self._changed:
             reference = self._references.get(profile)
-            copy = self._room(profile, reference) if reference is not None else None
+            copy = self._reserve_row(profile, reference) if reference is not None else None
         if reference is None or copy is None:
             return
         np.copyto(copy, row)
@@ -129,14 +134,14 @@ class FidelityMonitor:
         sample = Sample(profile, reference, copy, (scores.copy(), boxes.copy()), shown)
         with self._changed:
             if self._is_outdated(sample):
-                self._end(sample, "dropped_unloaded")
+                self._finish_sample(sample, "dropped_unloaded")
                 return
             self._samples.append(sample)
             if not self._requests:  # else the last of them wakes the thread
                 self._changed.notify_all()
 
-    def _room(self, profile: ActiveProfile, reference: ActiveProfile) -> NDArray[np.uint8] | None:
-        """Where to keep the input of an answer of this profile, if it is to be kept."""
+    def _reserve_row(self, profile: ActiveProfile, reference: ActiveProfile) -> NDArray[np.uint8] | None:
+        """Returns a row for the input of an answer of this profile; None if the answer is not to be kept."""
         if not comparable(profile, reference):
             self._metrics.count(profile.manifest, "not_comparable")
             return None
@@ -145,43 +150,45 @@ class FidelityMonitor:
             self._metrics.count(profile.manifest, "dropped_busy")
         return row
 
-    def _end(self, sample: Sample, result: str) -> None:
+    def _finish_sample(self, sample: Sample, result: str) -> None:
+        """Takes the row of a sample back, and counts what became of it."""
         self._rows.take_back(sample.row)
         self._metrics.count(sample.profile.manifest, result)
 
     def _is_outdated(self, sample: Sample) -> bool:
         return self._references.get(sample.profile) is not sample.reference
 
-    def _refer(self) -> None:
-        """Finds the references anew; forgets the engines and drops the samples of those that were."""
+    def _update_references(self) -> None:
+        """Finds the references anew; forgets the engines, and drops the samples, of former ones."""
         self._references.clear()
         for _, group in groupby(sorted(self._profiles, key=_version), key=_version):
-            self._refer_version(list(group))
-        needed = self._needed()
-        self._engines = {profile: engine for profile, engine in self._engines.items() if profile in needed}
+            self._set_reference(list(group))
+        usable = self._usable_references()
+        self._engines = {profile: engine for profile, engine in self._engines.items() if profile in usable}
         for sample in filter(self._is_outdated, self._samples):
-            self._end(sample, "dropped_unloaded")
+            self._finish_sample(sample, "dropped_unloaded")
         self._samples = deque(sample for sample in self._samples if not self._is_outdated(sample))
         self._changed.notify_all()
 
-    def _refer_version(self, profiles: list[ActiveProfile]) -> None:
+    def _set_reference(self, profiles: list[ActiveProfile]) -> None:
         by_name = {profile.name: profile for profile in profiles}
-        wanted = self._settings.reference
-        if wanted not in by_name:
-            wanted = reference_of(profile.manifest for profile in profiles).profile
+        reference = self._settings.reference
+        if reference not in by_name:
+            reference = reference_of(profile.manifest for profile in profiles).profile
         for profile in profiles:
-            if profile.name != wanted:
-                self._references[profile] = by_name[wanted]
+            if profile.name != reference:
+                self._references[profile] = by_name[reference]
             known = profile.manifest.agreement
-            self._metrics.expect(*profile.key, known.f1 if known is not None and known.reference == wanted else None)
+            promised = known.f1 if known is not None and known.reference == reference else None
+            self._metrics.expect(*profile.key, promised)
 
-    def _needed(self) -> set[ActiveProfile]:
-        """The references that can be compared with."""
+    def _usable_references(self) -> set[ActiveProfile]:
+        """Returns the references that some profile can be compared with."""
         return {reference for profile, reference in self._references.items() if comparable(profile, reference)}
 
-    def _missing(self) -> ActiveProfile | None:
-        """A reference that has no engine yet."""
-        return next(iter(self._needed() - self._engines.keys()), None)
+    def _reference_without_engine(self) -> ActiveProfile | None:
+        """Returns a reference that has no engine yet, if there is one."""
+        return next(iter(self._usable_references() - self._engines.keys()), None)
 
     def _interrupt(self) -> None:
         if _can_be_interrupted(self._running) and not self._interrupted:
@@ -189,44 +196,47 @@ class FidelityMonitor:
             self._running.interrupt()
 
     def _loop(self) -> None:
-        while self._work():
+        while self._do_next():
             pass
         for engine in self._engines.values():
             if engine is not None:
                 close_engine(engine)
 
-    def _work(self) -> bool:
-        """One step, to which nothing refers afterwards: its profile may have been dropped. False: there is no more."""
-        step = self._next()
-        if isinstance(step, Sample):
-            self._run(step)
-        elif step is not None:
-            self._make_engine(step)
-        return step is not None
+    def _do_next(self) -> bool:
+        """Compares a sample, or makes the engine of a reference. Returns False when there is no more to do.
 
-    def _next(self) -> Sample | ActiveProfile | None:
-        """Waits for a sample to run, or a reference that has no engine; None when the thread is to end."""
+        Nothing refers to either afterwards: its profile may have been dropped, and is freed with the last reference.
+        """
+        next_task = self._next_task()
+        if isinstance(next_task, Sample):
+            self._run(next_task)
+        elif next_task is not None:
+            self._make_engine(next_task)
+        return next_task is not None
+
+    def _next_task(self) -> Sample | ActiveProfile | None:
+        """Waits for a sample to run, or a reference that has no engine; returns None when the thread is to end."""
         with self._changed:
             while not self._closed:
-                missing = self._missing()
-                if missing is not None:
-                    return missing
-                wait = self._wait()
+                reference = self._reference_without_engine()
+                if reference is not None:
+                    return reference
+                wait = self._seconds_to_wait()
                 if wait is not None and wait <= 0:
-                    return self._begin()
+                    return self._take_sample()
                 self._changed.wait(wait)
         return None
 
-    def _wait(self) -> float | None:
-        """Seconds until the first sample may be run if nothing happens before; None: something has to."""
+    def _seconds_to_wait(self) -> float | None:
+        """Returns the seconds until the first sample may be run; None if something has to happen before."""
         if self._requests or not self._samples:
             return None
         reference = self._samples[0].reference
         promptly = _can_be_interrupted(self._engines[reference])
         quiet = SETTLE_SECONDS if promptly else QUIET_RUNS * reference.latency.expected()
-        return max(self._idle_since + quiet, self._rested_at) - time.monotonic()
+        return max(self._idle_since + quiet, self._rest_until) - time.monotonic()
 
-    def _begin(self) -> Sample:
+    def _take_sample(self) -> Sample:
         sample = self._samples.popleft()
         self._running, self._interrupted = self._engines[sample.reference], False
         if _can_be_interrupted(self._running):
@@ -245,19 +255,19 @@ class FidelityMonitor:
         with self._changed:
             self._running = None
             ended = time.monotonic()
-            self._rested_at = ended + REST_RUNS * (ended - started)
-            self._conclude(sample, comparison)
+            self._rest_until = ended + REST_RUNS * (ended - started)
+            self._conclude_run(sample, comparison)
 
-    def _conclude(self, sample: Sample, comparison: Comparison | None) -> None:
+    def _conclude_run(self, sample: Sample, comparison: Comparison | None) -> None:
         if self._is_outdated(sample):
-            self._end(sample, "dropped_unloaded")
+            self._finish_sample(sample, "dropped_unloaded")
         elif comparison is not None:
             self._metrics.observe(sample.profile.manifest, comparison)
-            self._end(sample, "compared")
+            self._finish_sample(sample, "compared")
         elif self._interrupted:
             self._samples.appendleft(sample)
         else:
-            self._end(sample, "failed")
+            self._finish_sample(sample, "failed")
 
     def _make_engine(self, reference: ActiveProfile) -> None:
         engine: Engine | None = None
@@ -266,7 +276,7 @@ class FidelityMonitor:
         except Exception:
             log.exception("%s cannot be compared with: its engine could not be made", "/".join(reference.key))
         with self._changed:
-            if reference in self._needed():
+            if reference in self._usable_references():
                 self._engines[reference] = engine
             self._changed.notify_all()
 

@@ -1,4 +1,4 @@
-"""What is kept of an answer until it can be compared."""
+"""Samples: answers that are kept, with the network's input, until they can be compared."""
 
 from dataclasses import dataclass
 
@@ -15,21 +15,24 @@ from damoserve_server.models.catalogue import ActiveProfile
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """What the network was given and gave, and the profile that this is to be compared with."""
+    """One answer: the input and the outputs of its network, and the profile that is to be run for comparison."""
 
     profile: ActiveProfile
+    """The profile that answered."""
     reference: ActiveProfile
+    """The profile that it is compared with."""
     row: NDArray[np.uint8]
+    """The network's input, `[height, width, 3]`."""
     outputs: Outputs
-    """Of this image, `[K, C]` and `[K, 4]`."""
+    """Scores `[K, C]` and boxes `[K, 4]` of this image."""
     shown: Size
-    """How much of the row shows the image."""
+    """Size of the part of the row that shows the image."""
 
     def compare(self, reference: Outputs) -> Comparison:
-        """With what the reference gives for a batch of this row.
+        """Compares with the outputs of the reference for a batch of this row.
 
-        Both at the thresholds of the profile that answered, whatever its caller wanted, in pixels of the network's
-        input.
+        Both are taken at the thresholds of the profile that answered, whatever its caller wanted, in pixels of the
+        network's input.
         """
         (scores,), (boxes,) = reference
         return compare(self._select(*self.outputs), self._select(scores, boxes))
@@ -39,12 +42,12 @@ class Sample:
 
 
 def comparable(profile: ActiveProfile, reference: ActiveProfile) -> bool:
-    """Whether the one can be run on the network input of the other, and finds the same classes."""
+    """Tells whether the reference can be run on the network input of the profile, and finds the same classes."""
     return profile.input == reference.input and profile.manifest.labels == reference.manifest.labels
 
 
 class SampleRows:
-    """Buffers for network inputs, a number of each size; made when they are needed, and kept."""
+    """Buffers for network inputs, up to a limit of each size; made when they are needed, and kept."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -52,7 +55,7 @@ class SampleRows:
         self._made: dict[Size, int] = {}
 
     def lend(self, size: Size) -> NDArray[np.uint8] | None:
-        """None when all are lent."""
+        """Lends a row; returns None when all are lent."""
         free = self._free.setdefault(size, [])
         if free:
             return free.pop()
@@ -63,5 +66,6 @@ class SampleRows:
         return aligned((size.height, size.width, 3))
 
     def take_back(self, row: NDArray[np.uint8]) -> None:
+        """Takes back a row that was lent."""
         height, width, _ = row.shape
         self._free[Size(width, height)].append(row)

@@ -1,4 +1,4 @@
-"""How much is compared with the reference profile, as an operator sets it."""
+"""Settings of the fidelity monitor."""
 
 from typing import Annotated
 
@@ -8,13 +8,13 @@ from damoserve_profiles.recipe import Fraction
 
 
 class FidelitySettings(BaseModel):
-    """The fidelity monitor."""
+    """Settings of the fidelity monitor: how many answers are compared, and with what."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     share: Fraction = 0.0
-    """Of the answers, as far as the device is idle often enough. 0: none, and nothing is loaded for it."""
+    """Share of the answers that is compared, if the device is idle often enough. For 0 nothing is loaded either."""
     reference: str | None = None
-    """Unset, and for models without an active profile of this name: the most accurate that is not compressed."""
+    """Name of the reference profile. Where it is unset or not active, it is the most accurate uncompressed profile."""
     kept_images: Annotated[int, Field(gt=0)] = 16
-    """Network inputs that wait for the device to be idle, for each input size."""
+    """Most network inputs, of each size, that wait for the device to be idle."""

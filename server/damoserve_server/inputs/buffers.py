@@ -1,4 +1,4 @@
-"""Buffers for network inputs, allocated once."""
+"""Buffers for network inputs: allocated once, leased to requests."""
 
 import logging
 from math import prod
@@ -12,25 +12,26 @@ from damoserve_profiles.imaging import Size
 from damoserve_server.errors import QueueFull
 
 RETRY_AFTER_SECONDS = 0.1
+"""Seconds after which a caller that finds every row leased may try again."""
 ALIGNMENT = 64
-"""A cache line, and the widest vector that processors load at once."""
+"""Bytes of a cache line, and of the widest vector that processors load at once."""
 
 CGROUP_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 SHARE_OF_LIMIT = 4
-"""Input buffers may take one part in so many of a container's memory: engines and decoding need the rest."""
+"""Divisor of a container's memory that gives what input buffers may take: engines and decoding need the rest."""
 
 log = logging.getLogger(__name__)
 
 
 def aligned(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """An uninitialised array whose first byte is at a multiple of `ALIGNMENT`."""
+    """Allocates an uninitialised array whose first byte is at a multiple of `ALIGNMENT`."""
     bytes_ = np.empty(prod(shape) + ALIGNMENT, np.uint8)
     start = -bytes_.ctypes.data % ALIGNMENT
     return bytes_[start : start + prod(shape)].reshape(shape)
 
 
 def affordable_slots(wanted: int, least: int, size: Size, limit: Path = CGROUP_MEMORY_LIMIT) -> int:
-    """`wanted`, or as many inputs as the container's memory (cgroup v2) has room for, but not fewer than `least`."""
+    """Returns `wanted`, or as many inputs as the container's memory (cgroup v2) can hold, but at least `least`."""
     try:
         available = int(limit.read_text()) // SHARE_OF_LIMIT
     except (OSError, ValueError):  # no cgroup v2, or "max": no limit
@@ -54,14 +55,16 @@ class Pool:
 
     @property
     def free(self) -> int:
+        """Number of rows that can be leased."""
         return len(self._free)
 
     @property
     def leased(self) -> int:
+        """Number of rows that are leased."""
         return len(self._rows) - len(self._free)
 
     def lease(self) -> "Lease":
-        """Lends a row. Raises QueueFull when all are lent."""
+        """Leases a row. Raises QueueFull when all are leased."""
         if not self._free:
             message = f"the server already works on {len(self._rows)} images of this size; try again later"
             raise QueueFull(message, RETRY_AFTER_SECONDS, limit=len(self._rows))
@@ -76,7 +79,7 @@ class Pool:
 
 
 class Lease:
-    """A row until it is given back: by `with`, or by one call of `release`."""
+    """A row that is leased until it is given back: at the end of a `with` block, or by one call of `release`."""
 
     def __init__(self, pool: Pool, slot: int) -> None:
         self._pool: Pool | None = pool
@@ -84,13 +87,13 @@ class Lease:
 
     @property
     def row(self) -> NDArray[np.uint8]:
-        """Raises RuntimeError after the release: someone else may be writing there."""
+        """The row, `[height, width, 3]`. Raises RuntimeError after the release: someone else may be writing there."""
         if self._pool is None:
             raise RuntimeError("the row was given back")
         return self._pool._view(self._slot)
 
     def release(self) -> None:
-        """Raises RuntimeError the second time, which would lend one row to two requests."""
+        """Gives the row back. Raises RuntimeError the second time, which would lease one row to two requests."""
         if self._pool is None:
             raise RuntimeError("the row was given back already")
         pool, self._pool = self._pool, None

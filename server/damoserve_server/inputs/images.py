@@ -1,4 +1,4 @@
-"""Images to network inputs, in threads: the codecs release the interpreter lock."""
+"""Limits of pictures, and their decoding and resizing in threads: the codecs release the interpreter lock."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -13,31 +13,34 @@ from damoserve_profiles.imaging import ResizeMode, Size
 from damoserve_server.errors import DamoserveError, ImageEmpty, ImageTooLarge, ImageUndecodable
 
 FIELD = "image.content"
+"""Name by which an error tells a caller which field of the request is wrong."""
 DECODE_FAILURES: Mapping[type[DamoserveError], str] = {
     ImageEmpty: "empty",
     ImageTooLarge: "too_large",
     ImageUndecodable: "undecodable",
 }
-"""What may be wrong with an image."""
+"""Labels, in the metrics, of the errors that an image can cause."""
 
 Image = bytes | NDArray[np.uint8]
 """An image file, or the pixels themselves: RGB `[height, width, 3]`."""
 
 
 def bytes_to_decode(image: Image) -> int:
-    """0 for pixels: what they cost says nothing about files, however small."""
+    """Returns the size of an image file; 0 for pixels, which cost nothing to decode, and say nothing about files."""
     return len(image) if isinstance(image, bytes) else 0
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What the server accepts."""
+    """Bounds on the images that the server accepts."""
 
     max_bytes: int
+    """Most bytes of an image file."""
     max_pixels: int
+    """Most pixels, width times height."""
 
     def check(self, image: Image) -> None:
-        """Raises ImageEmpty or ImageTooLarge."""
+        """Checks everything that can be known before decoding. Raises ImageEmpty or ImageTooLarge."""
         if not (image if isinstance(image, bytes) else image.size):
             raise ImageEmpty(FIELD, "the image is empty")
         if not isinstance(image, bytes):
@@ -55,16 +58,17 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Decodes and resizes."""
+    """Decodes and resizes images, within limits, in the threads of a pool."""
 
     limits: ImageLimits
     threads: Executor
 
     def submit(self, work: Callable[[], None]) -> Future[None]:
-        """Runs `work`, which is to read an image and must not raise, in a thread."""
+        """Runs `work`, which reads an image and must not raise, in a thread."""
         return self.threads.submit(work)
 
     async def close(self) -> None:
+        """Waits for the threads to end."""
         await asyncio.to_thread(self.threads.shutdown)
 
     def read(self, image: Image, row: NDArray[np.uint8], mode: ResizeMode) -> Size:

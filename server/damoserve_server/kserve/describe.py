@@ -1,4 +1,7 @@
-"""Metadata, configuration and index, as Triton's clients and tools read them. Pure functions."""
+"""Describes the server and its models as Triton's clients and tools expect: metadata, configuration and index.
+
+Pure functions.
+"""
 
 from importlib.metadata import version
 

@@ -1,7 +1,7 @@
-"""The service as the protocol names it, for tools that ask the server what it speaks.
+"""Describes the service under the name that the protocol gives it, for tools that ask by reflection.
 
-Our stubs have a package of our own, so as to clash with nobody's; so the description of their file is copied under the
-protocol's package, into a pool of its own.
+Our stubs have a package of our own, so as to clash with nobody's. So the descriptor of their file is copied, with the
+protocol's package for ours, into a pool of its own.
 """
 
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ from damoserve.kserve.v2 import inference_pb2 as pb
 
 PACKAGE = "inference"
 FILE = "inference/damoserve.proto"
-"""Unlike the names of Triton's and KServe's own files, which are larger: a tool may hold both."""
+"""The name of the copied file, unlike those of Triton's and KServe's own, larger ones: a tool may hold both."""
 
 
-def _described() -> ServiceDescriptor:
+def _copy_service() -> ServiceDescriptor:
     file = FileDescriptorProto()
     pb.DESCRIPTOR.CopyToProto(file)
     file.name, file.package = FILE, PACKAGE
@@ -40,8 +40,9 @@ def _rename_fields(messages: Iterable[DescriptorProto]) -> None:
 
 
 def _renamed(type_name: str) -> str:
-    """Types are named from the root, with a dot before the package."""
+    """Returns the name with the protocol's package; as in all descriptors, it begins with a dot."""
     return f".{PACKAGE}.{type_name.removeprefix(f'.{pb.DESCRIPTOR.package}.')}"
 
 
-SERVICE = _described()
+SERVICE = _copy_service()
+"""`inference.GRPCInferenceService`, with the methods that are offered."""

@@ -1,4 +1,4 @@
-"""From results to a ModelInferResponse. Pure functions."""
+"""Turns results into the tensors and parameters of a ModelInferResponse. Pure functions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,15 +23,17 @@ from damoserve_server.kserve.tensors import (
 Results = Sequence[DetectionResult]
 
 NO_LABEL = -1
+"""The filler of `labels` in rows that are shorter than the longest."""
 
 FINAL = "triton_final_response"
-"""In every answer of a stream, as Triton has it: whether it is the last to its request. Each request has one here."""
+"""Triton's parameter which says in a stream that an answer is the last to its request; here each request has one."""
 
 DTYPES: Mapping[str, Any] = {"FP32": "<f4", "INT32": "<i4", "BYTES": np.object_}
+"""NumPy's name for each datatype of the protocol; the bytes of raw contents are in this order."""
 
 
 def to_response(request: pb.ModelInferRequest, results: Results, outputs: Iterable[Tensor]) -> pb.ModelInferResponse:
-    """`results` has one for each image of the request."""
+    """Returns the answer with these outputs; `results` has one for each image of the request."""
     served = results[0].profile.manifest
     response = pb.ModelInferResponse(
         model_name=request.model_name or served.model,
@@ -62,7 +64,7 @@ def to_stream_failure(request: pb.ModelInferRequest, message: str) -> pb.ModelSt
 
 
 def _parameters(results: Results) -> dict[str, pb.InferParameter]:
-    """Of several images the longest time and the largest batch, and every profile and reason that occurred."""
+    """Says how the images were served: the longest times, the largest batch, every profile and reason that occurred."""
     texts = {
         "profile": (result.profile.name for result in results),
         "selection_reason": (str(result.reason) for result in results),
@@ -73,7 +75,7 @@ def _parameters(results: Results) -> dict[str, pb.InferParameter]:
         "batch_size": max(result.batch_size for result in results),
     }
     return {
-        **{name: pb.InferParameter(string_param=",".join(dict.fromkeys(all_))) for name, all_ in texts.items()},
+        **{name: pb.InferParameter(string_param=",".join(dict.fromkeys(values))) for name, values in texts.items()},
         **{name: pb.InferParameter(int64_param=number) for name, number in numbers.items()},
     }
 
@@ -108,7 +110,7 @@ def _image_size(results: Results) -> NDArray[Any]:
 
 
 def _padded(rows: Sequence[NDArray[Any]], filler: object) -> NDArray[Any]:
-    """One row for each image, as long as the longest."""
+    """Returns an array with one row for each image, all as long as the longest."""
     padded = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), filler, rows[0].dtype)
     for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = values
@@ -123,3 +125,4 @@ VALUES: Mapping[Tensor, Callable[[Results], NDArray[Any]]] = {
     LABEL_NAMES: _label_names,
     IMAGE_SIZE: _image_size,
 }
+"""The function that computes each output, for all images of a request; `tensors` has the shapes."""

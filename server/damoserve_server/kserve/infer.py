@@ -1,4 +1,4 @@
-"""One request: all of its images, or none."""
+"""Answers one request: with the results of all of its images, or with the first error."""
 
 import asyncio
 import time
@@ -16,30 +16,31 @@ from damoserve_server.errors import InvalidRequest, QueueFull, forget_origin
 from damoserve_server.kserve.decode import Call, to_call
 from damoserve_server.kserve.encode import to_response
 from damoserve_server.kserve.statistics import Statistics
-from damoserve_server.kserve.targets import Target, find
+from damoserve_server.kserve.targets import Target, find_target
 from damoserve_server.telemetry.records import current
 
 
 class InferHandler:
-    """Answers requests. `unavailable_when_full` gives QueueFull the code that Triton's clients expect."""
+    """Answers requests and counts what they did in the statistics."""
 
     def __init__(
         self, startup: Startup, requests: RequestAccounting, statistics: Statistics, unavailable_when_full: bool
     ) -> None:
+        """`unavailable_when_full` gives QueueFull the code that Triton's clients expect, UNAVAILABLE."""
         self._startup = startup
         self._requests = requests
         self._statistics = statistics
         self._unavailable_when_full = unavailable_when_full
 
     async def answer(
-        self, request: pb.ModelInferRequest, time_remaining: float | None, places: asyncio.Semaphore
+        self, request: pb.ModelInferRequest, time_remaining: float | None, permits: asyncio.Semaphore
     ) -> pb.ModelInferResponse:
-        """`places` bounds the images that are worked on at the same time. Raises any DamoserveError."""
+        """Answers a request. `permits` bounds the images in work at the same time. Raises any DamoserveError."""
         call = to_call(request, time.monotonic(), time_remaining, self._startup.default_budget)
         with self._requests.answering(call.detections) as results:
-            detector = await self._startup.finished(call.deadline)
+            detector = await self._startup.detector(call.deadline)
             try:
-                results.extend(await self._by_one_version(call, request.model_version, detector, places))
+                results.extend(await self._by_one_version(call, request.model_version, detector, permits))
             except QueueFull as error:
                 if self._unavailable_when_full:
                     error.code = grpc.StatusCode.UNAVAILABLE
@@ -47,21 +48,21 @@ class InferHandler:
             return to_response(request, results, call.outputs)
 
     async def _by_one_version(
-        self, call: Call, version: str, detector: Detector, places: asyncio.Semaphore
+        self, call: Call, version: str, detector: Detector, permits: asyncio.Semaphore
     ) -> Sequence[DetectionResult]:
-        """All again if another version has taken over between two images: their answer names one."""
+        """Detects on all images by one version, as the answer names one: again, if another took over in between."""
         while True:
-            target = find(detector.catalogue, call.target, version)
-            results = await self._counted(call, detector, target, places)
+            target = find_target(detector.catalogue, call.target, version)
+            results = await self._counted(call, detector, target, permits)
             if len({result.profile.manifest.version for result in results}) == 1:
                 return results
 
     async def _counted(
-        self, call: Call, detector: Detector, target: Target, places: asyncio.Semaphore
+        self, call: Call, detector: Detector, target: Target, permits: asyncio.Semaphore
     ) -> Sequence[DetectionResult]:
         arrival = call.detections[0].arrival
         try:
-            results = await _detect_all(call.detections, detector, places)
+            results = await _detect_all(call.detections, detector, permits)
         except BaseException:  # cancelled calls count too
             self._statistics.failed(target, time.monotonic() - arrival)
             raise
@@ -70,20 +71,20 @@ class InferHandler:
 
 
 async def _detect_all(
-    requests: Sequence[DetectionRequest], detector: Detector, places: asyncio.Semaphore
+    requests: Sequence[DetectionRequest], detector: Detector, permits: asyncio.Semaphore
 ) -> Sequence[DetectionResult]:
-    """The first failure withdraws the others."""
+    """Detects on all images at the same time. The first that fails ends the others, and its error is raised."""
 
     async def detect(number: int, request: DetectionRequest) -> DetectionResult:
         record = current.get()
-        async with places:
+        async with permits:
             try:
                 with record.part("image", number, request.arrival) if len(requests) > 1 else nullcontext():
                     return await detector.detect(request)
             except InvalidRequest as error:
-                said = _of_image(number, error)
+                numbered = _for_image(number, error)
                 forget_origin(error)
-                raise said from None
+                raise numbered from None
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -94,5 +95,5 @@ async def _detect_all(
     return [task.result() for task in tasks]
 
 
-def _of_image(number: int, error: InvalidRequest) -> InvalidRequest:
+def _for_image(number: int, error: InvalidRequest) -> InvalidRequest:
     return type(error)(f"inputs[0][{number}]", f"image {number}: {error}", **error.details)

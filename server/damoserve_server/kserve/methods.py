@@ -1,4 +1,4 @@
-"""The gRPC service under the protocol's own name: its stubs have another, so as to clash with nobody's."""
+"""Registers the service under the protocol's own name; our stubs have another, so as to clash with nobody's."""
 
 from __future__ import annotations  # gRPC's classes are generic for type checkers only
 
@@ -23,7 +23,7 @@ NOT_OFFERED = {
     **{f"SystemSharedMemory{action}": SHARED_MEMORY for action in ("Status", "Register", "Unregister")},
     **{f"CudaSharedMemory{action}": SHARED_MEMORY for action in ("Status", "Register", "Unregister")},
 }
-"""The protocol's other methods, and why they are refused. Reflection does not list them."""
+"""Methods of the protocol that are refused, and why. Reflection does not list them."""
 
 
 def add_to_server(service: InferenceService, server: grpc.aio.Server) -> None:

@@ -1,21 +1,21 @@
-"""The parameters of a request that are heeded: their names, types and ranges."""
+"""Reads the parameters of a request that mean something here, and checks their types and ranges."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from damoserve.kserve.v2 import inference_pb2 as pb
+from damoserve_server.detection.request import MAX_DETECTIONS
 from damoserve_server.errors import ArgumentOutOfRange
 from damoserve_server.kserve.reserved import OF_REQUEST, refuse_ignored
 from damoserve_server.kserve.values import INTEGERS, NUMBERS, TEXT, value_of
 from damoserve_server.models.catalogue import MAX_SHOWN
 from damoserve_server.scheduling.selection import Tier
-from damoserve_server.v1.convert import MAX_DETECTIONS
 
 
 @dataclass(frozen=True)
 class DetectionParameters:
-    """What the parameters ask for; `timeout` is in seconds."""
+    """The options of a request. `timeout` is in seconds, `priority` 0 stands for none."""
 
     profile: str | None = None
     latency_tier: Tier | None = None
@@ -27,10 +27,10 @@ class DetectionParameters:
 
 
 def to_detection_parameters(request: pb.ModelInferRequest) -> DetectionParameters:
-    """Raises ParameterInvalid, ArgumentOutOfRange or NotOffered."""
+    """Reads the parameters of a request. Raises ParameterInvalid, ArgumentOutOfRange or NotOffered."""
     refuse_ignored("parameters", request.parameters, OF_REQUEST, request, read=READERS)
-    given = [name for name in READERS if name in request.parameters]
-    return DetectionParameters(**{name: READERS[name](name, request.parameters[name]) for name in given})
+    present = [name for name in READERS if name in request.parameters]
+    return DetectionParameters(**{name: READERS[name](name, request.parameters[name]) for name in present})
 
 
 def _text(name: str, parameter: pb.InferParameter) -> str | None:
@@ -90,3 +90,4 @@ READERS: Mapping[str, Callable[[str, pb.InferParameter], Any]] = {
     "priority": _natural,
     "timeout": _timeout,
 }
+"""The function that reads each parameter. The names are those of the fields of DetectionParameters."""

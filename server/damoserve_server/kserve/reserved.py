@@ -1,7 +1,7 @@
-"""The parameters that Triton reserves for features of its own.
+"""Decides about the parameters that Triton reserves for features of its own.
 
-Clients send many of them with every request, whether they want the feature or not. So what counts is the value: one
-that asks for nothing is taken, one that asks for what would not happen is refused. `docs/kserve.md` has the whole list.
+Clients send many of them with every request, whether they use the feature or not. So what counts is the value: one that
+asks for nothing is accepted, one that asks for what would not happen is refused. `docs/kserve.md` has the whole list.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,11 +22,12 @@ HEADERS = "headers are no parameters: send them as metadata of the call"
 RAW_ANSWERS = "binary data belongs to HTTP: answers are raw when the request is"
 RAW_SIZE = "binary data belongs to HTTP: the size may only be that of raw_input_contents"
 PREFIX = "triton_"
+"""The beginning of all other names that Triton reserves."""
 OTHERS_OF_TRITON = "parameters that begin with triton_ are reserved, and this one is not offered"
 
 
-def _is_off(value: Any, request: pb.ModelInferRequest) -> bool:
-    """False, zero and an empty text mean the same as no parameter."""
+def _asks_for_nothing(value: Any, request: pb.ModelInferRequest) -> bool:
+    """Says whether the parameter asks for nothing, as false, zero and an empty text do."""
     return not value
 
 
@@ -42,18 +43,20 @@ def _is_answered_raw(value: Any, request: pb.ModelInferRequest) -> bool:
     return not value or bool(request.raw_input_contents)
 
 
-def _is_the_size(value: Any, request: pb.ModelInferRequest) -> bool:
-    """A request has one input, so all raw contents are its own."""
+def _is_size_of_input(value: Any, request: pb.ModelInferRequest) -> bool:
+    """Says whether the value is the size of the input, in bytes. All raw contents belong to it: there is no other."""
     return bool(value == sum(map(len, request.raw_input_contents)))
 
 
 @dataclass(frozen=True)
 class Reserved:
-    """`is_kept` says whether ignoring a value gives the caller what it asks for; `refusal`, why that cannot be."""
+    """A reserved parameter, and which of its values may be ignored."""
 
     kinds: frozenset[str]
+    """The types that it may have: fields of InferParameter."""
     refusal: str
-    is_kept: Callable[[Any, pb.ModelInferRequest], bool] = _is_off
+    """The message of the error for a value that may not be ignored."""
+    may_ignore: Callable[[Any, pb.ModelInferRequest], bool] = _asks_for_nothing
 
 
 IN_SHARED_MEMORY = {
@@ -73,7 +76,7 @@ OF_REQUEST: Mapping[str, Reserved] = {
     "triton_enable_empty_final_response": Reserved(FLAG, OTHERS_OF_TRITON, _always),
 }
 OF_INPUT: Mapping[str, Reserved] = {
-    "binary_data_size": Reserved(INTEGERS, RAW_SIZE, _is_the_size),
+    "binary_data_size": Reserved(INTEGERS, RAW_SIZE, _is_size_of_input),
     **IN_SHARED_MEMORY,
 }
 OF_OUTPUT: Mapping[str, Reserved] = {
@@ -90,7 +93,7 @@ def refuse_ignored(
     request: pb.ModelInferRequest,
     read: Iterable[str] = (),
 ) -> None:
-    """Refuses the parameters that would be ignored; those in `read` are not.
+    """Refuses the parameters that are neither in `read` nor may be ignored.
 
     `field` is the path of the parameters in the request. Raises ParameterInvalid or NotOffered.
     """
@@ -101,5 +104,5 @@ def refuse_ignored(
             raise NotOffered(OTHERS_OF_TRITON, parameter=shown)
         if rule is None:
             raise ParameterInvalid(field, f"there is no parameter {shown!r} here", parameter=shown)
-        if not rule.is_kept(value_of(f"{field}.{name}", parameters[name], rule.kinds), request):
+        if not rule.may_ignore(value_of(f"{field}.{name}", parameters[name], rule.kinds), request):
             raise NotOffered(rule.refusal, parameter=name)

@@ -1,4 +1,4 @@
-"""The methods of the protocol: protobuf in, protobuf out."""
+"""The methods of the protocol that are offered; each is short, and what it does is in the module that it names."""
 
 from __future__ import annotations  # gRPC's context is generic for type checkers only
 
@@ -13,10 +13,11 @@ from damoserve_server.configuration.settings import Settings, usable_cores
 from damoserve_server.detection.outcomes import RequestAccounting
 from damoserve_server.detection.startup import Startup
 from damoserve_server.errors import DamoserveError, NotFound, NotOffered, TooManyStreams
-from damoserve_server.kserve import describe, encode, server_settings, targets
+from damoserve_server.kserve import describe, encode, server_settings
 from damoserve_server.kserve.infer import InferHandler
 from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.streaming import in_order
+from damoserve_server.kserve.targets import all_targets, find_target
 from damoserve_server.models.catalogue import Catalogue
 from damoserve_server.rpc.status import to_known
 from damoserve_server.telemetry.records import current
@@ -28,12 +29,13 @@ if TYPE_CHECKING:
 
 
 PARAMETERS_OF_LOAD: Set[str] = frozenset()
+"""Those that a request to load may have: a model is loaded as its repository has it."""
 PARAMETERS_OF_UNLOAD: Set[str] = frozenset({"unload_dependents"})
-"""Triton's client always sends it; it is kept either way, as no model here depends on another."""
+"""Those that a request to unload may have. Triton's client always sends it, and here no model depends on another."""
 
 
 class Administration(Protocol):
-    """Changes what is loaded. Both raise DamoserveError, and return when it is done."""
+    """Changes what is loaded. Both methods raise DamoserveError, and return when the change is done."""
 
     async def load(self, model: str) -> None: ...
 
@@ -41,7 +43,7 @@ class Administration(Protocol):
 
 
 class InferenceService:
-    """`ready` says whether the models are loaded and requests are taken; without `administration` nobody may load."""
+    """The methods by their names in the protocol."""
 
     def __init__(
         self,
@@ -51,13 +53,14 @@ class InferenceService:
         ready: Callable[[], bool],
         administration: Administration | None = None,
     ) -> None:
+        """`ready` says whether requests are accepted now. Without `administration` nobody may load by this service."""
         self._startup = startup
         self._settings = settings
         self._requests = requests
-        self._ready = ready
+        self._is_ready = ready
         self._administration = administration
         self._statistics = Statistics()
-        self._streams = 0
+        self._open_streams = 0
         self._inference = InferHandler(startup, requests, self._statistics, settings.kserve_unavailable_when_full)
         # So many that one call can keep the workers busy, and so few that an idle server never refuses its own.
         # Workers that are still to be measured will not be more than the cores.
@@ -68,13 +71,13 @@ class InferenceService:
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._ready())
+        return pb.ServerReadyResponse(ready=self._is_ready())
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
-        if not self._ready():
+        if not self._is_ready():
             return pb.ModelReadyResponse(ready=False)
         try:
-            target = targets.find(await self._catalogue(), request.name, request.version)
+            target = find_target(await self._catalogue(), request.name, request.version)
         except NotFound:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=target.ready)
@@ -83,20 +86,21 @@ class InferenceService:
         return describe.server_metadata(administered=self._administration is not None)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        return describe.model_metadata(targets.find(await self._catalogue(), request.name, request.version))
+        return describe.model_metadata(find_target(await self._catalogue(), request.name, request.version))
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
-        target = targets.find(await self._catalogue(), request.name, request.version)
+        target = find_target(await self._catalogue(), request.name, request.version)
         return pb.ModelConfigResponse(config=describe.model_config(target, self._settings))
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         catalogue = await self._catalogue()
-        asked = [targets.find(catalogue, request.name, request.version)] if request.name else targets.every(catalogue)
-        return pb.ModelStatisticsResponse(model_stats=[self._statistics.of(target) for target in asked])
+        one = request.name
+        chosen = [find_target(catalogue, one, request.version)] if one else all_targets(catalogue)
+        return pb.ModelStatisticsResponse(model_stats=[self._statistics.of(target) for target in chosen])
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         _refuse_repository(request.repository_name)
-        entries = [describe.index_entry(target) for target in targets.every(await self._catalogue())]
+        entries = [describe.index_entry(target) for target in all_targets(await self._catalogue())]
         return pb.RepositoryIndexResponse(
             models=[entry for entry in entries if entry.state == describe.READY or not request.ready]
         )
@@ -104,18 +108,18 @@ class InferenceService:
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Context
     ) -> pb.RepositoryModelLoadResponse:
-        await self._administrator(request, PARAMETERS_OF_LOAD).load(request.model_name)
+        await self._permitted(request, PARAMETERS_OF_LOAD).load(request.model_name)
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:
-        await self._administrator(request, PARAMETERS_OF_UNLOAD).unload(request.model_name)
+        await self._permitted(request, PARAMETERS_OF_UNLOAD).unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
     async def TraceSetting(self, request: pb.TraceSettingRequest, context: Context) -> pb.TraceSettingResponse:
         if request.model_name:
-            targets.find(await self._catalogue(), request.model_name)
+            find_target(await self._catalogue(), request.model_name)
         return server_settings.trace_settings(request, self._settings)
 
     async def LogSettings(self, request: pb.LogSettingsRequest, context: Context) -> pb.LogSettingsResponse:
@@ -127,14 +131,14 @@ class InferenceService:
     async def ModelStreamInfer(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        places = asyncio.Semaphore(self._depth)
+        permits = asyncio.Semaphore(self._depth)
 
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             try:
                 with current.get().part("message", request.id, time.monotonic()):
-                    response = await self._inference.answer(request, context.time_remaining(), places)
+                    response = await self._inference.answer(request, context.time_remaining(), permits)
             except Exception as error:
-                return self._failure(request, to_known(error, f"request {request.id!r} of a stream"))
+                return self._failed(request, to_known(error, f"request {request.id!r} of a stream"))
             return encode.to_stream_response(response)
 
         async with self._opened(), aclosing(in_order(requests, answer, self._depth)) as answers:
@@ -143,31 +147,32 @@ class InferenceService:
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[None]:
-        """A stream. Raises TooManyStreams."""
+        """Counts a stream as open. Raises TooManyStreams."""
         limit = self._settings.max_streams
-        if self._streams >= limit:
+        if self._open_streams >= limit:
             raise TooManyStreams(limit)
-        self._streams += 1
+        self._open_streams += 1
         try:
             yield
         finally:
-            self._streams -= 1
+            self._open_streams -= 1
 
-    def _failure(self, request: pb.ModelInferRequest, error: DamoserveError) -> pb.ModelStreamInferResponse:
+    def _failed(self, request: pb.ModelInferRequest, error: DamoserveError) -> pb.ModelStreamInferResponse:
         self._requests.count_reason(error)
-        self._requests.unread(error)
+        self._requests.count_unread(error)
         return encode.to_stream_failure(request, f"{error.reason}: {error}")
 
     async def _catalogue(self) -> Catalogue:
-        return (await self._startup.finished()).catalogue
+        return (await self._startup.detector()).catalogue
 
-    def _administrator(
-        self, request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest, taken: Set[str]
+    def _permitted(
+        self, request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest, accepted: Set[str]
     ) -> Administration:
+        """Returns the administration if this change may be asked of it. Raises NotOffered."""
         if self._administration is None:
             raise NotOffered("models are not loaded or unloaded over this service")
         _refuse_repository(request.repository_name)
-        if request.parameters.keys() - taken:
+        if request.parameters.keys() - accepted:
             raise NotOffered("parameters are not offered: a model is loaded as its repository has it")
         return self._administration
 

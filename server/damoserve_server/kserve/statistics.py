@@ -1,4 +1,4 @@
-"""What every model and profile has done, as Triton counts it."""
+"""Counts what every model and profile has done, as Triton does: requests, images, batches, time of each stage."""
 
 import time
 from collections import defaultdict
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 from damoserve.kserve.v2 import inference_pb2 as pb
 from damoserve_server.detection.request import DetectionResult
-from damoserve_server.kserve.targets import Target, join
+from damoserve_server.kserve.targets import Target, join_name
 
 STAGES = {"compute_input": "decode", "compute_infer": "inference", "compute_output": "postprocess"}
-"""Triton's word for each of ours."""
+"""Triton's name of a stage, and ours: an attribute of Timings."""
 
 
 @dataclass
 class CountAndTime:
-    """How often, and how long altogether."""
+    """A count, and the seconds that what is counted took altogether."""
 
     count: float = 0.0
     seconds: float = 0.0
@@ -34,15 +34,18 @@ def _totals() -> defaultdict[str, CountAndTime]:
 
 @dataclass
 class ModelRecord:
-    """Of one model or profile in one version."""
+    """Totals of one model or profile in one version."""
 
     last: float = 0.0
+    """The time of the last answer, in seconds since 1970."""
     images: int = 0
     requests: defaultdict[str, CountAndTime] = field(default_factory=_totals)
+    """Totals of requests, by Triton's name of the stage or of the end."""
     batches: defaultdict[int, defaultdict[str, CountAndTime]] = field(default_factory=lambda: defaultdict(_totals))
+    """Totals of batches, by their size and by Triton's name of the stage."""
 
     def succeeded(self, results: Sequence[DetectionResult], seconds: float) -> None:
-        """The images of a request run side by side: a stage takes it as long as the slowest of them."""
+        """Counts a request. Its images run side by side, so a stage takes as long as for the slowest of them."""
         self.last = time.time()
         self.images += len(results)
         self.requests["success"].add(seconds)
@@ -70,7 +73,7 @@ class ModelRecord:
         )
 
     def _add_to_batch(self, result: DetectionResult) -> None:
-        """Each image of a batch knows the time of the whole: it counts for its share of the run."""
+        """Counts the image for its share of the batch, whose time each of its images has."""
         share = 1 / result.batch_size
         totals = self.batches[result.batch_size]
         totals["compute_input"].add(result.timings.decode, share)
@@ -79,7 +82,10 @@ class ModelRecord:
 
 
 class Statistics:
-    """A request counts for its model, and for each profile that served it or, if it failed, that it named."""
+    """The records of all models and profiles.
+
+    A request counts for its model, and for each profile that served it or, if it failed, that it named.
+    """
 
     def __init__(self) -> None:
         self._records: defaultdict[tuple[str, str], ModelRecord] = defaultdict(ModelRecord)
@@ -88,10 +94,10 @@ class Statistics:
         served: defaultdict[tuple[str, str], list[DetectionResult]] = defaultdict(list)
         for result in results:
             manifest = result.profile.manifest
-            for name in (manifest.model, join(manifest.model, manifest.profile)):
+            for name in (manifest.model, join_name(manifest.model, manifest.profile)):
                 served[name, str(manifest.version)].append(result)
-        for key, its in served.items():
-            self._records[key].succeeded(its, seconds)
+        for key, results_of_key in served.items():
+            self._records[key].succeeded(results_of_key, seconds)
 
     def failed(self, target: Target, seconds: float) -> None:
         for name in {target.model.name, target.name}:

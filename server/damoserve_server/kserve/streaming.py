@@ -1,4 +1,4 @@
-"""Work on what a stream brings, answered in its order."""
+"""Works on several messages of a stream at the same time, and answers them in the order in which they came."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
@@ -11,37 +11,37 @@ T = TypeVar("T")
 async def in_order(
     source: AsyncIterable[S], work: Callable[[S], Coroutine[Any, Any, T]], depth: int
 ) -> AsyncGenerator[T, None]:
-    """The results in the order of the source. At most `depth` are worked on or wait to be taken.
+    """Yields the result of each item, in the order of `source`. At most `depth` items are in work or not yet fetched.
 
     However it ends, no work goes on.
     """
-    places = asyncio.Semaphore(depth)
-    begun: asyncio.Queue[asyncio.Task[T] | None] = asyncio.Queue()
+    permits = asyncio.Semaphore(depth)
+    tasks: asyncio.Queue[asyncio.Task[T] | None] = asyncio.Queue()
 
     async def read() -> None:
         try:
             async for item in source:
-                await places.acquire()
-                begun.put_nowait(asyncio.create_task(work(item)))
+                await permits.acquire()
+                tasks.put_nowait(asyncio.create_task(work(item)))
         finally:
-            begun.put_nowait(None)
+            tasks.put_nowait(None)
 
     reader = asyncio.create_task(read())
     try:
-        while (task := await begun.get()) is not None:
+        while (task := await tasks.get()) is not None:
             yield await task
-            places.release()
+            permits.release()
         await reader  # for its failure, if it has failed
     finally:
-        await _end(reader, *(task for task in _rest(begun) if task is not None))
+        await _cancel_all(reader, *(task for task in _take_all(tasks) if task is not None))
 
 
-def _rest(queue: asyncio.Queue[T]) -> list[T]:
+def _take_all(queue: asyncio.Queue[T]) -> list[T]:
     return [queue.get_nowait() for _ in range(queue.qsize())]
 
 
-async def _end(*tasks: asyncio.Task[Any]) -> None:
-    """All are cancelled at once, whatever becomes of the wait: who ends this may be cancelled meanwhile."""
+async def _cancel_all(*tasks: asyncio.Task[Any]) -> None:
+    """Cancels all tasks before it waits for any: the wait itself may be cancelled."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

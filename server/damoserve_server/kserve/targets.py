@@ -1,4 +1,4 @@
-"""What a model name of the protocol means: `model`, or `model/profile`."""
+"""Finds what a model name of the protocol stands for: `model`, or `model/profile`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        return join(self.model.name, None if self.profile is None else self.profile.name)
+        return join_name(self.model.name, None if self.profile is None else self.profile.name)
 
     @property
     def version(self) -> str:
@@ -37,13 +37,13 @@ class Target:
 
     @property
     def loading(self) -> bool:
-        """Whether it does not serve yet."""
+        """Whether the target is being loaded and does not serve yet."""
         profiles = self.model.profiles if self.profile is None else (self.profile,)
         return not self.ready and any(profile.state is ProfileState.LOADING for profile in profiles)
 
     @property
     def reason(self) -> str:
-        """Why it does not serve; empty if it does."""
+        """The reason why the target does not serve; empty if it does."""
         if isinstance(self.profile, FailedProfile):
             return self.profile.summary
         if isinstance(self.profile, IdleProfile):
@@ -53,30 +53,33 @@ class Target:
         return "it is loading" if self.loading else "none of its profiles is loaded"
 
 
-def split(name: str) -> tuple[str, str | None]:
-    """The model and the profile."""
+def split_name(name: str) -> tuple[str, str | None]:
+    """Splits a name of the protocol into the model, and the profile or None."""
     model, _, profile = name.partition("/")
     return model, profile or None
 
 
-def join(model: str, profile: str | None) -> str:
-    """Undoes `split`."""
+def join_name(model: str, profile: str | None) -> str:
+    """Joins what `split_name` has split."""
     return model if profile is None else f"{model}/{profile}"
 
 
-def find(catalogue: Catalogue, name: str, version: str = "") -> Target:
-    """An empty version means the one that serves. Raises ModelNotFound or ProfileNotFound."""
-    model_name, profile = split(name)
+def find_target(catalogue: Catalogue, name: str, version: str = "") -> Target:
+    """Finds the target of a name. An empty version means the one that serves.
+
+    Raises ModelNotFound or ProfileNotFound.
+    """
+    model_name, profile = split_name(name)
     model = catalogue.model(model_name)
     target = Target(model, None if profile is None else model.find(profile))
     if version not in ("", target.version):
-        asked = f"{target.name} in version {version[:MAX_SHOWN]!r}"
-        raise ModelNotFound(target.name, f"{asked} is not loaded; version {target.version} is", model=target.name)
+        requested = f"{target.name} in version {version[:MAX_SHOWN]!r}"
+        raise ModelNotFound(target.name, f"{requested} is not loaded; version {target.version} is", model=target.name)
     return target
 
 
-def every(catalogue: Catalogue) -> Iterator[Target]:
-    """Each model, followed by its profiles."""
+def all_targets(catalogue: Catalogue) -> Iterator[Target]:
+    """Yields each model, followed by its profiles."""
     for model in catalogue.models.values():
         yield Target(model)
         yield from (Target(model, profile) for profile in model.profiles)

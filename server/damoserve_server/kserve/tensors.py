@@ -1,32 +1,48 @@
-"""The tensors of the protocol: which there are, and how elements of variable length are packed."""
+"""The tensors that every model has, and how elements of variable length are packed into bytes.
+
+A request has one of the inputs, for 1 to MAX_IMAGES images:
+
+images       BYTES [images] or [images, 1]        each a file: JPEG, PNG, WebP, BMP
+pixels       UINT8 [images, height, width, 3]     RGB, all images of one size
+
+Its answer has the outputs. Where images have fewer boxes than the longest row, the rest of their row is filled up:
+
+count        INT32 [images]                       boxes of each image
+boxes        FP32  [images, most boxes, 4]        x_min, y_min, x_max, y_max in pixels of the image
+scores       FP32  [images, most boxes]           0 to 1, the best first
+labels       INT32 [images, most boxes]           -1 as a filler
+label_names  BYTES [images, most boxes]
+image_size   INT32 [images, 2]                    width, height
+"""
 
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 LENGTH = struct.Struct("<I")
-"""Before every element of BYTES."""
+"""The length of an element of BYTES, in bytes; it stands before the element."""
 
 CONTENTS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "INT32": "int_contents", "UINT8": "uint_contents"}
 """The field of `InferTensorContents` for each datatype."""
 
 MAX_IMAGES = 64
-"""Of one request."""
+"""Images that one request may have."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """`dims` lacks the number of images, which comes first; -1 stands for any length."""
+    """An input or output of a model."""
 
     name: str
     datatype: str
     dims: tuple[int, ...]
+    """The shape without its first number, that of the images; -1 stands for any length."""
 
 
 IMAGES = Tensor("images", "BYTES", (1,))
 PIXELS = Tensor("pixels", "UINT8", (-1, -1, 3))
 INPUTS = (IMAGES, PIXELS)
-"""A request has exactly one of them."""
+"""The inputs of a model; a request has exactly one of them."""
 
 COUNT = Tensor("count", "INT32", ())
 BOXES = Tensor("boxes", "FP32", (-1, 4))
@@ -38,12 +54,12 @@ OUTPUTS = (COUNT, BOXES, SCORES, LABELS, LABEL_NAMES, IMAGE_SIZE)
 
 
 def pack(elements: Iterable[bytes]) -> bytes:
-    """BYTES as one string: each element behind its length."""
+    """Packs elements of BYTES into one string, each behind its length."""
     return b"".join(part for element in elements for part in (LENGTH.pack(len(element)), element))
 
 
 def unpack(packed: bytes, count: int) -> list[bytes]:
-    """Undoes `pack`. Raises ValueError if it does not hold exactly `count` elements."""
+    """Returns the elements that `pack` has packed. Raises ValueError if they are not exactly `count`."""
     elements = []
     start = 0
     for number in range(count):

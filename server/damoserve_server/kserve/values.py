@@ -1,4 +1,4 @@
-"""The value of a parameter, if it has the type that it must have."""
+"""Reads the value of one parameter, and checks its type."""
 
 from typing import Any
 
@@ -12,7 +12,10 @@ TEXT = frozenset({"string_param"})
 
 
 def value_of(field: str, parameter: pb.InferParameter, kinds: frozenset[str]) -> Any:
-    """`field` is the path of the parameter in the request; its name is the last part. Raises ParameterInvalid."""
+    """Returns the value of a parameter that may have these types, fields of InferParameter.
+
+    `field` is the path of the parameter in the request, its name the last part. Raises ParameterInvalid.
+    """
     kind = parameter.WhichOneof("parameter_choice")
     if kind not in kinds:
         name = field.rpartition(".")[2]

@@ -1,7 +1,7 @@
-"""What is served, changed while it is served: profiles and versions come and go without a request lost.
+"""The operations on the models that are served: profiles and versions come and go without a request lost.
 
-Lives on the event loop; files are read and engines built in threads. One operation runs at a time: two would hold up to
-four versions of a model in memory.
+It lives on the event loop; files are read and engines built in threads. One operation runs at a time: two would hold up
+to four versions of a model in memory.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from typing import Any, Protocol, TypeVar
 from damoserve_profiles.repository import ModelSnapshot, Repository
 from damoserve_server.errors import OperationRunning, ProfileRefused, RepositoryUnusable, ShuttingDown, VersionRefused
 from damoserve_server.metrics.metrics import Metrics
+from damoserve_server.models import loading, lookup
 from damoserve_server.models.catalogue import ActiveProfile, Catalogue, FailedProfile, IdleProfile, Model, ProfileState
-from damoserve_server.models.loading import ProfileLoader, give_memory_back, load_profile, load_version, manifest_of
-from damoserve_server.models.lookup import find_folder, find_version, set_alias
+from damoserve_server.models.loading import ProfileLoader
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +26,24 @@ T = TypeVar("T")
 
 
 class ProfileListener(Protocol):
-    """What has to hear of profiles that come and go. Called on the event loop, in one step with the change."""
+    """The side that serves requests, which has to hear of profiles that come and go.
+
+    Both methods are called on the event loop, in one step with the change.
+    """
 
     @property
     def catalogue(self) -> Catalogue:
-        """What is served; changed between the two calls."""
+        """The catalogue that requests are served from; it is changed between the two calls."""
 
     def prepare(self, profiles: Sequence[ActiveProfile]) -> None:
-        """Creates what requests of these profiles will need. They are served only afterwards."""
+        """Creates what requests of these profiles will need; they serve only afterwards."""
 
     def retire(self, profiles: Sequence[ActiveProfile]) -> None:
-        """No new request gets these. Keeps nothing of them once the accepted ones are answered."""
+        """Forgets profiles that no new request gets, once the accepted requests are answered."""
 
 
 class Lifecycle:
-    """The operations. `close` before the server ends."""
+    """The operations on what is served, one at a time. Call `close` before the server ends."""
 
     def __init__(
         self,
@@ -48,13 +51,13 @@ class Lifecycle:
         loader: ProfileLoader,
         serving: ProfileListener,
         metrics: Metrics,
-        tried: Mapping[str, ModelSnapshot],
+        loaded: Mapping[str, ModelSnapshot],
     ) -> None:
-        """`tried` tells how each model looked before it was loaded."""
+        """Takes over what `loader` has loaded; `loaded` has the snapshot of each model from before it was loaded."""
         self.repository = repository
         self.catalogue = serving.catalogue
-        self.tried: dict[str, ModelSnapshot | None] = dict(tried)
-        """How each model looked when it was last loaded, whether or not it is served now."""
+        self.last_attempts: dict[str, ModelSnapshot | None] = dict(loaded)
+        """Snapshot of each model from before it was last loaded, whether or not that went well; None if it was gone."""
         self._loader = loader
         self._serving = serving
         self._metrics = metrics
@@ -62,15 +65,15 @@ class Lifecycle:
         self._stop = threading.Event()
         self._closed = False
         for model in self.catalogue.models.values():
-            self._show(model)
+            self._show_states(model)
 
     async def load_profile(self, model: str, profile: str) -> Model:
         """Loads a profile of the version that serves. Raises NotFound, OperationRunning or ProfileRefused."""
-        return await self._alone(partial(self._load_profile, model, profile))
+        return await self._run_exclusively(partial(self._load_profile, model, profile))
 
     async def unload_profile(self, model: str, profile: str) -> Model:
         """Stops serving a profile. Raises NotFound or OperationRunning."""
-        return await self._alone(partial(self._unload_profile, model, profile))
+        return await self._run_exclusively(partial(self._unload_profile, model, profile))
 
     async def reload(self, model: str, target: int | str | None = None, *, whole: bool = False) -> Model:
         """Serves a version, by number or alias; None is the one that the repository wants served.
@@ -78,15 +81,17 @@ class Lifecycle:
         Profiles that were unloaded stay so, unless it is to be served as a `whole`.
         Raises NotFound, OperationRunning, RepositoryUnusable or VersionRefused.
         """
-        return await self._alone(partial(self._reload, model, target, whole))
+        return await self._run_exclusively(partial(self._reload, model, target, whole))
 
     async def remove(self, model: str) -> None:
         """Serves a model no longer. Raises OperationRunning."""
-        await self._alone(partial(self._remove, model))
+        await self._run_exclusively(partial(self._remove, model))
 
     async def set_alias(self, model: str, alias: str, version: int | None) -> None:
         """Names a version in the repository, or takes the name away. Raises NotFound or RepositoryUnusable."""
-        await self._alone(lambda _: asyncio.to_thread(set_alias, self.repository, model, alias, version))
+        await self._run_exclusively(
+            lambda _: asyncio.to_thread(lookup.set_alias, self.repository, model, alias, version)
+        )
 
     async def close(self) -> None:
         """Ends the operation that runs, without a change, and takes no other."""
@@ -95,8 +100,11 @@ class Lifecycle:
         if self._running is not None:
             await asyncio.wait([self._running])
 
-    async def _alone(self, operation: Callable[[ProfileLoader], Coroutine[Any, Any, T]]) -> T:
-        """The operation outlives a caller that leaves, but only to end without a change."""
+    async def _run_exclusively(self, operation: Callable[[ProfileLoader], Coroutine[Any, Any, T]]) -> T:
+        """Runs an operation, unless another runs. Raises OperationRunning or ShuttingDown.
+
+        It outlives a caller that leaves, but only to end without a change.
+        """
         if self._closed:
             raise ShuttingDown
         if self._running is not None:
@@ -119,15 +127,15 @@ class Lifecycle:
         before = self.catalogue.model(model)
         if profile in [active.name for active in before.active]:
             return before
-        folder = await asyncio.to_thread(find_folder, self.repository, before, profile)
-        manifest = await asyncio.to_thread(manifest_of, folder)
-        self._publish(before.having(IdleProfile(folder, manifest, ProfileState.LOADING)))
+        folder = await asyncio.to_thread(lookup.find_folder, self.repository, before, profile)
+        manifest = await asyncio.to_thread(loading.manifest_of, folder)
+        self._publish(before.with_profile(IdleProfile(folder, manifest, ProfileState.LOADING)))
         try:
-            loaded = await _in_thread(loader, load_profile, folder, loader)
+            loaded = await _in_thread(loader, loading.load_profile, folder, loader)
         except BaseException:
             self._publish(before)
             raise
-        after = before.having(loaded)
+        after = before.with_profile(loaded)
         self._publish(after)
         if isinstance(loaded, FailedProfile):
             raise ProfileRefused(loaded.summary, model=before.name, profile=profile)
@@ -135,36 +143,36 @@ class Lifecycle:
 
     async def _unload_profile(self, model: str, profile: str, _: ProfileLoader) -> Model:
         before = self.catalogue.model(model)
-        found = before.find(profile)
-        if not isinstance(found, ActiveProfile):
+        active = before.find(profile)
+        if not isinstance(active, ActiveProfile):
             return before
-        folder = self.repository.folder(before.name, before.version, found.name)
-        after = before.having(IdleProfile(folder, found.manifest, ProfileState.UNLOADED))
+        folder = self.repository.folder(before.name, before.version, active.name)
+        after = before.with_profile(IdleProfile(folder, active.manifest, ProfileState.UNLOADED))
         self._publish(after)
         return after
 
     async def _reload(self, name: str, target: int | str | None, whole: bool, loader: ProfileLoader) -> Model:
         before = self.catalogue.models.get(name)
         try:
-            version = await asyncio.to_thread(find_version, self.repository, name, target)
+            version = await asyncio.to_thread(lookup.find_version, self.repository, name, target)
         except RepositoryUnusable:
             self._count(name, "refused")
             raise
         snapshot = await asyncio.to_thread(self.repository.snapshot, name)
         if target is None and snapshot is not None and snapshot.version is not None:
-            version = snapshot.version  # what is noted as tried has to be what is loaded: the aliases may have changed
+            version = snapshot.version  # the version of the attempt that is noted: the aliases may have changed
         folders = await asyncio.to_thread(self.repository.profiles, name, version)
-        tried, self.tried[name] = self.tried.get(name), snapshot
+        previous_attempt, self.last_attempts[name] = self.last_attempts.get(name), snapshot
         unloaded = frozenset(() if before is None or whole else (idle.name for idle in before.idle))
         if before is None:
             self._publish(
-                Model(name, version, idle=tuple(IdleProfile(each, None, ProfileState.LOADING) for each in folders))
+                Model(name, version, idle=tuple(IdleProfile(folder, None, ProfileState.LOADING) for folder in folders))
             )
         try:
-            loaded = Model.of(name, version, await _in_thread(loader, load_version, folders, loader, unloaded))
+            loaded = Model.of(name, version, await _in_thread(loader, loading.load_version, folders, loader, unloaded))
         except BaseException:
             self._count(name, "abandoned")
-            self.tried[name] = tried
+            self.last_attempts[name] = previous_attempt
             if before is None:
                 self._withdraw(name)
             raise
@@ -177,7 +185,7 @@ class Lifecycle:
         return loaded
 
     def _refuse(self, before: Model | None, loaded: Model) -> None:
-        """Raises VersionRefused, after showing what is wrong."""
+        """Shows in the catalogue what is wrong with a version, then raises VersionRefused."""
         if before is None or not before.active:
             self._publish(Model(loaded.name, loaded.version, failed=loaded.failed))
             still = "it serves no other"
@@ -191,19 +199,19 @@ class Lifecycle:
         raise VersionRefused(message, model=loaded.name, version=loaded.version)
 
     async def _remove(self, name: str, _: ProfileLoader) -> None:
-        self.tried[name] = None
+        self.last_attempts[name] = None
         if name in self.catalogue.models:
             self._withdraw(name)
             self._count(name, "removed")
             log.warning("the model %s is served no longer: it is gone from the repository", name)
 
     def _publish(self, model: Model) -> None:
-        """The switch: one step of the event loop."""
-        there = self.catalogue.models.get(model.name)
-        before = there.active if there is not None else ()
+        """Puts a model in place of the one of its name: one step of the event loop."""
+        replaced = self.catalogue.models.get(model.name)
+        before = replaced.active if replaced is not None else ()
         self._serving.prepare([profile for profile in model.active if profile not in before])
         self.catalogue.put(model)
-        self._show(model)
+        self._show_states(model)
         self._retire([profile for profile in before if profile not in model.active])
 
     def _withdraw(self, name: str) -> None:
@@ -217,9 +225,9 @@ class Lifecycle:
         loop = asyncio.get_running_loop()
         for profile in profiles:
             where = "/".join((*profile.key, str(profile.manifest.version)))
-            weakref.finalize(profile, _freed, loop, where).atexit = False
+            weakref.finalize(profile, _log_and_free, loop, where).atexit = False
 
-    def _show(self, model: Model) -> None:
+    def _show_states(self, model: Model) -> None:
         self._metrics.models.show_states(model.name, {profile.name: profile.state for profile in model.profiles})
 
     def _count(self, model: str, result: str) -> None:
@@ -227,15 +235,15 @@ class Lifecycle:
 
 
 async def _in_thread(loader: ProfileLoader, work: Callable[..., T], *arguments: object) -> T:
-    """Raises ShuttingDown when nobody wants the result any more."""
+    """Returns what `work` does in a thread. Raises ShuttingDown when nobody wants the result any more."""
     result = await asyncio.to_thread(work, *arguments)
     if loader.stop.is_set():
         raise ShuttingDown
     return result
 
 
-def _freed(loop: asyncio.AbstractEventLoop, where: str) -> None:
-    """Runs wherever the last reference goes, just before the engines do."""
+def _log_and_free(loop: asyncio.AbstractEventLoop, where: str) -> None:
+    """Logs that a profile is freed, and returns its memory. Runs in whichever thread drops the last reference."""
     log.info("%s is freed", where)
     if not loop.is_closed():
-        loop.call_soon_threadsafe(threading.Thread(target=give_memory_back, daemon=True).start)
+        loop.call_soon_threadsafe(threading.Thread(target=loading.give_memory_back, daemon=True).start)

@@ -1,4 +1,4 @@
-"""What changes the models of a running server: the admin service, and the watch of the repository."""
+"""The admin service and the watch of the repository, which both change the models of a running server."""
 
 from __future__ import annotations  # gRPC's server is generic for type checkers only
 
@@ -17,20 +17,21 @@ class ModelManagement:
     """Starts and stops both together with the operations that they ask for."""
 
     def __init__(self, lifecycle: Lifecycle, server: grpc.aio.Server | None, watch_seconds: float) -> None:
-        """No server: no admin service. 0 seconds: no watch."""
+        """Takes the admin service's server, or None for none, and the seconds between two looks, or 0 for no watch."""
         self._lifecycle = lifecycle
         self._server = server
         self._watch_seconds = watch_seconds
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        """Starts the admin service and the watch, as far as they are wanted."""
         if self._server is not None:
             await self._server.start()
         if self._watch_seconds:
             self._watch = asyncio.create_task(Watcher(self._lifecycle, self._watch_seconds).run())
 
     async def stop(self) -> None:
-        """Ends the operation that runs, without a change."""
+        """Stops both, and ends the operation that runs, without a change."""
         if self._watch is not None:
             self._watch.cancel()
             with suppress(asyncio.CancelledError):

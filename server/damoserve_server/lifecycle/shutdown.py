@@ -1,4 +1,4 @@
-"""What the log says of a stop: why it began and what was inside, and at its end what became of that."""
+"""The two lines that the log has of a stop: why it began and what was inside, then what became of that."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Shutdown:
-    """Writes one line when a stop begins and one when it is over, however often either is told."""
+    """Writes one line when a stop begins and one when it is over, however often either method is called."""
 
     def __init__(self, requests: RequestsByTier) -> None:
         self._requests = requests
@@ -22,21 +22,21 @@ class Shutdown:
         self._began = 0.0
 
     def begin(self, signal: str) -> None:
-        """`signal` is the name of what asked the server to stop."""
+        """Logs that a stop begins; `signal` is the name of what asked for it."""
         if self._before is not None:
             return
         self._began = time.monotonic()
         self._before = self._requests.totals()
-        _tell("stopping", signal=signal, requests_inside=self._before.inside)
+        _log_fields("stopping", signal=signal, requests_inside=self._before.inside)
 
     def end(self) -> None:
-        """Counts what has ended since `begin`, requests that came after it included."""
+        """Logs what has ended since `begin`, requests that came after it included."""
         before, now = self._before, self._requests.totals()
         if before is None:
             return
         self._before = None
         ended = {outcome: now.ended[outcome] - before.ended[outcome] for outcome in Outcome}
-        _tell(
+        _log_fields(
             "stopped",
             seconds=round(time.monotonic() - self._began, 3),
             answered=sum(ended[outcome] for outcome in ANSWERED),
@@ -47,5 +47,5 @@ class Shutdown:
         )
 
 
-def _tell(message: str, **fields: str | float) -> None:
+def _log_fields(message: str, **fields: str | float) -> None:
     log.info(message, extra={"fields": fields})

@@ -1,4 +1,4 @@
-"""Follows the repository: new versions, changed files, new models, models that are gone."""
+"""The watch of the repository: new versions, changed files, new models, models that are gone."""
 
 import asyncio
 import logging
@@ -12,19 +12,20 @@ log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Looks every so many seconds, in a thread.
+    """Takes snapshots of the repository every `seconds`, and loads what has changed.
 
-    A model is loaded when it looks other than when it was last loaded, and just as it did at the last look: what is
-    still being copied is left alone. So a version that was refused is tried again once its files change.
+    A model is loaded when its snapshot differs from that of the last attempt to load it, and is the same as the one
+    before: what is still being copied is left alone. So a version that was refused is loaded again once its files
+    change.
     """
 
     def __init__(self, lifecycle: Lifecycle, seconds: float) -> None:
         self._lifecycle = lifecycle
         self._seconds = seconds
-        self._before: Mapping[str, ModelSnapshot | None] = dict(lifecycle.tried)
+        self._previous: Mapping[str, ModelSnapshot | None] = dict(lifecycle.last_attempts)
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Watches until it is cancelled."""
         while True:
             await asyncio.sleep(self._seconds)
             try:
@@ -33,16 +34,16 @@ class Watcher:
                 log.exception("the repository could not be looked at")
 
     async def _check(self) -> None:
-        seen = await asyncio.to_thread(take_snapshots, self._lifecycle.repository)
-        if seen is None:
+        snapshots = await asyncio.to_thread(take_snapshots, self._lifecycle.repository)
+        if snapshots is None:
             log.warning("the repository %s is gone; what was loaded is served still", self._lifecycle.repository.root)
             return
-        tried = self._lifecycle.tried
-        for name in sorted(seen.keys() | tried.keys()):
-            snapshot = seen.get(name)
-            if snapshot != tried.get(name) and snapshot == self._before.get(name):
+        last_attempts = self._lifecycle.last_attempts
+        for name in sorted(snapshots.keys() | last_attempts.keys()):
+            snapshot = snapshots.get(name)
+            if snapshot != last_attempts.get(name) and snapshot == self._previous.get(name):
                 await self._follow(name, snapshot)
-        self._before = seen
+        self._previous = snapshots
 
     async def _follow(self, name: str, snapshot: ModelSnapshot | None) -> None:
         try:
@@ -50,12 +51,12 @@ class Watcher:
         except OperationRunning:
             log.debug("%s has changed; it is loaded when the operation that runs has ended", name)
         except DamoserveError as error:
-            self._lifecycle.tried[name] = snapshot
+            self._lifecycle.last_attempts[name] = snapshot
             log.error("%s has changed, and is not loaded: %s", name, error)
 
 
 def take_snapshots(repository: Repository) -> dict[str, ModelSnapshot] | None:
-    """How every model looks; None if the folder itself is not there."""
+    """Takes a snapshot of every model; returns None if the folder itself is not there."""
     if not repository.root.is_dir():
         return None
     snapshots = {name: repository.snapshot(name) for name in repository.models()}

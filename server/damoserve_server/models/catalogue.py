@@ -1,4 +1,4 @@
-"""What is loaded: immutable models by name, each exchanged in one step.
+"""The catalogue of models: immutable objects by name, each exchanged in one step.
 
 CatalogueError   no profile at all could be loaded, or the default model does not exist: the server cannot start
 """
@@ -17,15 +17,15 @@ from damoserve_server.errors import ModelNotFound, ProfileLoading, ProfileNotFou
 from damoserve_server.scheduling.latency import LatencyEstimate
 
 MAX_SHOWN = 100
-"""Characters of an unknown name that an error repeats: clients accept about 8 kB of it in all."""
+"""Most characters of an unknown name that an error repeats: clients accept about 8 kB of a message in all."""
 
 
 class CatalogueError(Exception):
-    """There is nothing to serve; the message says what to do."""
+    """Raised when there is nothing to serve; the message says what to do."""
 
 
 class ProfileState(StrEnum):
-    """What a profile is doing."""
+    """The state of a profile in the catalogue."""
 
     ACTIVE = "active"
     FAILED = "failed"
@@ -35,16 +35,23 @@ class ProfileState(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class ActiveProfile:
-    """Loaded and warmed up. Its engines are freed when neither the catalogue nor a request holds it any more."""
+    """A profile that is loaded and warmed up.
+
+    Its engines are freed when neither the catalogue nor a request holds it any more.
+    """
 
     state: ClassVar = ProfileState.ACTIVE
 
     manifest: Manifest
     engines: list[Engine]
-    """One for each worker, by its number; whoever rebuilds a worker replaces its engine."""
+    """Engine of each worker, by its number; whoever starts a worker anew replaces its engine."""
     latency: LatencyEstimate
+    """Seconds of a batch of each size, learned while it serves."""
     new_engine: Callable[[], Engine]
-    """One more, of the same bytes and checked like the others. Takes seconds. Raises EngineError or RepositoryError."""
+    """Function that makes one more engine, of the same bytes and checked like the others.
+
+    It takes seconds, and raises EngineError or RepositoryError.
+    """
 
     @property
     def name(self) -> str:
@@ -52,37 +59,39 @@ class ActiveProfile:
 
     @property
     def key(self) -> tuple[str, str]:
-        """The model and the profile: the first labels of its metrics."""
+        """Names of the model and the profile: the first labels of its metrics."""
         return self.manifest.model, self.manifest.profile
 
     @property
     def accuracy(self) -> float:
+        """Average precision, 0 to 1."""
         return self.manifest.accuracy.ap
 
     @cached_property
     def size(self) -> Size:
+        """Size of the network's input."""
         return self.manifest.input.size
 
     @cached_property
     def input(self) -> tuple[Size, ResizeMode]:
-        """What images are brought to."""
+        """Size of the network's input, and how images are brought to it."""
         return self.size, self.manifest.input.resize
 
 
 @dataclass(frozen=True)
 class FailedProfile:
-    """Refused at load. The manifest is there if it could be read."""
+    """A profile that was refused when it was loaded. The manifest is there if it could be read."""
 
     state: ClassVar = ProfileState.FAILED
 
     folder: ProfileFolder
     manifest: Manifest | None
     error: str
-    """For the operator: may name folders of the server."""
+    """Message for the operator; it may name folders of the server."""
     summary: str
-    """For callers."""
+    """Message for callers."""
     unsuited: bool = False
-    """Nothing is wrong with it, but this server lacks what it needs."""
+    """True if nothing is wrong with it, but this server lacks a runtime or a device that it needs."""
 
     @property
     def name(self) -> str:
@@ -91,7 +100,7 @@ class FailedProfile:
 
 @dataclass(frozen=True)
 class IdleProfile:
-    """Not loaded yet, or not any more. The manifest is there if it could be read."""
+    """A profile that is not loaded yet, or not any more. The manifest is there if it could be read."""
 
     folder: ProfileFolder
     manifest: Manifest | None
@@ -115,45 +124,47 @@ class Model:
     failed: tuple[FailedProfile, ...] = ()
     idle: tuple[IdleProfile, ...] = ()
     refused: tuple[FailedProfile, ...] = ()
-    """What was wrong with the version that was to take the place of this one, the last time it was tried."""
+    """Profiles for which the version that was to take the place of this one was refused, the last time."""
 
     @classmethod
     def of(cls, name: str, version: int, profiles: Iterable[Profile]) -> "Model":
-        every = list(profiles)
-        active = [profile for profile in every if isinstance(profile, ActiveProfile)]
+        """Makes a model of profiles in any state."""
+        everything = list(profiles)
+        active = [profile for profile in everything if isinstance(profile, ActiveProfile)]
         active.sort(key=lambda profile: profile.accuracy, reverse=True)
-        failed = tuple(profile for profile in every if isinstance(profile, FailedProfile))
-        idle = tuple(profile for profile in every if isinstance(profile, IdleProfile))
+        failed = tuple(profile for profile in everything if isinstance(profile, FailedProfile))
+        idle = tuple(profile for profile in everything if isinstance(profile, IdleProfile))
         return cls(name, version, tuple(active), failed, idle)
 
-    def having(self, profile: Profile) -> "Model":
-        """The same with this profile, in place of one of its name."""
+    def with_profile(self, profile: Profile) -> "Model":
+        """Returns the same model with this profile, in place of one of its name."""
         others = [other for other in self.profiles if other.name != profile.name]
         return replace(self.of(self.name, self.version, [*others, profile]), refused=self.refused)
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
+        """All profiles, in whatever state."""
         return (*self.active, *self.failed, *self.idle)
 
     def find(self, profile: str) -> Profile:
-        """Raises ProfileNotFound."""
-        for found in self.profiles:
-            if found.name == profile:
-                return found
+        """Returns the profile of this name. Raises ProfileNotFound."""
+        for candidate in self.profiles:
+            if candidate.name == profile:
+                return candidate
         asked = profile[:MAX_SHOWN]
         raise ProfileNotFound(f"{self.name}/{asked}", f"the model {self.name} has no profile {asked!r}", profile=asked)
 
     def serving(self, profile: str | None) -> tuple[ActiveProfile, ...]:
-        """The named profile, or all that are active; never empty.
+        """Returns the named profile, or all that are active; never empty.
 
         Raises ProfileNotFound, ProfileLoading or ProfileUnavailable.
         """
-        found = (self.find(profile),) if profile is not None else self.profiles
-        active = tuple(candidate for candidate in found if isinstance(candidate, ActiveProfile))
+        candidates = (self.find(profile),) if profile is not None else self.profiles
+        active = tuple(candidate for candidate in candidates if isinstance(candidate, ActiveProfile))
         if active:
             return active
         what = f"the profile {profile}" if profile is not None else "every profile"
-        states = {candidate.state for candidate in found}
+        states = {candidate.state for candidate in candidates}
         if ProfileState.LOADING in states:
             raise ProfileLoading(f"{what} of the model {self.name} is being loaded; try again later", model=self.name)
         how = {ProfileState.UNLOADED: "was unloaded", ProfileState.FAILED: "could not be loaded"}
@@ -162,10 +173,13 @@ class Model:
 
 
 class Catalogue:
-    """All models by name. Changed on the event loop only; whoever holds a model or `models` keeps what it was."""
+    """All models by name.
+
+    It is changed on the event loop only; whoever holds a model, or `models`, keeps what it was.
+    """
 
     def __init__(self, models: Sequence[Model], default: str | None = None) -> None:
-        """`default` None is the first model. Raises CatalogueError."""
+        """Takes the models that were loaded; `default` None is the first of them. Raises CatalogueError."""
         self.models: Mapping[str, Model] = {model.name: model for model in models}
         if not any(model.active for model in models):
             failures = [f"{failed.name}: {failed.error}" for model in models for failed in model.failed]
@@ -176,7 +190,7 @@ class Catalogue:
             raise CatalogueError(f"the default model {self._default!r} is not in the repository")
 
     def model(self, name: str) -> Model:
-        """An empty name means the default model. Raises ModelNotFound."""
+        """Returns the model of this name, or the default model for an empty one. Raises ModelNotFound."""
         try:
             return self.models[name or self._default]
         except KeyError:
@@ -184,11 +198,13 @@ class Catalogue:
             raise ModelNotFound(asked, f"there is no model {asked!r}", model=asked) from None
 
     def put(self, model: Model) -> None:
-        """From now on this is the model of its name."""
+        """Puts a model in the place of the one of its name, in one step."""
         self.models = dict(sorted({**self.models, model.name: model}.items()))
 
     def remove(self, name: str) -> None:
+        """Removes the model of this name, in one step."""
         self.models = {other: model for other, model in self.models.items() if other != name}
 
     def active(self) -> list[ActiveProfile]:
+        """Lists the active profiles of all models."""
         return [profile for model in self.models.values() for profile in model.active]

@@ -1,4 +1,4 @@
-"""How the cores are split: how many workers there are, and how many threads each of them computes with."""
+"""The split of the cores: how many workers there are, and how many threads each of them computes with."""
 
 import logging
 import threading
@@ -18,14 +18,17 @@ from damoserve_server.errors import ShuttingDown
 from damoserve_server.models.loading import ModelFile, give_memory_back, manifest_of
 
 NOISE = 0.05
-"""Speeds that differ by no more than this, relative to the larger one, are the same."""
+"""Difference of two speeds, relative to the larger one, up to which they are the same."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
 class CoreSplit:
-    """Ordered by preference: few threads lose little time by waiting for one another."""
+    """A number of workers, and of threads for each.
+
+    Splits are ordered by preference, few threads first: they lose little time by waiting for one another.
+    """
 
     threads: int
     workers: int
@@ -35,17 +38,17 @@ class CoreSplit:
 
 
 def possible_splits(cores: int, workers: int | None = None, threads: int | None = None) -> list[CoreSplit]:
-    """What there is to choose from, preferred first, after what the operator has set; never empty."""
+    """Lists the splits that the operator's settings leave to choose from, the preferred first; never empty."""
     if workers is not None:
         return [CoreSplit(threads or max(1, cores // workers), workers)]
     if threads is not None:
         return [CoreSplit(threads, max(1, cores // threads))]
     powers = {2**exponent for exponent in range(cores.bit_length())}
-    return sorted(CoreSplit(each, cores // each) for each in powers | {cores})
+    return sorted(CoreSplit(count, cores // count) for count in powers | {cores})
 
 
 def choose(speeds: Mapping[CoreSplit, float]) -> CoreSplit:
-    """The fastest, or one that is about as fast and preferred. `speeds` are in images a second."""
+    """Returns the fastest split, or a preferred one that is about as fast. `speeds` are in images a second."""
     enough = max(speeds.values()) * (1 - NOISE)
     return min(split for split, speed in speeds.items() if speed >= enough)
 
@@ -57,21 +60,22 @@ class SplitTrial:
     load_engine: EngineLoader
     options: EngineOptions
     seconds: float
-    """For all splits together; loading engines comes on top."""
+    """Seconds to measure all splits together; loading engines comes on top."""
     clock: Callable[[], float] = time.monotonic
     stop: threading.Event = field(default_factory=threading.Event)
-    """Once set, nothing further is measured."""
+    """Event that ends the trial once it is set."""
 
     def best(self, splits: Sequence[CoreSplit], repository: Repository, model: str | None) -> CoreSplit:
-        """By the most accurate profile that can be loaded of `model`, which is the first one if None.
+        """Measures the splits with the most accurate profile of `model` that can be loaded, and returns the best.
 
-        The preferred split if there is nothing to choose or to measure by. Raises ShuttingDown if stopped.
+        `model` None is the first one. Where there is nothing to choose, or no profile to measure with, it is the
+        preferred split. Raises ShuttingDown if stopped.
         """
         if len(splits) == 1 or not self.seconds:
             return splits[0]
         try:
             for folder, manifest in _most_accurate_first(repository, model):
-                if (speeds := self._try(splits, folder, manifest)) is not None:
+                if (speeds := self._measure_all(splits, folder, manifest)) is not None:
                     figures = ", ".join(f"{split}: {speed:.1f}" for split, speed in speeds.items())
                     chosen = choose(speeds)
                     log.info("workers x threads: %s; images a second of %s: %s", chosen, manifest.profile, figures)
@@ -80,30 +84,30 @@ class SplitTrial:
             give_memory_back()
         return splits[0]
 
-    def _try(
+    def _measure_all(
         self, splits: Sequence[CoreSplit], folder: ProfileFolder, manifest: Manifest
     ) -> dict[CoreSplit, float] | None:
-        """Images a second, or None if the profile cannot be used."""
+        """Returns the images a second of each split, or None if the profile cannot be used."""
         try:
             model = ModelFile(folder, manifest).read()
-            return {split: self._speed(split, self.seconds / len(splits), model, manifest) for split in splits}
+            return {split: self._measure(split, self.seconds / len(splits), model, manifest) for split in splits}
         except ShuttingDown:
             raise
         except Exception as error:  # whatever it is, the catalogue finds it too, and tells more
             log.info("%s/%s is not measured: %s", folder.model, folder.profile, error)
             return None
 
-    def _speed(self, split: CoreSplit, seconds: float, model: bytes, manifest: Manifest) -> float:
+    def _measure(self, split: CoreSplit, seconds: float, model: bytes, manifest: Manifest) -> float:
         if self.stop.is_set():
             raise ShuttingDown
         options = replace(self.options, threads=split.threads)
         image = np.zeros((1, manifest.input.height, manifest.input.width, 3), np.uint8)
         with ThreadPoolExecutor(split.workers) as workers:
             starting = [workers.submit(self.load_engine, model, manifest, options) for _ in range(split.workers)]
-            engines = [each.result() for each in starting]
-            return sum(workers.map(partial(self._pace, image, self.clock() + seconds), engines))
+            engines = [future.result() for future in starting]
+            return sum(workers.map(partial(self._images_per_second, image, self.clock() + seconds), engines))
 
-    def _pace(self, image: NDArray[np.uint8], until: float, engine: Engine) -> float:
+    def _images_per_second(self, image: NDArray[np.uint8], until: float, engine: Engine) -> float:
         engine.run(image)  # the first run allocates
         runs, started = 0, self.clock()
         while not runs or self.clock() < until:
@@ -113,11 +117,11 @@ class SplitTrial:
 
 
 def _most_accurate_first(repository: Repository, model: str | None) -> list[tuple[ProfileFolder, Manifest]]:
-    """Empty where the catalogue will say what is wrong."""
+    """Lists the readable profiles of a model; none where the catalogue will say what is wrong with it."""
     try:
         name = model or repository.models()[0]
         folders = repository.profiles(name, repository.serving(name))
     except (RepositoryError, IndexError):  # there is none
         return []
     readable = [(folder, manifest) for folder in folders if (manifest := manifest_of(folder)) is not None]
-    return sorted(readable, key=lambda each: each[1].accuracy.ap, reverse=True)
+    return sorted(readable, key=lambda profile: profile[1].accuracy.ap, reverse=True)

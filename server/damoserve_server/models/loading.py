@@ -1,4 +1,4 @@
-"""From files to profiles that serve: verified, loaded once for each worker, checked on the golden image, warmed up."""
+"""Profiles from files: verified, loaded once for each worker, checked on the golden image, warmed up and timed."""
 
 import ctypes
 import functools
@@ -43,6 +43,7 @@ from damoserve_server.models.catalogue import (
 from damoserve_server.scheduling.latency import LatencyEstimate
 
 WARM_UP_RUNS = 3
+"""Number of runs of each batch size before an engine serves."""
 LAYOUT = f"<model>/<version>/<profile>/{MANIFEST_FILE}"
 
 log = logging.getLogger(__name__)
@@ -50,14 +51,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ProfileLoader:
-    """How profiles are loaded."""
+    """The settings by which profiles are loaded."""
 
     load_engine: EngineLoader
+    """Function that makes an engine of a model file."""
     options: EngineOptions
     workers: int
+    """Number of engines of each profile."""
     clock: Callable[[], float] = time.monotonic
     stop: threading.Event = field(default_factory=threading.Event)
-    """Once set, no further profile is loaded."""
+    """Event after which no further profile is loaded."""
 
 
 class ModelFile:
@@ -67,20 +70,23 @@ class ModelFile:
     """
 
     def __init__(self, folder: ProfileFolder, manifest: Manifest) -> None:
-        self._path, self._promised = folder.model_path, manifest.files[MODEL_FILE]
+        self._path, self._record = folder.model_path, manifest.files[MODEL_FILE]
         self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
 
     def read(self) -> bytes:
-        """Raises FileMismatch if someone wrote into it. Finds damage, not malice: who may write can change the hash."""
-        content = os.pread(self._file, self._promised.bytes, 0)
-        if hashlib.sha256(content).hexdigest() != self._promised.sha256:
+        """Returns the bytes of the model. Raises FileMismatch if someone wrote into the file.
+
+        The hash finds damage, not malice: whoever may write there can change it too.
+        """
+        content = os.pread(self._file, self._record.bytes, 0)
+        if hashlib.sha256(content).hexdigest() != self._record.sha256:
             raise FileMismatch(f"{self._path} differs from its manifest (SHA-256); build or copy the profile again")
         return content
 
 
 def require_models(repository: Repository) -> None:
-    """Raises CatalogueError if the folder of models cannot be used at all; what to do stands in it."""
+    """Checks that the folder of models can be used. Raises CatalogueError, which says what to do."""
     root = repository.root
     instead = f"give `repository` (--repository) a folder with {LAYOUT}, or leave it out to serve the bundled model"
     try:
@@ -104,7 +110,7 @@ def require_models(repository: Repository) -> None:
 
 
 def load_catalogue(repository: Repository, loader: ProfileLoader, default: str | None = None) -> Catalogue:
-    """Loads what there is of every model. Raises CatalogueError, or ShuttingDown if stopped."""
+    """Loads the version to be served of every model. Raises CatalogueError, or ShuttingDown if stopped."""
     models, errors = [], []
     for name in repository.models():
         try:
@@ -121,7 +127,7 @@ def load_catalogue(repository: Repository, loader: ProfileLoader, default: str |
 
 
 def load_version(folders: list[ProfileFolder], loader: ProfileLoader, unloaded: frozenset[str]) -> list[Profile]:
-    """Loads the profiles of a version but those that are to stay unloaded; ends at the first that is damaged.
+    """Loads the profiles of a version except those that are to stay unloaded; ends at the first that is damaged.
 
     Raises ShuttingDown if stopped.
     """
@@ -137,7 +143,7 @@ def load_version(folders: list[ProfileFolder], loader: ProfileLoader, unloaded: 
 
 
 def load_profile(folder: ProfileFolder, loader: ProfileLoader) -> ActiveProfile | FailedProfile:
-    """Raises ShuttingDown if stopped."""
+    """Loads one profile, with an engine for each worker; it fails by any error. Raises ShuttingDown if stopped."""
     if loader.stop.is_set():
         raise ShuttingDown
     try:
@@ -157,7 +163,7 @@ def load_profile(folder: ProfileFolder, loader: ProfileLoader) -> ActiveProfile 
 
 
 def manifest_of(folder: ProfileFolder) -> Manifest | None:
-    """The manifest, if it can be read."""
+    """Reads the manifest of a profile; None if it cannot be read."""
     try:
         return folder.read_manifest()
     except ManifestInvalid:
@@ -165,7 +171,7 @@ def manifest_of(folder: ProfileFolder) -> Manifest | None:
 
 
 def give_memory_back() -> None:
-    """Returns what was freed to the system, which glibc else keeps: 70 MB after a 33 MB model was dropped."""
+    """Returns freed memory to the system, where glibc would keep it: 70 MB after a 33 MB model was dropped."""
     with suppress(OSError, AttributeError):  # another C library
         _c_library().malloc_trim(0)
 
@@ -176,23 +182,23 @@ def _c_library() -> ctypes.CDLL:
 
 
 Check = Callable[[Engine], None]
-"""Raises EngineWrong."""
+"""Function that checks what an engine computes, and raises EngineWrong."""
 
 
 def _golden_check(folder: ProfileFolder, manifest: Manifest, batch_size: int) -> Check:
-    found = golden.read_golden(folder, manifest)
-    if found is None:
+    recorded = golden.read_golden(folder, manifest)
+    if recorded is None:
         log.info("%s/%s has no golden image: what it computes is not checked", folder.model, folder.profile)
         return lambda engine: None
-    return partial(_check, manifest, *found, batch_size)
+    return partial(_check_golden, manifest, *recorded, batch_size)
 
 
-def _check(
-    manifest: Manifest, wanted: golden.Golden, image: NDArray[np.uint8], batch_size: int, engine: Engine
+def _check_golden(
+    manifest: Manifest, recorded: golden.Golden, image: NDArray[np.uint8], batch_size: int, engine: Engine
 ) -> None:
-    for found in golden.detect(engine.run, image, manifest, wanted.score, batch_size):
-        if (wrong := wanted.disagreement(found, golden.tolerance(manifest))) is not None:
-            there = f"{wanted.runtime} on {wanted.instruction_set}"
+    for detections in golden.detect(engine.run, image, manifest, recorded.score, batch_size):
+        if (wrong := recorded.disagreement(detections, golden.tolerance(manifest))) is not None:
+            there = f"{recorded.runtime} on {recorded.instruction_set}"
             raise EngineWrong(f"the model does not compute what its manifest promises (recorded with {there}): {wrong}")
 
 
@@ -203,13 +209,13 @@ def _new_engine(file: ModelFile, manifest: Manifest, check: Check, loader: Profi
 
 
 def _warm_up(engine: Engine, size: Size, loader: ProfileLoader) -> dict[int, float]:
-    """Seconds of every batch size, the largest first, so that all memory is allocated."""
+    """Returns the seconds of every batch size; the largest runs first, so that all memory is allocated."""
     images = np.zeros((loader.options.max_batch_size, size.height, size.width, 3), np.uint8)
     return {count: _measure(engine, images[:count], loader.clock) for count in range(len(images), 0, -1)}
 
 
 def _measure(engine: Engine, images: NDArray[np.uint8], clock: Callable[[], float]) -> float:
-    """The quickest of several runs, for whatever else the machine does can only make them slower."""
+    """Returns the seconds of the quickest of several runs: whatever else the machine does only makes them slower."""
     seconds = []
     for _ in range(WARM_UP_RUNS):
         started = clock()
@@ -219,7 +225,7 @@ def _measure(engine: Engine, images: NDArray[np.uint8], clock: Callable[[], floa
 
 
 def _summary(error: Exception, folder: ProfileFolder) -> str:
-    """What is wrong and what to do, without paths of the server or the words of its runtime: the log has those."""
+    """Says what is wrong and what to do, without the server's paths or its runtime's words: the log has those."""
     where = f"{folder.model}/{folder.version}/{folder.profile}"
     match error:
         case ManifestInvalid():

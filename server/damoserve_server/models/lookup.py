@@ -1,4 +1,7 @@
-"""What a caller names, in the repository: a caller's name never becomes a path. Blocks: it reads folders."""
+"""Models, versions and profiles in the repository, by the names that callers give.
+
+A caller's name never becomes a path. All of it blocks, as it reads folders.
+"""
 
 import logging
 
@@ -16,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def find_folder(repository: Repository, model: Model, profile: str) -> ProfileFolder:
-    """Of a profile of the version that serves. Raises ProfileNotFound."""
+    """Returns the folder of a profile of the version that serves. Raises ProfileNotFound."""
     for folder in repository.profiles(model.name, model.version):
         if folder.profile == profile:
             return folder
@@ -26,12 +29,15 @@ def find_folder(repository: Repository, model: Model, profile: str) -> ProfileFo
 
 
 def find_version(repository: Repository, model: str, target: int | str | None) -> int:
-    """By number or alias; None is the one to be served. Raises NotFound or RepositoryUnusable."""
+    """Returns a version by number or alias, or the one to be served for None.
+
+    Raises NotFound or RepositoryUnusable.
+    """
     versions = _versions(repository, model)
     try:
         if target is None:
             return repository.serving(model)
-        version = _named(repository, model, target) if isinstance(target, str) else target
+        version = _version_of_alias(repository, model, target) if isinstance(target, str) else target
     except AliasesInvalid as error:
         raise _unusable(model, error) from error
     if version not in versions:
@@ -40,7 +46,7 @@ def find_version(repository: Repository, model: str, target: int | str | None) -
 
 
 def set_alias(repository: Repository, model: str, alias: str, version: int | None) -> None:
-    """Raises NotFound or RepositoryUnusable."""
+    """Gives a name to a version, or takes the name away for None. Raises NotFound or RepositoryUnusable."""
     if version is not None:
         find_version(repository, model, version)
     _versions(repository, model)
@@ -61,7 +67,7 @@ def _versions(repository: Repository, model: str) -> list[int]:
     return repository.versions(model)
 
 
-def _named(repository: Repository, model: str, alias: str) -> int:
+def _version_of_alias(repository: Repository, model: str, alias: str) -> int:
     aliases = repository.aliases(model)
     if alias not in aliases:
         asked = alias[:MAX_SHOWN]

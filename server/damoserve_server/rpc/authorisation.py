@@ -1,4 +1,4 @@
-"""Inside the `CallInterceptor`, which counts and reports: lets in the calls whose token may make them."""
+"""Lets in the calls whose token may make them. The `CallInterceptor` is around it, and counts refused calls too."""
 
 from __future__ import annotations  # gRPC's classes are generic for type checkers only
 
@@ -13,10 +13,10 @@ import grpc
 from damoserve_server.access.limits import Allowance, Bucket
 from damoserve_server.access.tokens import Holder, Right, Tokens
 from damoserve_server.errors import DamoserveError, PermissionDenied, TokenInvalid, TokenMissing
-from damoserve_server.rpc.handlers import MAKERS
+from damoserve_server.rpc.handlers import HANDLER_MAKERS
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
-"""Not `Watch`: whoever may hold calls open without a token could keep everybody else out."""
+"""The method that may be open to everybody. Not `Watch`: calls held open without a token could keep others out."""
 DATA_SERVICES = {
     "damoserve.v1.DetectionService",
     "damoserve.v1.ProfileService",
@@ -24,12 +24,12 @@ DATA_SERVICES = {
     "grpc.reflection.v1alpha.ServerReflection",
     "inference.GRPCInferenceService",
 }
-"""All others are for administrators."""
+"""Services for tokens with the right `detect`. All others want the right `admin`."""
 CHANGING_METHODS = {
     "/inference.GRPCInferenceService/RepositoryModelLoad",
     "/inference.GRPCInferenceService/RepositoryModelUnload",
 }
-"""For administrators too, though their service is not."""
+"""Methods of these services that want the right `admin` all the same, as they change what is served."""
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +39,23 @@ if TYPE_CHECKING:
 
 
 def right_for(method: str) -> Right:
-    """What a token needs for a method, `/package.Service/Method`."""
+    """Returns the right that a token needs for a method, `/package.Service/Method`."""
     service = method.split("/")[1]
     return Right.DETECT if service in DATA_SERVICES and method not in CHANGING_METHODS else Right.ADMIN
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Raises Unauthenticated, PermissionDenied, RateLimited and ConcurrencyLimited in the place of the handler."""
+    """Guards every method. What a call may not do is raised in the place of its handler.
+
+    Raises Unauthenticated, PermissionDenied, RateLimited and ConcurrencyLimited.
+    """
 
     def __init__(self, tokens: Tokens, open_health: bool) -> None:
         self._tokens = tokens
         self._open = {HEALTH_CHECK} if open_health else set()
-        self._lines = Bucket(rate=10, burst=100)  # a flood of refused calls is not to fill the disk; all are counted
+        self._log_limit = Bucket(
+            rate=10, burst=100
+        )  # a flood of refused calls is not to fill the disk; all are counted
 
     async def intercept_service(
         self,
@@ -62,8 +67,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return handler if handler is None or method in self._open else self._guarded(handler, method)
 
     def _guarded(self, handler: Handler, method: str) -> Handler:
-        kind, make = MAKERS[handler.request_streaming, handler.response_streaming]
-        behaviour: Callable[..., Any] = getattr(handler, kind)
+        attribute, make = HANDLER_MAKERS[handler.request_streaming, handler.response_streaming]
+        behaviour: Callable[..., Any] = getattr(handler, attribute)
 
         async def answer(request: Any, context: Context) -> Any:
             with self._admitted(method, context) as allowance:
@@ -71,8 +76,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
         async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
             with self._admitted(method, context) as allowance:
-                given = allowance.paced(request) if handler.request_streaming else request
-                async with aclosing(behaviour(given, context)) as replies:
+                received = allowance.paced(request) if handler.request_streaming else request
+                async with aclosing(behaviour(received, context)) as replies:
                     async for reply in replies:
                         yield reply
 
@@ -89,7 +94,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             allowance = self._holder(right_for(method), context).allowance
             allowance.enter()
         except DamoserveError as error:
-            if not self._lines.take():
+            if not self._log_limit.take():
                 log.warning("refused %s from %s with %s: %s", method, context.peer(), error.reason, error)
             raise
         try:

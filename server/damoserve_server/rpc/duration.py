@@ -1,4 +1,4 @@
-"""Seconds as protobuf counts them."""
+"""Turns seconds into a Duration of protobuf."""
 
 from google.protobuf.duration_pb2 import Duration
 

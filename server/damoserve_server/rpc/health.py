@@ -1,4 +1,4 @@
-"""`grpc.health.v1`: NOT_SERVING until every model is warm, while something is wrong, and when the server stops."""
+"""Says by `grpc.health.v1` whether the server serves: not before the models are warm, in a fault, or while it stops."""
 
 import logging
 
@@ -6,6 +6,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio
 
 SERVICES = ("", "damoserve.v1.DetectionService")
+"""Names under which health can be asked for; the empty one means the whole server."""
 
 log = logging.getLogger(__name__)
 
@@ -19,31 +20,31 @@ class Health:
         self._fault: str | None = None
 
     async def starting(self) -> None:
-        await self._tell()
+        await self._publish()
 
     async def serving(self) -> None:
         self._loaded = True
-        await self._tell()
+        await self._publish()
 
     async def degraded(self, reason: str) -> None:
-        """NOT_SERVING until `recovered`. The reason is for the log."""
+        """Says NOT_SERVING until `recovered`. The reason is for the log."""
         if reason != self._fault:
             log.error("NOT_SERVING: %s", reason)
         self._fault = reason
-        await self._tell()
+        await self._publish()
 
     async def recovered(self) -> None:
-        """SERVING again, if everything is loaded."""
+        """Says SERVING again, if everything is loaded."""
         if self._fault is not None:
             log.warning("recovered: %s", self._fault)
         self._fault = None
-        await self._tell()
+        await self._publish()
 
     async def stopping(self) -> None:
-        """For good."""
+        """Says NOT_SERVING for good."""
         await self.servicer.enter_graceful_shutdown()
 
-    async def _tell(self) -> None:
+    async def _publish(self) -> None:
         healthy = self._loaded and self._fault is None
         states = health_pb2.HealthCheckResponse
         for service in SERVICES:

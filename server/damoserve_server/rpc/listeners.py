@@ -1,4 +1,4 @@
-"""gRPC servers as the settings want them: who may call, and how messages and connections are bounded."""
+"""Makes gRPC servers as the settings ask for them: who may call, and how messages and connections are bounded."""
 
 from __future__ import annotations  # gRPC's server is generic for type checkers only
 
@@ -16,7 +16,7 @@ from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.rpc import reflection
 from damoserve_server.rpc.authorisation import AccessInterceptor
 from damoserve_server.rpc.calls import CallInterceptor
-from damoserve_server.rpc.handlers import TYPES
+from damoserve_server.rpc.handlers import METHOD_TYPES
 from damoserve_server.telemetry.records import Telemetry
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Listeners:
-    """Makes servers that share the limits of the tokens."""
+    """Makes servers that share their interceptors, and so the metrics of calls and the limits of tokens."""
 
     def __init__(self, settings: Settings, metrics: Metrics, requests: RequestAccounting, telemetry: Telemetry) -> None:
         self._settings = settings
@@ -36,7 +36,7 @@ class Listeners:
             tokens = Tokens(access.tokens, partial(metrics.models.count_credential_reload, "tokens"))
             self._interceptors.append(AccessInterceptor(tokens, access.open_health))
 
-    def server(self) -> grpc.aio.Server:
+    def make_server(self) -> grpc.aio.Server:
         return grpc.aio.server(
             interceptors=self._interceptors,
             options=[
@@ -47,11 +47,11 @@ class Listeners:
             maximum_concurrent_rpcs=self._settings.max_concurrent_calls,
         )
 
-    def describe(self, server: grpc.aio.Server, services: Sequence[ServiceDescriptor]) -> None:
-        """Creates the series of the services that the server has, and tells of them to those who may ask."""
+    def publish(self, server: grpc.aio.Server, services: Sequence[ServiceDescriptor]) -> None:
+        """Creates the series of the server's services, and lists them in its reflection if that is on."""
         for service in services:
             for method in service.methods:
-                kind = TYPES[method.client_streaming, method.server_streaming]
+                kind = METHOD_TYPES[method.client_streaming, method.server_streaming]
                 self._metrics.add_methods(service.full_name, [method.name], kind)
         if self._settings.reflection:
             reflection.add_to_server(services, server)
@@ -62,7 +62,7 @@ class Listeners:
         try:
             if tls is None:
                 return server.add_insecure_port(address)
-            told = partial(self._metrics.models.count_credential_reload, "certificate")
-            return server.add_secure_port(address, server_credentials(tls, told))
+            count_reload = partial(self._metrics.models.count_credential_reload, "certificate")
+            return server.add_secure_port(address, server_credentials(tls, count_reload))
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error

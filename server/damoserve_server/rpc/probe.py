@@ -1,6 +1,6 @@
-"""The health of a server: `python -m damoserve_server.rpc.probe [HOST:PORT]` ends with 0 if it serves, else 1.
+"""Asks a server for its health: `python -m damoserve_server.rpc.probe [HOST:PORT]` ends with 0 if it serves, else 1.
 
-For a container's health check, which starts it every few seconds: it imports gRPC and nothing else that is large.
+A container's health check starts it every few seconds, so it imports gRPC and nothing else that is large.
 It speaks TLS where the environment gives the server a certificate, or with `--tls`, and needs no authority for it: it
 asks whether the server is well, not who it is. For mutual TLS it takes `--cert` and `--key`.
 """
@@ -18,8 +18,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 TIMEOUT_SECONDS = 3.0
 
 
-def ask(address: str, tls: bool = False, pair: tuple[Path, Path] | None = None) -> str:
-    """The server's status, `SERVING` if all is well; or why there was no answer. `pair`: our certificate and key."""
+def check_health(address: str, tls: bool = False, pair: tuple[Path, Path] | None = None) -> str:
+    """Returns the server's status, `SERVING` if all is well, or why there was no answer.
+
+    `pair` is the client's certificate and its key, for mutual TLS.
+    """
     try:
         with _channel(address, tls, pair) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
@@ -37,14 +40,14 @@ def _channel(address: str, tls: bool, pair: tuple[Path, Path] | None) -> grpc.Ch
     options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
     if not tls:
         return grpc.insecure_channel(address, options)
-    certificate, name = _presented(address)
+    certificate, name = _served_certificate(address)
     options.append(("grpc.ssl_target_name_override", name))
     chain, key = (path.read_bytes() for path in pair) if pair else (None, None)
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate.encode(), key, chain), options)
 
 
-def _presented(address: str) -> tuple[str, str]:
-    """The certificate that the server shows, and a name that stands in it. Raises OSError."""
+def _served_certificate(address: str) -> tuple[str, str]:
+    """Fetches the certificate that the server shows. Returns it and a name that stands in it. Raises OSError."""
     host, _, port = address.rpartition(":")
     server = (host.strip("[]"), int(port))
     certificate = ssl.get_server_certificate(server, timeout=TIMEOUT_SECONDS)
@@ -66,11 +69,12 @@ def main() -> None:
     parser.add_argument("--tls", action="store_true", default="DAMOSERVE_TLS__CERTIFICATE" in os.environ)
     parser.add_argument("--cert", type=Path)
     parser.add_argument("--key", type=Path)
-    given = parser.parse_args()
-    if (given.cert is None) != (given.key is None):
+    arguments = parser.parse_args()
+    if (arguments.cert is None) != (arguments.key is None):
         parser.error("--cert and --key go together")
-    status = ask(given.address, given.tls or given.cert is not None, given.cert and (given.cert, given.key))
-    print(f"{given.address}: {status}")
+    pair = arguments.cert and (arguments.cert, arguments.key)
+    status = check_health(arguments.address, arguments.tls or pair is not None, pair)
+    print(f"{arguments.address}: {status}")
     raise SystemExit(status != "SERVING")
 
 

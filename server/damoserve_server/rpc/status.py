@@ -1,4 +1,4 @@
-"""Errors as `google.rpc.Status`, the way the contract promises them."""
+"""Turns errors into `google.rpc.Status` with the details that the contract promises."""
 
 import logging
 from collections.abc import Iterator
@@ -11,12 +11,16 @@ from damoserve_server.rpc.duration import to_duration
 from damoserve_server.telemetry.records import request_id
 
 DOMAIN = "damoserve"
+"""The domain of every ErrorInfo."""
 
 log = logging.getLogger(__name__)
 
 
 def to_known(error: Exception, subject: str) -> DamoserveError:
-    """The error for the caller, without its origin; an unexpected one is logged, and the caller learns nothing else."""
+    """Returns the error for the caller, without its origin. An unexpected one is logged, and told as InternalError.
+
+    `subject`, for the log, is what has failed.
+    """
     if not isinstance(error, DamoserveError):
         log.error("%s failed", subject, exc_info=error)
     forget_origin(error)
@@ -24,7 +28,7 @@ def to_known(error: Exception, subject: str) -> DamoserveError:
 
 
 def to_status(error: DamoserveError) -> status_pb2.Status:
-    """With an ErrorInfo, the request id if a call is being answered, and what else the error has to say."""
+    """Returns the status with an ErrorInfo, the request id if a call is being answered, and the other details."""
     status = status_pb2.Status(code=error.code.value[0], message=str(error))
     for detail in _details(error):
         status.details.add().Pack(detail)

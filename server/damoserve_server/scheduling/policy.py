@@ -1,7 +1,7 @@
-"""What to compute next. A policy is a pure object: it is told the state and says what to start; it has no clock.
+"""The interface of a policy, which decides what is computed next: it is given the state, and returns what to start.
 
-So the same code decides in the server, in the tests with a clock of their own, and in the simulator. `deadline` is the
-server's; `baselines` has those that it is compared with.
+It has no clock of its own, so the same code decides in the server, in the tests and in the simulator. The server's
+policy is in `deadline`; `baselines` has those that it is compared with.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -11,22 +11,24 @@ from math import inf
 from typing import Generic, Protocol, TypeVar
 
 LOWEST_PRIORITY = 5
-"""Priorities are 1, the most urgent, to 5, the default. Who can wait says so by a long budget."""
+"""Largest priority, and the default; 1 is the most urgent. Who can wait says so by a long budget."""
 URGENCY_STEP = 1 / (LOWEST_PRIORITY + 1)
-"""So many times its priority is the share of its time that a request claims to have; never all of it."""
+"""Share of its time that a request claims to have, for each step of its priority; at the lowest still not all."""
 
 WORTHWHILE = 0.95
-"""A larger batch has to need at most so much of a smaller one's time for each image: noise must not form batches."""
+"""Share of a smaller batch's seconds for an image that a larger one may need at most: noise must not form batches."""
 
 P = TypeVar("P", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a profile gives, and what it takes: `seconds` of a batch of 1, 2, ... images, cautiously estimated."""
+    """The accuracy of a profile, and the time that it takes."""
 
     accuracy: float
+    """Average precision, 0 to 1."""
     seconds: tuple[float, ...]
+    """Seconds of a batch of 1, 2, ... images, cautiously estimated."""
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -40,30 +42,32 @@ class Cost:
 
     @cached_property
     def batches(self) -> tuple[tuple[float, int, float], ...]:
-        """Of each size worth forming: the seconds for each image, the size, and the seconds of all."""
+        """Seconds for each image, size and seconds of the whole batch, for every size worth forming."""
         return tuple((self.expected(size) / size, size, self.expected(size)) for size in self.sizes)
 
     @cached_property
-    def share(self) -> float:
-        """Seconds for each image in the best batch."""
+    def seconds_per_image(self) -> float:
+        """Seconds for each image in the best batch: the work that one image is."""
         size = self.sizes[-1]
         return self.seconds[size - 1] / size
 
     def expected(self, batch_size: int) -> float:
+        """Returns the seconds of a whole batch."""
         return self.seconds[batch_size - 1]
 
 
 @dataclass(frozen=True)
 class Requirements(Generic[P]):
-    """What a request allows; times are on the clock of the server."""
+    """The profiles that a request allows, and its times on the clock of the server."""
 
     allowed: tuple[P, ...]
-    """Never empty; the most accurate first."""
+    """Profiles that may serve it, the most accurate first; never empty."""
     deadline: float
-    """Hard: no answer is wanted after it."""
+    """Time after which no answer is of use: a hard limit."""
     due: float
-    """When the answer is hoped for: the tier's objective; the deadline of a request without a tier."""
+    """Time by which the answer is hoped for: the tier's objective, or the deadline of a request without a tier."""
     arrival: float
+    """Time at which the request came."""
     priority: int = LOWEST_PRIORITY
 
 
@@ -75,11 +79,11 @@ class Waiting(Protocol[P]):
 
     @property
     def ready_at(self) -> float:
-        """When its image is, or is expected to be, decoded."""
+        """Time at which its image was decoded, or is expected to be."""
 
     @property
     def ready(self) -> bool:
-        """Whether it may start; its image may still be on the way."""
+        """True once it may start; until then its image is being decoded."""
 
 
 W = TypeVar("W", bound=Waiting)  # type: ignore[type-arg]
@@ -87,12 +91,13 @@ W = TypeVar("W", bound=Waiting)  # type: ignore[type-arg]
 
 @dataclass(frozen=True)
 class QueueState(Generic[P, W]):
-    """What is known at the moment when a worker is free."""
+    """All that a policy is told, at a moment when a worker is free."""
 
     now: float
     waiting: Sequence[W]
-    """In the order of arrival; all have time left."""
+    """Requests that wait, in the order of arrival; all have time left."""
     costs: Mapping[P, Cost]
+    """Cost of every profile that one of these requests allows."""
     free: int = 1
     """Workers without a batch, 1 at least."""
     busy: tuple[float, ...] = ()
@@ -100,14 +105,14 @@ class QueueState(Generic[P, W]):
     rate: float = 0.0
     """Recent arrivals a second."""
     budget: float = 0.0
-    """Seconds that recent requests had, until they were due."""
+    """Mean seconds that recent requests had until they were due."""
     last_accuracy: float = inf
-    """Of the profile that was started last."""
+    """Accuracy of the profile that was started last; infinite before the first."""
 
 
 @dataclass(frozen=True)
 class Start(Generic[P, W]):
-    """Compute these now, with this profile, which all of them allow."""
+    """Decision to compute these requests now, by a profile that all of them allow."""
 
     profile: P
     tickets: tuple[W, ...]
@@ -115,27 +120,29 @@ class Start(Generic[P, W]):
 
 @dataclass(frozen=True)
 class Pause:
-    """Start nothing before `until`, unless something changes."""
+    """Decision to start nothing before `until`, unless something changes."""
 
     until: float
 
 
 Decision = Start[P, W] | Pause | None
-"""None: nothing can start."""
+"""Answer of a policy; None where nothing can start."""
 
 
 class Policy(Protocol):
-    """Decides."""
+    """Chooses what is computed next."""
 
-    def decide(self, state: QueueState[P, W]) -> Decision[P, W]: ...
+    def decide(self, state: QueueState[P, W]) -> Decision[P, W]:
+        """Returns the batch to start now, or a pause; depends on nothing but the state and earlier decisions."""
 
 
 def urgency(requirements: Requirements[P], now: float, quickest: float) -> float:
-    """Where a request stands in the queue, the smallest first: when it is due, or if that is past hope, its deadline.
+    """Returns the moment by which the queue is ordered, the earliest first, in place of when a request is due.
 
-    `quickest` is in how many seconds it can be answered. Whoever can no longer be in time must not make others late.
-    Priorities bring this moment nearer. It is never before the arrival, so all that come after it stand behind it, and
-    it is before the deadline, so there is time left then. That is the ageing: no crowd of any priority starves others.
+    A request that can no longer be answered by then, as its `quickest` profile takes too many seconds, is taken by its
+    deadline instead: it must not make others late. Priorities bring the moment nearer. It is never before the arrival,
+    so all that come after it stand behind it, and it is before the deadline, so there is time left then. That is the
+    ageing: no crowd of any priority starves others.
     """
     due = requirements.deadline if now + quickest > requirements.due else requirements.due
     return requirements.arrival + requirements.priority * URGENCY_STEP * (due - requirements.arrival)

@@ -1,7 +1,18 @@
-"""The one queue of a device: lets requests in, hands each out exactly once, and asks the policy what to compute.
+"""The one queue of a device: admits requests, hands each out exactly once, and asks the policy what to compute.
 
-No threads, no event loop, no clock of its own: every decision can be tested. A request is let in when it arrives, bound
-to no profile, and counts while its image is still being decoded; it may start once it is ready.
+It has no threads, no event loop and no clock of its own, so every decision can be tested; whoever shares it between
+threads brings the lock. The life of a request is that of its ticket:
+
+* `admit` binds it to no profile. It is refused here if it would be late even by the quickest profile that it allows,
+  behind all that are more urgent. From now on it counts, also while its image is still being decoded.
+* `make_ready` brings the decoded image. From now on the policy may start it.
+* `take` hands it out as part of a batch, or `drop` with an error: once its deadline has passed or, where a worker is
+  free and so the estimate final, once even the quickest profile is too slow. `withdraw` takes it out for a caller that
+  has left, `close` for a server that stops.
+
+What it promises: each ticket leaves exactly once, by the first of these four. Nothing is computed whose deadline has
+passed. Never more batches run than there are workers, and a batch that was taken counts until `finish`. Which of the
+requests is computed next is the policy's choice; that none waits for ever follows from `urgency`.
 """
 
 from collections import Counter
@@ -28,16 +39,16 @@ T = TypeVar("T")
 
 
 class Closing(StrEnum):
-    """Why a batch took no more requests."""
+    """The reason why a batch took no more requests, as metrics and traces are told it."""
 
     FULL = "full"
-    """No larger batch is worth forming."""
+    """The batch has the largest size that is worth forming."""
     ALL_READY = "all_ready"
-    """Nobody else could join, and the policy did not wait."""
+    """All requests that could join have joined, and the worker was not held for more."""
     WAITED = "waited"
-    """Nobody else could join, though the policy had waited."""
+    """All requests that could join have joined, after the worker was held for more."""
     SMALLER = "smaller"
-    """More could have joined; the policy left them to other workers, or wanted to be done sooner."""
+    """More requests could have joined; the policy left them to other workers, or needed a quicker batch."""
 
 
 @dataclass(eq=False, slots=True)
@@ -46,7 +57,7 @@ class Ticket(Generic[P, T]):
 
     requirements: Requirements[P]
     ready_at: float
-    """Until it is ready, an estimate."""
+    """Time at which its image was decoded; an estimate until it is ready."""
     payload: T | None = None
     ready: bool = False
 
@@ -61,20 +72,20 @@ class Batch(Generic[P, T]):
     expected_end: float
     closing: Closing = Closing.FULL
     held_since: float = inf
-    """Since when a worker was free and waited for company; infinite if it did not."""
+    """Time from which on a free worker was held for a larger batch; infinite if it was not."""
 
     def remaining(self, now: float) -> float:
-        """Seconds until it is expected to end: what is overdue is expected to be so for as long again."""
+        """Returns the seconds until it is expected to end; a batch that is overdue, to be so for as long again."""
         return abs(self.expected_end - now)
 
 
 class Scheduler(Generic[P, T]):
-    """Each ticket leaves by `take`, `drop`, `close` or `withdraw`, whichever is first."""
+    """The queue. Each ticket leaves by `take`, `drop`, `close` or `withdraw`, whichever is first."""
 
     def __init__(
         self, policy: Policy, cost: Callable[[P], Cost], *, max_queue: int, clock: Callable[[], float]
     ) -> None:
-        """`cost` is what a profile is expected to take by now."""
+        """Asks `cost` at every decision what a profile is expected to take by now."""
         self._policy = policy
         self._cost = cost
         self._max_queue = max_queue
@@ -87,18 +98,19 @@ class Scheduler(Generic[P, T]):
         self._held_since = inf
         self._closed = False
         self.workers = 0
-        """How many batches may run at the same time; to be kept up to date."""
+        """Number of batches that may run at the same time; the owner keeps it up to date."""
 
     def queued(self, *, ready: bool) -> int:
+        """Counts the requests that wait and are ready, or that wait and are not."""
         return sum(ticket.ready == ready for ticket in self._waiting)
 
     @property
     def running(self) -> int:
-        """Batches that are being computed."""
+        """Number of batches that are being computed."""
         return len(self._running)
 
     def choose(self, alternatives: Sequence[Requirements[P]], decoding: float) -> Requirements[P]:
-        """Of a request's alternatives the first that would be answered by when it is due, else the soonest to be."""
+        """Returns the first alternative that would be answered by when it is due, or else the one answered soonest."""
         if len(alternatives) == 1 or not self.workers:
             return alternatives[0]
         ends = [self.soonest_end(Ticket(requirements, self._clock() + decoding)) for requirements in alternatives]
@@ -108,7 +120,7 @@ class Scheduler(Generic[P, T]):
         return next(in_time, alternatives[ends.index(min(ends))])
 
     def admit(self, requirements: Requirements[P], decoding: float) -> Ticket[P, T]:
-        """Lets a request in whose image will be decoded in so many seconds.
+        """Admits a request whose image will be decoded in `decoding` seconds.
 
         Raises ShuttingDown, DeadlineExpired, WorkersLost, DeadlineUnreachable or QueueFull, and keeps nothing then.
         """
@@ -131,7 +143,7 @@ class Scheduler(Generic[P, T]):
         return ticket
 
     def make_ready(self, ticket: Ticket[P, T], payload: T) -> None:
-        """The request may start. Raises DeadlineExpired, DeadlineUnreachable or ShuttingDown if it has been dropped."""
+        """Lets a request start. Raises DeadlineExpired, DeadlineUnreachable or ShuttingDown if it has been dropped."""
         now = self._clock()
         if ticket not in self._waiting:
             raise ShuttingDown if self._closed else self._lateness(ticket, now)
@@ -139,17 +151,17 @@ class Scheduler(Generic[P, T]):
         self._resume_at = -inf
 
     def withdraw(self, ticket: Ticket[P, T]) -> bool:
-        """Takes a waiting request out. False when it has left before."""
+        """Takes a request out that waits. Returns False when it has left before."""
         if ticket not in self._waiting:
             return False
         self._remove([ticket])
         return True
 
     def drop(self) -> list[tuple[Ticket[P, T], DamoserveError]]:
-        """Hands out the requests that are not to be computed, and why.
+        """Takes out the requests that are not to be computed, each with the error that answers it.
 
-        Those whose deadline has passed; and once a worker is free, those that it could not finish in time. Until then
-        nothing is lost by waiting: the estimate may fall.
+        These are those whose deadline has passed and, once a worker is free, those that it could not finish in time.
+        Until then nothing is lost by waiting: the estimate may fall.
         """
         now = self._clock()
         free = len(self._running) < self.workers
@@ -164,16 +176,16 @@ class Scheduler(Generic[P, T]):
         return [(ticket, self._lateness(ticket, now)) for ticket in late]
 
     def close(self) -> list[Ticket[P, T]]:
-        """Hands out all that wait, and lets nothing more in."""
+        """Takes out all that wait, and admits nothing more."""
         self._closed = True
         waiting = list(self._waiting)
         self._waiting.clear()
         return waiting
 
     def take(self) -> Batch[P, T] | None:
-        """The batch to start now, if a worker is free and the policy wants one; to be given to `finish` later.
+        """Returns the batch to start now, if a worker is free and the policy wants one; give it to `finish` later.
 
-        `drop` comes first: the policy may choose any that wait.
+        Call `drop` first: the policy may choose any request that waits.
         """
         now = self._clock()
         free = self.workers - len(self._running)
@@ -198,40 +210,40 @@ class Scheduler(Generic[P, T]):
         return batch
 
     def finish(self, batch: Batch[P, T]) -> None:
-        """Its worker is free again, or is given up."""
+        """Counts a batch no longer: its worker is free again, or abandoned."""
         self._running.discard(batch)
         self._resume_at = -inf
 
     def next_take(self) -> float | None:
-        """When `take` may have something, if nothing else happens before: None for never. It may have passed."""
+        """Returns the time to call `take` again if nothing else happens before; it may have passed; None for never."""
         return self._resume_at if self._resume_at > -inf and self._waiting else None
 
     def soonest_end(self, ticket: Ticket[P, T]) -> float:
-        """When a request would be answered if it and all that are more urgent were served by the quickest profile."""
+        """Returns when a request would be answered if all up to it were served by their quickest profiles."""
         now = self._clock()
         quickest = self._quickest()
-        place = urgency(ticket.requirements, now, quickest(ticket)[0])
+        own_urgency = urgency(ticket.requirements, now, quickest(ticket)[0])
         ahead = Counter(
             quickest(other)[1]
             for other in self._waiting
-            if other is not ticket and urgency(other.requirements, now, quickest(other)[0]) <= place
+            if other is not ticket and urgency(other.requirements, now, quickest(other)[0]) <= own_urgency
         )
         free_at = [now + batch.remaining(now) for batch in self._running][: self.workers]
         free_at += [now] * (self.workers - len(free_at))
         heapify(free_at)
-        mine = quickest(ticket)[1]
-        company = 1
+        own_profile = quickest(ticket)[1]
+        batch_size = 1  # the request itself, and what is left over of those that its profile serves ahead of it
         for profile, count in ahead.items():
             cost = self._cost(profile)
-            full, rest = divmod(count, cost.sizes[-1])
+            full, left_over = divmod(count, cost.sizes[-1])
             sizes = [cost.sizes[-1]] * full
-            if profile == mine:
-                company += rest
-            elif rest:
-                sizes.append(rest)
+            if profile == own_profile:
+                batch_size += left_over
+            elif left_over:
+                sizes.append(left_over)
             for size in sizes:
                 heapreplace(free_at, free_at[0] + cost.expected(size))
-        return max(free_at[0], ticket.ready_at) + self._cost(mine).expected(company)
+        return max(free_at[0], ticket.ready_at) + self._cost(own_profile).expected(batch_size)
 
     def _remove(self, tickets: Iterable[Ticket[P, T]]) -> None:
         for ticket in tickets:
@@ -254,16 +266,16 @@ class Scheduler(Generic[P, T]):
         return QueueState(now, list(self._waiting), costs, free, busy, rate, budget, self._last_accuracy)
 
     def _quickest(self) -> Callable[[Ticket[P, T]], tuple[float, P]]:
-        """Tells of a ticket its quickest profile, after the seconds that this needs for one image."""
-        known: dict[tuple[P, ...], tuple[float, P]] = {}
+        """Returns a function from a ticket to the seconds of its quickest profile for one image, and that profile."""
+        by_allowed: dict[tuple[P, ...], tuple[float, P]] = {}
 
         def quickest(ticket: Ticket[P, T]) -> tuple[float, P]:
             allowed = ticket.requirements.allowed
-            if allowed not in known:
-                known[allowed] = min(
+            if allowed not in by_allowed:
+                by_allowed[allowed] = min(
                     ((self._cost(profile).expected(1), profile) for profile in allowed), key=itemgetter(0)
                 )
-            return known[allowed]
+            return by_allowed[allowed]
 
         return quickest
 

@@ -1,4 +1,7 @@
-"""Which profiles a request allows; which of them serves is decided when a worker is free (`policies`)."""
+"""Latency tiers, and the profiles that are accurate enough for a request.
+
+Which of these serves is decided later, by the policy, when a worker is free.
+"""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -10,7 +13,7 @@ from damoserve_server.errors import AccuracyUnavailable
 
 
 class Tier(StrEnum):
-    """A latency tier."""
+    """A latency tier: an objective and a floor of accuracy, both set by the operator."""
 
     REALTIME = "realtime"
     BALANCED = "balanced"
@@ -18,7 +21,7 @@ class Tier(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a profile served."""
+    """The reason why a profile served, as callers and metrics are told it."""
 
     REQUESTED = "requested"
     MOST_ACCURATE_IN_TIME = "most_accurate_in_time"
@@ -36,13 +39,13 @@ R = TypeVar("R", bound=Rated)
 
 
 def accurate_enough(profiles: Sequence[R], least: float) -> tuple[R, ...]:
-    """The profiles of at least this accuracy, in their order; never empty. Raises AccuracyUnavailable."""
+    """Returns the profiles of at least this accuracy, in their order; never empty. Raises AccuracyUnavailable."""
     if not least:
         return tuple(profiles)
     # In single precision, as callers send it: 0.6 arrives as 0.60000002, and a profile that has 0.6 is to fit.
-    found = tuple(profile for profile in profiles if np.float32(profile.accuracy) >= np.float32(least))
-    if not found:
+    accurate = tuple(profile for profile in profiles if np.float32(profile.accuracy) >= np.float32(least))
+    if not accurate:
         best = max(profile.accuracy for profile in profiles)
         message = f"no profile reaches an average precision of {least:g}; the best has {best:.4f}"
         raise AccuracyUnavailable(message, min_accuracy=f"{least:g}", best_accuracy=f"{best:.4f}")
-    return found
+    return accurate

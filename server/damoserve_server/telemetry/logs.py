@@ -1,4 +1,4 @@
-"""How the log looks. Every line that is written while a call is answered says which."""
+"""Formats the log. Every line that is written while a call is answered has the call's request id."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from damoserve_server.telemetry.settings import LogFormat, LogLevel
 
 
 def configure(level: LogLevel, format: LogFormat) -> None:
-    """For the whole process, whose log goes to standard error."""
+    """Sets up the log of the whole process, which goes to standard error."""
     logging.basicConfig(level=level.upper(), handlers=[make_handler(format)])
     access_log.setLevel(logging.INFO)  # it has a setting of its own
 
@@ -21,7 +21,7 @@ def make_handler(format: LogFormat) -> logging.Handler:
 
 
 class TextFormatter(logging.Formatter):
-    """For people."""
+    """Writes lines for people: the message, followed by its fields as `name=value`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -34,7 +34,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line."""
+    """Writes lines for programs: one JSON object each."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry. Only this needs its packages, the extra `tracing`."""
+"""Records traces with OpenTelemetry. Only this module needs its packages, the extra `tracing`."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,13 @@ from damoserve_server.telemetry.settings import TracingSettings
 from damoserve_server.telemetry.spans import NO_SPAN, Fault, Fields, Span, Tracer
 
 PREFIX = "damoserve."
+"""The beginning of the names of our own attributes."""
 TRACE_CONTEXT = TraceContextTextMapPropagator()
-"""Nothing else of what OpenTelemetry could read: a caller's baggage is not used."""
-STEP_NANOSECONDS = 10**8
-"""When the clock of the day is set, by more than NTP would turn it to slowly, spans follow; else they fit together."""
+"""Reads the trace that a caller brings, and nothing else: its baggage is not used."""
+CLOCK_STEP_NANOSECONDS = 10**8
+"""A shift of the time of day by which somebody has set it: new spans follow. NTP shifts it slowly, and spans do not."""
 LAST_SPANS_SECONDS = 2.0
-"""How long a server that stops waits for the collector to take them."""
+"""Wait of a stopping server for the collector to accept the last spans."""
 FAULTS = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -43,37 +44,40 @@ FAULTS = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DATA_LOSS,
 }
-"""With other codes the fault is the caller's: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/"""
+"""Codes that mark a span as failed; by the others the caller is at fault.
+
+https://opentelemetry.io/docs/specs/semconv/rpc/grpc/
+"""
 
 
 class OpenTelemetryTracer(Tracer):
-    """Attributes of calls follow OpenTelemetry's conventions for RPC; our own start with `damoserve.`."""
+    """Makes spans of calls whose attributes follow OpenTelemetry's conventions for RPC, with our own besides."""
 
     def __init__(self, settings: TracingSettings, processor: SpanProcessor) -> None:
-        """`processor` gets the spans and is shut down with this."""
+        """`processor` gets the spans, and is shut down with the tracer."""
         self._processor = processor
         self._offset = time.time_ns() - time.monotonic_ns()
         resource = Resource.create({SERVICE_NAME: settings.service_name, SERVICE_VERSION: version("damoserve")})
 
-        def tracer(sampler: Sampler) -> OtelTracer:
+        def make_tracer(sampler: Sampler) -> OtelTracer:
             provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
             provider.add_span_processor(processor)
             return provider.get_tracer(__name__.partition(".")[0], version("damoserve"))
 
-        self._calls = tracer(ParentBased(TraceIdRatioBased(settings.sample_ratio)))
+        self._calls = make_tracer(ParentBased(TraceIdRatioBased(settings.sample_ratio)))
         # A batch is in none of its requests' traces, so that these cannot decide; one that is traced is enough.
-        self._batches = tracer(ALWAYS_ON)
+        self._batches = make_tracer(ALWAYS_ON)
 
-    def call(self, method: str, metadata: Mapping[str, str | bytes]) -> Span:
+    def start_call(self, method: str, metadata: Mapping[str, str | bytes]) -> Span:
         now, offset = time.monotonic(), time.time_ns() - time.monotonic_ns()
-        if abs(offset - self._offset) > STEP_NANOSECONDS:
+        if abs(offset - self._offset) > CLOCK_STEP_NANOSECONDS:
             self._offset = offset
         span = self._calls.start_span(
             method,
             TRACE_CONTEXT.extract(metadata, Context()),
             SpanKind.SERVER,
             {"rpc.system.name": "grpc", "rpc.method": method},
-            start_time=_wall(now, self._offset),
+            start_time=_wall_time(now, self._offset),
         )
         return TracedSpan(self._calls, self._batches, span, self._offset) if span.is_recording() else NO_SPAN
 
@@ -85,10 +89,10 @@ class OpenTelemetryTracer(Tracer):
 
 
 class TracedSpan(Span):
-    """A span that is recorded."""
+    """A span that is recorded, and may be linked to the span of its batch."""
 
     def __init__(self, calls: OtelTracer, batches: OtelTracer, span: OtelSpan, offset: int) -> None:
-        """`offset`, in nanoseconds, leads from the monotonic clock to the time of day."""
+        """`offset`, in nanoseconds, added to the monotonic clock gives the time of day."""
         self._calls = calls
         self._batches = batches
         self._span = span
@@ -101,46 +105,48 @@ class TracedSpan(Span):
         return self._span.get_span_context()
 
     def part(self, kind: str, began: float) -> Span:
-        inside, start = set_span_in_context(self._span, Context()), _wall(began, self._offset)
-        inner = self._calls.start_span(kind, inside, start_time=start)
+        parent, start = set_span_in_context(self._span, Context()), _wall_time(began, self._offset)
+        inner = self._calls.start_span(kind, parent, start_time=start)
         return TracedSpan(self._calls, self._batches, inner, self._offset)
 
     def batch(self, members: Sequence[Span], fields: Fields, began: float, failure: Exception | None) -> None:
         traced = [member for member in members if isinstance(member, TracedSpan)]
-        links, start = [Link(member.context) for member in traced], _wall(began, self._offset)
-        batch = self._batches.start_span("batch", Context(), attributes=_own(fields), links=links, start_time=start)
+        links, start = [Link(member.context) for member in traced], _wall_time(began, self._offset)
+        batch = self._batches.start_span(
+            "batch", Context(), attributes=_prefixed(fields), links=links, start_time=start
+        )
         for member in traced:
             member._links["inference"] = [Link(batch.get_span_context())]
         if failure is not None:
             batch.set_attribute("error.type", type(failure).__name__)
             batch.set_status(StatusCode.ERROR)
-        batch.end(_wall(time.monotonic(), self._offset))
+        batch.end(_wall_time(time.monotonic(), self._offset))
 
     def stages(self, began: float, seconds: Mapping[str, float]) -> None:
-        inside = set_span_in_context(self._span, Context())
+        parent = set_span_in_context(self._span, Context())
         for stage, duration in seconds.items():
-            start, began = _wall(began, self._offset), began + duration
-            span = self._calls.start_span(stage, inside, links=self._links.get(stage), start_time=start)
-            span.end(_wall(began, self._offset))
+            start, began = _wall_time(began, self._offset), began + duration
+            span = self._calls.start_span(stage, parent, links=self._links.get(stage), start_time=start)
+            span.end(_wall_time(began, self._offset))
 
     def end(self, code: grpc.StatusCode, fault: Fault | None, fields: Fields) -> None:
-        self._span.set_attributes({**_own(fields), "rpc.response.status_code": code.name})
+        self._span.set_attributes({**_prefixed(fields), "rpc.response.status_code": code.name})
         if code is not grpc.StatusCode.OK:
             self._span.set_attribute("error.type", code.name if fault is None else fault.reason)
         if code in FAULTS:
             self._span.set_status(Status(StatusCode.ERROR, None if fault is None else fault.message))
-        self._span.end(_wall(time.monotonic(), self._offset))
+        self._span.end(_wall_time(time.monotonic(), self._offset))
 
 
 def open_tracer(settings: TracingSettings) -> Tracer:
-    """Sends to the collector from a thread of its own."""
+    """Returns a tracer that sends to the collector from a thread of its own."""
     return OpenTelemetryTracer(settings, BatchSpanProcessor(OTLPSpanExporter(settings.endpoint)))
 
 
-def _own(fields: Fields) -> dict[str, str | int | float]:
+def _prefixed(fields: Fields) -> dict[str, str | int | float]:
     return {PREFIX + name: value for name, value in fields.items()}
 
 
-def _wall(monotonic: float, offset: int) -> int:
-    """Nanoseconds of the time of day."""
+def _wall_time(monotonic: float, offset: int) -> int:
+    """Returns the time of day in nanoseconds since 1970."""
     return round(1e9 * monotonic) + offset

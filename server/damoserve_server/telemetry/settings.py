@@ -1,4 +1,4 @@
-"""Where traces go and how logs look, as an operator sets it."""
+"""The settings of traces and of the log."""
 
 from enum import StrEnum
 from typing import Annotated, Self
@@ -9,7 +9,7 @@ from damoserve_profiles.recipe import Fraction
 
 
 class LogLevel(StrEnum):
-    """How much is logged."""
+    """The least level that is logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -18,22 +18,23 @@ class LogLevel(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """How a line of the log looks."""
+    """The format of a line of the log."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class TracingSettings(BaseModel):
-    """Raises ValidationError if traces are wanted and OpenTelemetry is not installed."""
+    """The settings of traces. Raises ValidationError if they are set and OpenTelemetry is not installed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """Of a collector that speaks OTLP over gRPC, `http://127.0.0.1:4317`. Unset: nothing is traced."""
+    """The address of a collector for OTLP over gRPC, `http://127.0.0.1:4317`. Unset: nothing is traced."""
     sample_ratio: Fraction = 0.1
-    """Share of the calls that are traced, of those that bring no trace: a caller's own decision is followed."""
+    """Share of the calls that are traced, 0 to 1, where the caller brings no trace. Its own decision goes before it."""
     service_name: Annotated[str, Field(min_length=1)] = "damoserve"
+    """The name of this server in traces."""
 
     @model_validator(mode="after")
     def _installed(self) -> Self:

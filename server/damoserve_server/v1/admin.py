@@ -1,4 +1,4 @@
-"""The admin service: protobuf in, protobuf out."""
+"""The admin service: loads, unloads and replaces what is served, by messages of `damoserve.v1`."""
 
 from __future__ import annotations  # gRPC's context is generic for type checkers only
 
@@ -26,21 +26,21 @@ ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
 class AdminService(pb_grpc.AdminServiceServicer):
-    """Changes what is served. gRPC itself ends calls at their deadline, and with them what they began."""
+    """Changes what is served. gRPC ends a call at its deadline, and with it the change that it has begun."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        there = await asyncio.to_thread(self._lifecycle.repository.models)
-        names = sorted({*there, *self._lifecycle.catalogue.models})
+        stored = await asyncio.to_thread(self._lifecycle.repository.models)
+        names = sorted({*stored, *self._lifecycle.catalogue.models})
         return pb.ListModelsResponse(models=[await self._status(name) for name in names])
 
     async def LoadProfile(self, request: pb.LoadProfileRequest, context: Context) -> detection_pb2.Profile:
-        return _profile(await self._lifecycle.load_profile(request.model, request.profile), request.profile)
+        return _profile_message(await self._lifecycle.load_profile(request.model, request.profile), request.profile)
 
     async def UnloadProfile(self, request: pb.UnloadProfileRequest, context: Context) -> detection_pb2.Profile:
-        return _profile(await self._lifecycle.unload_profile(request.model, request.profile), request.profile)
+        return _profile_message(await self._lifecycle.unload_profile(request.model, request.profile), request.profile)
 
     async def ReloadModel(self, request: pb.ReloadModelRequest, context: Context) -> pb.ModelStatus:
         target = request.WhichOneof("target")
@@ -54,7 +54,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
         return await self._status(request.model)
 
     async def _status(self, name: str) -> pb.ModelStatus:
-        status = await asyncio.to_thread(_on_disk, self._lifecycle.repository, name)
+        status = await asyncio.to_thread(_stored_status, self._lifecycle.repository, name)
         model = self._lifecycle.catalogue.models.get(name)
         if model is not None:
             status.serving_version = model.version
@@ -62,12 +62,12 @@ class AdminService(pb_grpc.AdminServiceServicer):
         return status
 
 
-def _on_disk(repository: Repository, name: str) -> pb.ModelStatus:
+def _stored_status(repository: Repository, name: str) -> pb.ModelStatus:
     status = pb.ModelStatus(model=name, versions=repository.versions(name))
-    with suppress(AliasesInvalid):  # whoever loads the model is told
+    with suppress(AliasesInvalid):  # who loads the model gets the error
         status.aliases.update(repository.aliases(name))
     return status
 
 
-def _profile(model: Model, profile: str) -> detection_pb2.Profile:
+def _profile_message(model: Model, profile: str) -> detection_pb2.Profile:
     return convert.to_profile(model.name, model.version, model.find(profile))

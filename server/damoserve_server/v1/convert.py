@@ -1,4 +1,4 @@
-"""Between protobuf and plain types; checks arguments. Pure functions."""
+"""Turns messages of `damoserve.v1` into requests and results into messages, and checks arguments. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Literal
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.postprocess import Detections
-from damoserve_server.detection.request import DetectionRequest, DetectionResult, Timings
+from damoserve_server.detection.request import MAX_DETECTIONS, DetectionRequest, DetectionResult, Timings
 from damoserve_server.errors import ArgumentOutOfRange, ProfileAndTier
 from damoserve_server.models.catalogue import ActiveProfile, FailedProfile, Model, Profile, ProfileState
 from damoserve_server.rpc.duration import to_duration
@@ -35,14 +35,13 @@ OVERLOADS = {
     pb.StreamOptions.OVERLOAD_WAIT: False,
     pb.StreamOptions.OVERLOAD_DROP_OLDEST: True,
 }
-"""Whether frames are dropped."""
+"""Each `on_overload` that a stream may ask for, and whether frames are dropped under it."""
 STATES = {
     ProfileState.ACTIVE: pb.Profile.STATE_ACTIVE,
     ProfileState.FAILED: pb.Profile.STATE_FAILED,
     ProfileState.LOADING: pb.Profile.STATE_LOADING,
     ProfileState.UNLOADED: pb.Profile.STATE_UNLOADED,
 }
-MAX_DETECTIONS = 1000
 
 RequestFields = pb.DetectRequest | pb.StreamOptions
 
@@ -50,10 +49,11 @@ RequestFields = pb.DetectRequest | pb.StreamOptions
 def to_request(
     request: pb.DetectRequest, arrival: float, time_remaining: float | None, default_budget: float
 ) -> DetectionRequest:
-    """`arrival` is on the monotonic clock; `time_remaining` is of the gRPC deadline, in seconds.
+    """Returns the request of one call, its budget turned into a deadline.
 
-    `default_budget`, in seconds, is for a call with neither a deadline nor a budget. The image is checked later, where
-    it is read. Raises ArgumentOutOfRange or ProfileAndTier.
+    `arrival` is on the monotonic clock. In seconds are `time_remaining`, until the deadline of the gRPC call, and
+    `default_budget`, for a call with neither a deadline nor a budget. The image is checked later, where it is read.
+    Raises ArgumentOutOfRange or ProfileAndTier.
     """
     budgets = [] if time_remaining is None else [time_remaining]
     budget = _latency_budget(request)
@@ -62,7 +62,7 @@ def to_request(
 
 
 def to_template(options: pb.StreamOptions, arrival: float, time_remaining: float | None) -> DetectionRequest:
-    """What all frames of a stream have in common; its deadline is the stream's.
+    """Returns a request with all that the frames of a stream have in common; its deadline is the stream's.
 
     Raises ArgumentOutOfRange or ProfileAndTier.
     """
@@ -74,14 +74,17 @@ def to_template(options: pb.StreamOptions, arrival: float, time_remaining: float
 
 
 def to_frame(frame: pb.Frame, template: DetectionRequest, arrival: float, budget: float) -> DetectionRequest:
-    """`budget`, in seconds, is for frames that have none. Raises ArgumentOutOfRange."""
+    """Returns the request of one frame. `budget` is that of a frame without its own, in seconds.
+
+    Raises ArgumentOutOfRange.
+    """
     own = _latency_budget(frame)
     deadline = min(template.deadline, arrival + (budget if own is None else own))
     return replace(template, image=frame.image.content, arrival=arrival, deadline=deadline)
 
 
 def frame_budget(options: pb.StreamOptions, default: float) -> float:
-    """In seconds, for frames that have none."""
+    """Returns the budget of the frames that have none of their own, in seconds."""
     budget = _latency_budget(options)
     return default if budget is None else budget
 
@@ -165,11 +168,11 @@ def to_response(result: DetectionResult) -> pb.DetectResponse:
     return response
 
 
-def add_detections(response: pb.DetectResponse, found: Detections, labels: Sequence[str]) -> None:
-    """In place: messages of their own, to be copied into the response, took three times as long."""
+def add_detections(response: pb.DetectResponse, detections: Detections, labels: Sequence[str]) -> None:
+    """Adds the boxes in place: messages made apart and copied into the response took three times as long."""
     add = response.detections.add
     for (x_min, y_min, x_max, y_max), score, label in zip(
-        found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+        detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
     ):
         box = add(label=labels[label], label_id=label, score=score).box
         box.x_min, box.y_min, box.x_max, box.y_max = x_min, y_min, x_max, y_max
@@ -189,7 +192,7 @@ def _timings(timings: Timings) -> pb.StageTimings:
 
 
 def to_profiles(model: Model) -> list[pb.Profile]:
-    """The active ones, the most accurate first, then the others, then those of a version that was refused."""
+    """Returns the active profiles, the most accurate first, then the others, then those of a refused version."""
     refused = [to_profile(model.name, profile.folder.version, profile) for profile in model.refused]
     return [to_profile(model.name, model.version, profile) for profile in model.profiles] + refused
 
@@ -197,7 +200,7 @@ def to_profiles(model: Model) -> list[pb.Profile]:
 def to_profile(model: str, version: int, profile: Profile) -> pb.Profile:
     message = pb.Profile(model=model, model_version=version, profile=profile.name, state=STATES[profile.state])
     if profile.manifest is not None:
-        message.MergeFrom(_described(profile.manifest))
+        message.MergeFrom(_manifest_fields(profile.manifest))
     match profile:
         case ActiveProfile():
             message.expected_latency.CopyFrom(to_duration(profile.latency.expected()))
@@ -206,7 +209,7 @@ def to_profile(model: str, version: int, profile: Profile) -> pb.Profile:
     return message
 
 
-def _described(manifest: Manifest) -> pb.Profile:
+def _manifest_fields(manifest: Manifest) -> pb.Profile:
     return pb.Profile(
         labels=manifest.labels,
         average_precision=manifest.accuracy.ap,

@@ -1,4 +1,4 @@
-"""The gRPC services: protobuf in, protobuf out."""
+"""The services that callers use: detection, of one image or a stream of frames, and the list of profiles."""
 
 from __future__ import annotations  # gRPC's context is generic for type checkers only
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class DetectionService(pb_grpc.DetectionServiceServicer):
-    """Finds objects."""
+    """Answers `Detect` and `DetectStream`."""
 
     def __init__(self, startup: Startup, streams: Streams, requests: RequestAccounting) -> None:
         self._startup = startup
@@ -34,7 +34,7 @@ class DetectionService(pb_grpc.DetectionServiceServicer):
             request, time.monotonic(), context.time_remaining(), self._startup.default_budget
         )
         with self._requests.answering([detection]) as results:
-            detector = await self._startup.finished(detection.deadline)
+            detector = await self._startup.detector(detection.deadline)
             results.append(await detector.detect(detection))
             return convert.to_response(results[0])
 
@@ -43,22 +43,22 @@ class DetectionService(pb_grpc.DetectionServiceServicer):
         self, request_iterator: AsyncIterator[pb.DetectStreamRequest], context: Context
     ) -> None:
         startup = self._startup
-        origin = StreamCall(request_iterator, context, startup.finished, startup.default_budget)
-        with closing(DetectStreamHandler(origin, self._requests)) as handler:
+        call = StreamCall(request_iterator, context, startup.detector, startup.default_budget)
+        with closing(DetectStreamHandler(call, self._requests)) as handler:
             await self._streams.run(handler)
 
 
 class ProfileService(pb_grpc.ProfileServiceServicer):
-    """Describes the profiles. gRPC itself ends calls at their deadline."""
+    """Describes the profiles. gRPC ends calls at their deadline."""
 
     def __init__(self, startup: Startup) -> None:
         self._startup = startup
 
     async def ListProfiles(self, request: pb.ListProfilesRequest, context: Context) -> pb.ListProfilesResponse:
-        catalogue = (await self._startup.finished()).catalogue
+        catalogue = (await self._startup.detector()).catalogue
         models = [catalogue.model(request.model)] if request.model else catalogue.models.values()
         return pb.ListProfilesResponse(profiles=[profile for model in models for profile in convert.to_profiles(model)])
 
     async def GetProfile(self, request: pb.GetProfileRequest, context: Context) -> pb.Profile:
-        model = (await self._startup.finished()).catalogue.model(request.model)
+        model = (await self._startup.detector()).catalogue.model(request.model)
         return convert.to_profile(model.name, model.version, model.find(request.profile))

@@ -1,4 +1,4 @@
-"""The caller's end of a detection stream: messages to frames, and answers to messages."""
+"""The messages of a detection stream: frames are made of those that come in, and of answers those that go out."""
 
 from __future__ import annotations  # gRPC's context is generic for type checkers only
 
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame as it was read: the request in it, or why there is none."""
+    """One frame as it was read. Times are on the monotonic clock."""
 
     identifier: int
     request: DetectionRequest | DamoserveError
+    """The request in the frame, or what was wrong with it."""
     arrival: float
     deadline: float
     tracker: RequestTracker
@@ -41,40 +42,45 @@ FrameWindow = Window[Frame, pb.DetectStreamResponse]
 
 @dataclass(frozen=True)
 class StreamCall:
-    """One call of DetectStream. `ready` gives the detector, `budget` is for frames that have none, in seconds."""
+    """One call of DetectStream."""
 
     messages: AsyncIterator[pb.DetectStreamRequest]
     context: Context
     ready: Callable[[], Awaitable[Detector]]
+    """Waits until the models are loaded, and returns the detector."""
     budget: float
+    """Seconds for frames without a budget, where the stream's options set none either."""
 
 
 @dataclass
 class DetectStreamHandler:
-    """The caller of one stream. Frames that have no end when it is closed are counted as cancelled."""
+    """Reads and answers the messages of one stream. Frames that are open when it is closed count as cancelled."""
 
-    origin: StreamCall
+    call: StreamCall
     requests: RequestAccounting
     _detector: Detector = field(init=False)
-    _open: dict[RequestTracker, None] = field(default_factory=dict)
+    _unended: dict[RequestTracker, None] = field(default_factory=dict)
 
     async def frames(self, window: FrameWindow) -> AsyncIterator[tuple[Frame, int | None]]:
-        """Raises StreamOutOfOrder, ModelNotFound, ProfileNotFound, and what `ready` or the options raise."""
-        origin = self.origin
-        first = await anext(origin.messages, None)
+        """Reads the options, then yields each frame with how many answers the client has taken.
+
+        Raises StreamOutOfOrder, ModelNotFound, ProfileNotFound, and what `ready` or the options raise.
+        """
+        call = self.call
+        first = await anext(call.messages, None)
         if first is None:
             return
-        _expect("options", first, "the first message of a stream has to carry its options, and no other")
+        _require("options", first, "the first message of a stream has to carry its options, and no other")
         options = first.options
-        template = convert.to_template(options, time.monotonic(), origin.context.time_remaining())
-        budget = convert.frame_budget(options, origin.budget)
+        template = convert.to_template(options, time.monotonic(), call.context.time_remaining())
+        budget = convert.frame_budget(options, call.budget)
         window.drop_oldest = convert.OVERLOADS[options.on_overload]
-        self._detector = await origin.ready()
+        self._detector = await call.ready()
         self._check_names(options)
-        async for request in origin.messages:
-            _expect("frame", request, "every message of a stream but the first has to carry a frame")
-            taken = request.frame.answers_taken if request.frame.HasField("answers_taken") else None
-            yield self._arrived(request.frame, template, budget), taken
+        async for request in call.messages:
+            _require("frame", request, "every message of a stream but the first has to carry a frame")
+            answers_taken = request.frame.answers_taken if request.frame.HasField("answers_taken") else None
+            yield self._read_frame(request.frame, template, budget), answers_taken
 
     async def compute(self, frame: Frame) -> pb.DetectStreamResponse:
         try:
@@ -84,24 +90,24 @@ class DetectStreamHandler:
                 result = await self._detector.detect(frame.request)
             answer = pb.DetectStreamResponse(frame_id=frame.identifier, result=convert.to_response(result))
         except Exception as error:
-            return self._refusal(frame, to_known(error, f"frame {frame.identifier}"))
-        self._ended(frame).answered(result)
+            return self._refused(frame, to_known(error, f"frame {frame.identifier}"))
+        self._take_tracker(frame).answered(result)
         return answer
 
     def _check_names(self, options: pb.StreamOptions) -> None:
-        """Keeps nothing of the model: it may be replaced while the stream is open."""
+        """Raises ModelNotFound or ProfileNotFound. Keeps no model: it may be replaced while the stream is open."""
         model = self._detector.catalogue.model(options.model)
         if options.profile:
             model.find(options.profile)
 
-    def _refusal(self, frame: Frame, error: DamoserveError) -> pb.DetectStreamResponse:
+    def _refused(self, frame: Frame, error: DamoserveError) -> pb.DetectStreamResponse:
         self.requests.count_reason(error)
-        self._ended(frame).failed(error)
+        self._take_tracker(frame).failed(error)
         return pb.DetectStreamResponse(frame_id=frame.identifier, error=to_status(error))
 
     async def send(self, slot: FrameSlot) -> None:
         if slot.dropped is not None:
-            self._ended(slot.frame).dropped()
+            self._take_tracker(slot.frame).dropped()
             outcome = f"dropped_{slot.dropped}_behind"
             with current.get().part("frame", slot.frame.identifier, slot.frame.arrival) as record:
                 record.dropped(outcome)
@@ -110,30 +116,30 @@ class DetectStreamHandler:
             assert slot.answer is not None
             answer = slot.answer
             outcome = "answered" if answer.HasField("result") else "refused"
-        await self.origin.context.write(answer)
+        await self.call.context.write(answer)
         self.requests.metrics.frames.labels(outcome).inc()
 
     def close(self) -> None:
-        """The stream has ended, and nothing of it is computed any more."""
-        for tracker in self._open:
+        """Counts the frames that are open as cancelled. Nothing of the stream may be computed any more."""
+        for tracker in self._unended:
             tracker.failed(asyncio.CancelledError())
 
-    def _arrived(self, frame: pb.Frame, template: DetectionRequest, budget: float) -> Frame:
+    def _read_frame(self, frame: pb.Frame, template: DetectionRequest, budget: float) -> Frame:
         now = time.monotonic()
-        outcome: DetectionRequest | DamoserveError
+        checked: DetectionRequest | DamoserveError
         try:
-            request = outcome = convert.to_frame(frame, template, now, budget)
+            request = checked = convert.to_frame(frame, template, now, budget)
         except DamoserveError as error:
-            request, outcome = replace(template, arrival=now, deadline=now), error
+            request, checked = replace(template, arrival=now, deadline=now), error
         tracker = self.requests.track(request)
-        self._open[tracker] = None
-        return Frame(frame.id, outcome, now, request.deadline, tracker)
+        self._unended[tracker] = None
+        return Frame(frame.id, checked, now, request.deadline, tracker)
 
-    def _ended(self, frame: Frame) -> RequestTracker:
-        del self._open[frame.tracker]
+    def _take_tracker(self, frame: Frame) -> RequestTracker:
+        del self._unended[frame.tracker]
         return frame.tracker
 
 
-def _expect(kind: str, request: pb.DetectStreamRequest, message: str) -> None:
+def _require(kind: str, request: pb.DetectStreamRequest, message: str) -> None:
     if request.WhichOneof("message") != kind:
         raise StreamOutOfOrder("message", message)

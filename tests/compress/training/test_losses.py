@@ -121,3 +121,25 @@ def test_the_total_is_the_sum_with_the_published_weights() -> None:
 def test_each_image_needs_its_target() -> None:
     with pytest.raises(ValueError, match="1 targets for 2 images"):
         detection_loss(predictions(), [target()])
+
+
+def test_no_normaliser_is_smaller_than_one() -> None:
+    """While hardly any class is believed in, the boxes count for as little."""
+    targets = [target((10, 10, 60, 60)), target((4, 40, 30, 80), (50, 5, 90, 40))]
+
+    def losses(logit: float) -> tuple[float, float, int]:
+        raw, sides = predictions(), torch.zeros_like(predictions().box_logits).requires_grad_()
+        found = detection_loss(
+            raw._replace(class_logits=torch.full_like(raw.class_logits, logit), box_logits=sides), targets
+        )
+        found.total.backward()  # type: ignore[no-untyped-call]
+        assert sides.grad is not None
+        positives = int((sides.grad.flatten(2).abs().sum(2) > 0).sum())
+        return found.giou.item(), found.distribution.item(), positives
+
+    giou, distribution, positives = losses(-12.0)
+    believed_giou, believed_distribution, _ = losses(12.0)  # each positive weighs 1: their number divides
+    weight = positives * torch.tensor(-12.0).sigmoid().item()
+    assert positives >= 3
+    assert giou == pytest.approx(weight * believed_giou, rel=1e-4)
+    assert distribution == pytest.approx(weight * believed_distribution, rel=1e-4)

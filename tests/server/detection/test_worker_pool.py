@@ -112,8 +112,8 @@ def test_what_fails_for_one_image_fails_that_one_only(compute) -> None:
     assert [type(outcome) for outcome in outcomes] == [Inference, ZeroDivisionError, Inference]
 
 
-def test_what_a_worker_still_brings_when_it_was_given_up_is_not_learned_from(compute) -> None:
-    [hung] = compute(Echo(), [5], keep, given_up=True)
+def test_outcomes_of_an_abandoned_worker_are_not_learned_from(compute) -> None:
+    [hung] = compute(Echo(), [5], keep, abandoned=True)
     assert hung.profile.latency.expected() == 1.0
     [sound] = compute(Echo(), [5], keep)
     assert sound.profile.latency.expected() < 1.0
@@ -264,6 +264,31 @@ async def test_a_server_without_workers_is_not_ready_in_either_protocol(serve: S
         let_go.set()
         result = without, await readiness(client)
     assert result == (("NOT_SERVING", False), ("SERVING", True))
+
+
+async def test_without_workers_requests_are_refused_at_once_and_not_let_in(serve: Serve, pictures: Pictures) -> None:
+    let_go, made = threading.Event(), threading.Event()
+    faulty = Faulty(lambda: let_go.wait(20))
+
+    def load(model, manifest, options):
+        assert made.wait(20)
+        return faulty.load(model, manifest, options)
+
+    made.set()
+    async with serve(load, worker_timeout_seconds=0.2) as client:
+        made.clear()
+        faulty.armed.set()
+        await client.failure(client.detect(pictures.red, profile="quick"))
+        refused = await client.failure(client.detect(pictures.red, timeout=2.0))
+        metrics = await client.metrics()
+        made.set()
+        await client.until(lambda now: now.sum("damoserve_workers") == 1)
+        let_go.set()
+        answer = await client.detect(pictures.red)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKERS_LOST")
+    assert metrics.sum("damoserve_queued_requests") == 0
+    assert metrics.sum("damoserve_refused_total", reason="WORKERS_LOST") == 2
+    assert len(answer.detections) == 4
 
 
 @dataclass

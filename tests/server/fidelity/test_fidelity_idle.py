@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from damoserve_profiles.repository import Repository
-from damoserve_server.engines.engine import EngineOptions, Interruptible
+from damoserve_server.engines.engine import EngineError, EngineOptions, Interruptible
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.scheduling.latency import WINDOW
 from tests.support.comparing import ALL, Engines, compared, entered, monitor_of, results, served
@@ -42,6 +42,21 @@ def test_a_full_store_drops_and_counts(serve: Serve, pictures: Pictures) -> None
     assert results(after) == {"compared": 3, "dropped_busy": 3}
 
 
+@pytest.mark.parametrize("end", ["compared", "failed"])
+def test_a_sample_gives_its_room_back_when_it_ends(serve: Serve, pictures: Pictures, end) -> None:
+    engines = Engines()
+    engines.fault = EngineError("out of memory") if end == "failed" else None
+
+    async def scenario(client: ServerClient):
+        for count in (1, 2, 3):
+            await client.detect(pictures.red, profile="quick")
+            await client.until(lambda samples, count=count: sum(results(samples).values()) == count)
+        return await client.metrics()
+
+    after = served(serve, scenario, engines.load, fidelity={"share": 1, "kept_images": 1})
+    assert results(after) == {end: 3}
+
+
 def test_nothing_is_run_while_requests_are_there(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     watched = Engines()
 
@@ -64,7 +79,7 @@ def test_nothing_is_run_while_requests_are_there(serve: Serve, pictures: Picture
         await valve.entered()
         monitor = monitor_of(client)
         with monitor._changed:
-            began = monitor._wait() is not None
+            began = monitor._seconds_to_wait() is not None
         valve.open()
         await asyncio.gather(*waiting)
         await client.until(compared(4))
@@ -99,7 +114,7 @@ def test_what_cannot_be_interrupted_runs_only_after_a_longer_quiet(serve: Serve,
         reference.latency.observe(TIMEOUT)  # a run is believed to take so long: nothing is quiet enough
         await client.detect(pictures.red, profile="quick")
         with monitor._changed:
-            assert monitor._wait() > TIMEOUT
+            assert monitor._seconds_to_wait() > TIMEOUT
         for _ in range(WINDOW):
             reference.latency.observe(0.001)
         await client.detect(pictures.red, profile="quick")
@@ -120,7 +135,7 @@ def test_after_a_run_there_is_a_pause_of_nine_times_its_length(serve: Serve, pic
         ended = time.monotonic()
         shut.opened.set()
         await client.until(compared(1))
-        return monitor_of(client)._rested_at - ended, ended - began
+        return monitor_of(client)._rest_until - ended, ended - began
 
     pause, ran = served(serve, scenario, shut.load)
     assert pause >= 9 * ran

@@ -66,6 +66,30 @@ async def test_a_good_version_takes_over_under_sixteen_callers(
     assert versions[-16:] == [4] * 16
 
 
+INFO = "damoserve_profile_info"
+
+
+def profiles_shown(metrics):
+    return sorted(
+        (s.labels["profile"], s.labels["version"], s.labels["variant"], s.value)
+        for s in metrics._samples
+        if s.name == INFO
+    )
+
+
+def test_the_metrics_tell_of_the_version_that_serves_and_of_no_other(serve: Serve, next_version) -> None:
+    async def scenario():
+        async with administered(serve) as (client, admin):
+            shown = [profiles_shown(await client.metrics())]
+            for version in (4, 4, 3):
+                await admin.ReloadModel(admin_pb.ReloadModelRequest(model="colours", version=version))
+                shown.append(profiles_shown(await client.metrics()))
+            return shown
+
+    versions = [[("accurate", version, "P", 1.0), ("quick", version, "P", 1.0)] for version in ("3", "4", "4", "3")]
+    assert asyncio.run(scenario()) == versions
+
+
 async def test_back_and_forth_under_sixteen_callers(serve: Serve, next_version, pictures: Pictures) -> None:
     async with administered(serve, workers=2, **PATIENT) as (client, admin), Callers(client, pictures) as callers:
         for version in (4, 3, 4, 3, 4):

@@ -10,7 +10,6 @@ import pytest
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.repository import ALIASES_FILE, Repository
-from damoserve_server.lifecycle import lifecycle
 from damoserve_server.models import lookup
 from tests.support.administration import FRENCH, Callers, active
 from tests.support.pictures import Pictures
@@ -120,11 +119,11 @@ def test_models_come_and_go(watching, repository: Path, new_profile: Callable[..
             shown = {
                 (s.name, s.labels["model"])
                 for s in (await client.metrics())._samples
-                if s.name in {"damoserve_profile_info", "damoserve_profile_accuracy"}
+                if s.name in {"damoserve_profile_info", "damoserve_profile_accuracy", "damoserve_profile_state"}
             }
             return there.model, gone.reason, shown, (await client.detect(pictures.red)).model
 
-    shown = {("damoserve_profile_info", "colours"), ("damoserve_profile_accuracy", "colours")}
+    shown = {(f"damoserve_profile_{what}", "colours") for what in ("info", "accuracy", "state")}
     assert asyncio.run(scenario()) == ("birds", "MODEL_NOT_FOUND", shown, "colours")
 
 
@@ -153,14 +152,15 @@ async def test_an_alias_that_changes_while_it_is_followed_is_not_missed(
     new_profile(repository, "accurate", ap=0.7, version=4)
     aliases = Repository(repository)
     changes = [4]
+    find_version = lookup.find_version
 
-    def find(*arguments):
-        found = lookup.find_version(*arguments)
+    def find_before_the_change(*arguments):
+        version = find_version(*arguments)
         while changes:
             aliases.set_alias("colours", "serving", changes.pop())
-        return found
+        return version
 
-    monkeypatch.setattr(lifecycle, "find_version", find)
+    monkeypatch.setattr(lookup, "find_version", find_before_the_change)
     async with watching() as client:
         aliases.set_alias("colours", "serving", 3)
         await counted(client, "switched")

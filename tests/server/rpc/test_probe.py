@@ -60,7 +60,7 @@ def test_address_of_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> No
 def test_says_why_there_is_no_answer() -> None:
     with socket.socket() as taken:  # bound but not listening: nobody else can answer there
         taken.bind(("127.0.0.1", 0))
-        assert probe.ask(f"127.0.0.1:{taken.getsockname()[1]}").startswith("UNAVAILABLE: ")
+        assert probe.check_health(f"127.0.0.1:{taken.getsockname()[1]}").startswith("UNAVAILABLE: ")
 
 
 @pytest.mark.parametrize("name", ["detector.example", "*.example"])
@@ -68,8 +68,8 @@ def test_tls_needs_no_authority_and_no_fitting_name(name: str, monkeypatch: pyte
     pair = Authority().issue(name)
     credentials = grpc.ssl_server_credentials([(pair.key, pair.certificate)])
     with server_that_is(Status.SERVING, credentials) as port:
-        assert probe.ask(f"127.0.0.1:{port}", tls=True) == "SERVING"
-        assert probe.ask(f"127.0.0.1:{port}").startswith("UNAVAILABLE: ")
+        assert probe.check_health(f"127.0.0.1:{port}", tls=True) == "SERVING"
+        assert probe.check_health(f"127.0.0.1:{port}").startswith("UNAVAILABLE: ")
         monkeypatch.setenv("DAMOSERVE_TLS__CERTIFICATE", "server.crt")
         monkeypatch.setattr(sys, "argv", ["probe", f"127.0.0.1:{port}"])
         with pytest.raises(SystemExit) as ended:
@@ -83,7 +83,7 @@ def test_mutual_tls_needs_a_certificate(monkeypatch: pytest.MonkeyPatch, tmp_pat
     credentials = grpc.ssl_server_credentials([(pair.key, pair.certificate)], authority.certificate, True)
     mine = authority.issue("probe").write(tmp_path, "probe")
     with server_that_is(Status.SERVING, credentials) as port:
-        assert probe.ask(f"127.0.0.1:{port}", tls=True).startswith("UNAVAILABLE: ")
+        assert probe.check_health(f"127.0.0.1:{port}", tls=True).startswith("UNAVAILABLE: ")
         options = ["--cert", str(mine["certificate"]), "--key", str(mine["key"])]
         monkeypatch.setattr(sys, "argv", ["probe", f"127.0.0.1:{port}", *options])
         with pytest.raises(SystemExit) as ended:
@@ -93,4 +93,4 @@ def test_mutual_tls_needs_a_certificate(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_a_server_without_tls_is_no_answer_to_tls() -> None:
     with server_that_is(Status.SERVING) as port:
-        assert probe.ask(f"127.0.0.1:{port}", tls=True).startswith("UNAVAILABLE: ")
+        assert probe.check_health(f"127.0.0.1:{port}", tls=True).startswith("UNAVAILABLE: ")

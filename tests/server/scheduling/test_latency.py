@@ -35,6 +35,19 @@ def test_it_returns_to_the_baseline_when_nothing_is_measured() -> None:
     assert estimate.expected() == 1.0
 
 
+def test_what_is_old_is_forgotten_and_what_is_new_is_not() -> None:
+    clock = Clock()
+    estimate = LatencyEstimate({1: 9.0}, clock)
+    estimate.observe(1.0)
+    clock.now = 1.0
+    estimate.observe(3.0)
+    assert estimate.expected() == 1.0
+    clock.now = MAX_AGE_SECONDS + 0.5
+    assert estimate.expected() == 3.0
+    clock.now += 1.0
+    assert estimate.expected() == 9.0
+
+
 def test_batches_are_learned_by_their_size() -> None:
     estimate = LatencyEstimate({1: 1.0, 2: 2.0, 3: 2.2, 4: 2.5}, Clock())
     estimate.observe(1.0)
@@ -67,6 +80,28 @@ def test_an_old_estimate_is_not_decided_by() -> None:
     assert estimate.cost(0.6).seconds == (1.0,)
 
 
+def test_what_is_decided_by_changes_with_every_measurement() -> None:
+    estimate = LatencyEstimate({1: 1.0}, Clock())
+    assert estimate.cost(0.6).seconds == (1.0,)
+    estimate.observe(2.0)
+    assert estimate.cost(0.6).seconds == (2.0,)
+
+
+def test_without_a_measurement_it_is_looked_at_anew_after_a_second() -> None:
+    """So an old measurement decides for up to a second longer."""
+    clock = Clock()
+    estimate = LatencyEstimate({1: 1.0}, clock)
+    estimate.observe(50.0)
+    clock.now = MAX_AGE_SECONDS - 0.5
+    known = estimate.cost(0.6)
+    assert known.seconds == (50.0,)
+    for later in (MAX_AGE_SECONDS + 0.25, MAX_AGE_SECONDS + 0.5):
+        clock.now = later
+        assert estimate.cost(0.6) is known
+    clock.now = MAX_AGE_SECONDS + 0.75
+    assert estimate.cost(0.6).seconds == (1.0,)
+
+
 def test_a_slow_batch_tells_of_all_sizes() -> None:
     estimate = LatencyEstimate({1: 20.0, 2: 30.0, 3: 40.0}, Clock())
     estimate.observe(400.0, batch_size=3)
@@ -81,6 +116,13 @@ def test_decoding_a_large_image_tells_nothing_of_small_ones() -> None:
     assert estimate.expected(20_000) == 0
     estimate.observe(0.001, 20_000)
     assert (estimate.expected(10_000_000), estimate.expected(20_000)) == (0.5, 0.001)
+
+
+def test_an_image_that_was_slow_to_decode_does_not_move_the_estimate() -> None:
+    estimate = DecodeEstimate(Clock())
+    for seconds in (0.01, 0.01, 5.0):
+        estimate.observe(seconds, 1000)
+    assert estimate.expected(1000) == 0.01
 
 
 def test_decoding_is_forgotten_too() -> None:

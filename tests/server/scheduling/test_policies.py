@@ -1,5 +1,7 @@
 """What is promised of the routing, for arbitrary arrivals, profiles and latencies, on a clock of the test's own."""
 
+from math import inf
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -214,7 +216,7 @@ def test_batches_form_only_where_they_win(seconds, sizes) -> None:
 
 
 def test_under_bursts_it_is_in_time_more_often_and_more_accurate_than_a_fixed_profile_or_a_table() -> None:
-    capacity = 2 / LADDER["fp32"].share
+    capacity = 2 / LADDER["fp32"].seconds_per_image
     arrivals = bursts(0.9 * capacity, 60, 0.25, ALL, seed=1)
     in_time, mean = accuracy(serve(arrivals, workers=2), LADDER)
     for policy in (FixedProfile("int8"), StaticTiers(((0.0, "int8"),))):
@@ -222,3 +224,29 @@ def test_under_bursts_it_is_in_time_more_often_and_more_accurate_than_a_fixed_pr
         assert in_time > other_in_time
         assert mean > other_mean
     assert in_time > 0.99
+
+
+@pytest.mark.parametrize(
+    ("last", "due", "expected"),
+    [
+        ("slow", 8.0, "slow"),
+        (None, 8.0, "slow"),
+        ("quick", 8.0, "quick"),
+        ("quick", 8.79, "quick"),
+        ("quick", 8.81, "slow"),
+    ],
+)
+def test_a_more_accurate_profile_than_the_last_has_to_be_in_time_by_a_tenth_more(last, due, expected) -> None:
+    costs = {"slow": Cost(0.6, (8.0,)), "quick": Cost(0.5, (2.0,))}
+    ticket = Ticket(Requirements(("slow", "quick"), deadline=100.0, due=due, arrival=0.0), 0.0, ready=True)
+    last_accuracy = inf if last is None else costs[last].accuracy
+    decision = ours().decide(QueueState(0.0, [ticket], costs, last_accuracy=last_accuracy))
+    assert decision.profile == expected
+
+
+def test_the_last_of_a_batch_waits_for_no_other_but_the_batch() -> None:
+    """Two slow images take 4.5, and both are due at 5. After the other, even quickly, the second would be late."""
+    costs = {"slow": Cost(0.6, (4.0, 4.5)), "quick": Cost(0.5, (2.0, 2.5))}
+    requirements = Requirements(("slow", "quick"), deadline=100.0, due=5.0, arrival=0.0)
+    decision = ours().decide(QueueState(0.0, [Ticket(requirements, 0.0, ready=True) for _ in range(2)], costs))
+    assert (decision.profile, len(decision.tickets)) == ("slow", 2)

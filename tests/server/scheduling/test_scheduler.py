@@ -1,6 +1,6 @@
 """The queue: who is let in, who leaves it and when."""
 
-from math import inf
+from math import exp, inf
 
 import pytest
 from hypothesis import settings
@@ -9,8 +9,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from damoserve_server.errors import DeadlineExpired, DeadlineUnreachable, QueueFull, ShuttingDown, WorkersLost
 from damoserve_server.scheduling.deadline import DeadlinePolicy
-from damoserve_server.scheduling.policy import Cost, Requirements
-from damoserve_server.scheduling.scheduler import Closing, Scheduler
+from damoserve_server.scheduling.latency import MEMORY_SECONDS
+from damoserve_server.scheduling.policy import Cost, Pause, Requirements, Start
+from damoserve_server.scheduling.scheduler import Batch, Closing, Scheduler
 from tests.support.clock import Clock
 
 COSTS = {"slow": Cost(0.6, (8.0, 16.0, 24.0)), "quick": Cost(0.5, (2.0, 3.0, 4.0))}
@@ -39,6 +40,14 @@ def names(batch):
     return [ticket.payload for ticket in batch.tickets]
 
 
+def test_without_any_worker_nothing_is_let_in() -> None:
+    scheduler = Scheduler(DeadlinePolicy(0.0), COSTS.__getitem__, max_queue=MAX_QUEUE, clock=Clock())
+    with pytest.raises(WorkersLost):
+        submit(scheduler, "quick", 90)
+    scheduler.workers = 1
+    submit(scheduler, "quick", 90)
+
+
 def test_the_most_urgent_goes_first() -> None:
     scheduler, _ = make()
     for name, deadline in {"a": 90, "b": 100, "c": 80}.items():
@@ -53,6 +62,7 @@ def test_the_most_urgent_goes_first() -> None:
 def test_what_is_still_decoded_waits_but_counts() -> None:
     scheduler, clock = make()
     ticket = scheduler.admit(requirements("slow", 20.0), decoding=5.0)
+    assert scheduler.next_take() is None, "nothing happens before it is decoded"
     assert (scheduler.queued(ready=False), scheduler.queued(ready=True), scheduler.take()) == (1, 0, None)
     scheduler.admit(requirements("slow", 20.0), 0.0)
     with pytest.raises(DeadlineUnreachable):
@@ -117,6 +127,38 @@ def test_of_alternatives_the_first_that_is_in_time_is_chosen_else_the_soonest() 
     assert scheduler.choose([slow, quick], 0.0) is slow, "to be refused"
 
 
+def test_decoding_counts_in_admission() -> None:
+    scheduler, clock = make()
+    clock.now = 10.0
+    with pytest.raises(DeadlineUnreachable) as refusal:
+        scheduler.admit(requirements("quick", 15.0), decoding=3.5)
+    assert refusal.value.details == {"expected_ms": "5500.0", "budget_ms": "5000.0"}
+    ticket = scheduler.admit(requirements("quick", 15.0), decoding=3.0)
+    assert ticket.ready_at == 13.0
+    assert scheduler.soonest_end(ticket) == 15.0
+
+
+def test_decoding_counts_in_the_choice_of_alternatives() -> None:
+    scheduler, _ = make()
+    slow, quick = (requirements(profile, 100.0, due=9.0) for profile in ("slow", "quick"))
+    assert scheduler.choose([slow, quick], 1.0) is slow, "it ends when it is due"
+    assert scheduler.choose([slow, quick], 1.5) is quick
+
+
+def test_what_was_started_last_is_remembered_for_the_next_decision() -> None:
+    scheduler, clock = make()
+
+    def served(budget):
+        clock.now += 100.0  # long after the last: nobody else is expected
+        ticket = scheduler.admit(Requirements(("slow", "quick"), clock.now + 100, clock.now + budget, clock.now), 0.0)
+        scheduler.make_ready(ticket, "any")
+        batch = scheduler.take()
+        scheduler.finish(batch)
+        return batch.profile
+
+    assert [served(budget) for budget in (8.5, 3.0, 8.5, 8.9, 8.5)] == ["slow", "quick", "quick", "slow", "slow"]
+
+
 def test_refusals() -> None:
     scheduler, clock = make()
     clock.now = 10
@@ -146,6 +188,101 @@ def test_what_cannot_end_in_time_is_dropped_when_a_worker_is_free() -> None:
     [(ticket, error)] = scheduler.drop()
     assert (ticket.payload, type(error)) == (11, DeadlineUnreachable)
     assert error.details == {"expected_ms": "2000.0", "budget_ms": "1500.0"}
+
+
+def test_what_waits_is_dropped_at_its_deadline_or_when_it_can_no_longer_be_met() -> None:
+    scheduler, clock = make()
+    submit(scheduler, "slow", 100)
+    running = scheduler.take()
+    submit(scheduler, "quick", 11)
+    clock.now = 10.5
+    assert scheduler.drop() == [], "no worker is free, and it may still be refused in time"
+    clock.now = 11.0
+    [(_, error)] = scheduler.drop()
+    assert isinstance(error, DeadlineExpired)
+    submit(scheduler, "quick", 16)
+    clock.now = 14.0
+    scheduler.finish(running)
+    assert scheduler.drop() == [], "it would end at its deadline"
+
+
+class Watcher:
+    """A policy that starts what came first, alone, and keeps what it was told."""
+
+    def __init__(self):
+        self.states = []
+
+    def decide(self, state):
+        self.states.append(state)
+        [first, *_] = state.waiting
+        return Start(first.requirements.allowed[0], (first,))
+
+
+def test_the_policy_is_told_what_waits_what_runs_and_what_came_lately() -> None:
+    policy, clock = Watcher(), Clock()
+    scheduler = Scheduler(policy, COSTS.__getitem__, max_queue=MAX_QUEUE, clock=clock)
+    scheduler.workers = 3
+    clock.now = 10.0
+    tickets = [submit(scheduler, "slow", 100.0, due=14.0), submit(scheduler, "quick", 100.0, due=16.0)]
+    scheduler.take()
+    clock.now = 10.05
+    scheduler.take()
+    first, second = policy.states
+    assert (first.now, first.waiting, first.costs) == (10.0, tickets, COSTS)
+    assert (first.free, first.busy, first.last_accuracy) == (3, (), inf)
+    assert (first.rate, first.budget) == pytest.approx((1 / MEMORY_SECONDS, 5.0))
+    assert (second.now, second.waiting, second.costs) == (10.05, tickets[1:], {"quick": COSTS["quick"]})
+    assert (second.free, second.busy, second.last_accuracy) == (2, pytest.approx((7.95,)), 0.6)
+    assert (second.rate, second.budget) == pytest.approx((exp(-0.05 / MEMORY_SECONDS) / MEMORY_SECONDS, 5.0))
+
+
+def test_company_that_is_not_ready_could_not_have_joined() -> None:
+    scheduler = Scheduler(Watcher(), COSTS.__getitem__, max_queue=MAX_QUEUE, clock=Clock())
+    scheduler.workers = 2
+    submit(scheduler, "quick", 90)
+    scheduler.admit(requirements("quick", 90), decoding=5.0)
+    scheduler.admit(requirements("slow", 90), decoding=5.0)
+    assert scheduler.take().closing is Closing.ALL_READY
+
+
+class Hesitant(Watcher):
+    """Pauses for a second before whatever it starts."""
+
+    def decide(self, state):
+        start = super().decide(state)
+        return Pause(state.now + 1.0) if len(self.states) % 2 else start
+
+
+@pytest.mark.parametrize(("seconds", "closing"), [(0.0, Closing.ALL_READY), (0.5, Closing.WAITED)])
+def test_only_a_pause_that_lasted_was_one(seconds, closing) -> None:
+    clock = Clock()
+    scheduler = Scheduler(Hesitant(), COSTS.__getitem__, max_queue=MAX_QUEUE, clock=clock)
+    scheduler.workers = 1
+    submit(scheduler, "quick", 90)
+    assert scheduler.take() is None
+    scheduler.make_ready(scheduler.admit(requirements("slow", 90), 0.0), "other")  # so that it is asked again
+    clock.now += seconds
+    batch = scheduler.take()
+    assert (batch.closing, batch.held_since) == (closing, 0.0)
+
+
+def test_batches_of_workers_that_are_gone_make_no_room() -> None:
+    """Two run, but one worker is left: what is quicker starts behind the other all the same."""
+    scheduler, _ = make(workers=2)
+    for _ in range(2):
+        submit(scheduler, "slow", 90)
+    for _ in range(2):
+        scheduler.take()
+    submit(scheduler, "slow", 50)
+    ticket = scheduler.admit(requirements("quick", 60), 0.0)
+    assert scheduler.soonest_end(ticket) == 8 + 2
+    scheduler.workers = 1
+    assert scheduler.soonest_end(ticket) == 8 + 8 + 2
+
+
+def test_a_batch_that_is_overdue_is_expected_to_be_so_for_as_long_again() -> None:
+    batch = Batch("quick", (), started=5.0, expected_end=8.0)
+    assert [batch.remaining(now) for now in (5.0, 8.0, 10.0)] == [3.0, 0.0, 2.0]
 
 
 def test_an_estimate_that_falls_in_time_saves_what_waits() -> None:

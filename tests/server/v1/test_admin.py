@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2
 from damoserve.v1 import admin_pb2 as admin_pb
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.repository import ALIASES_FILE, SERVING
+from damoserve_server.lifecycle import lifecycle
 from damoserve_server.models.catalogue import CatalogueError
 from tests.support.administration import FRENCH, administered, only_version
 from tests.support.pictures import Pictures
@@ -89,6 +90,54 @@ def test_a_damaged_profile_is_not_loaded_again(serve: Serve, repository: Path, p
     assert failure.message == listed.error
     assert str(repository) not in failure.message
     assert (listed.state, profile) == (pb.Profile.STATE_FAILED, "quick")
+
+
+async def unloaded_when_free(client: ServerClient, admin):
+    """Unloads `accurate` once no other operation runs. What is not active is left as it is: the answer tells."""
+    request = admin_pb.UnloadProfileRequest(profile="accurate")
+    call = admin.UnloadProfile(request)
+    while await call.code() == CODE.ABORTED:
+        call = admin.UnloadProfile(request)
+    return await call
+
+
+def test_a_profile_whose_loading_is_given_up_is_unloaded_as_before(
+    serve: Serve, pictures: Pictures, valve: Valve
+) -> None:
+    async def scenario(client: ServerClient, admin):
+        await admin.UnloadProfile(admin_pb.UnloadProfileRequest(profile="accurate"))
+        valve.shut()
+        loading = admin.LoadProfile(admin_pb.LoadProfileRequest(profile="accurate"))
+        await valve.entered()
+        loading.cancel()
+        valve.open()
+        state = (await unloaded_when_free(client, admin)).state
+        metrics = await client.metrics()
+        again = await admin.LoadProfile(admin_pb.LoadProfileRequest(profile="accurate"))
+        return state, metrics, again.state
+
+    state, metrics, again = run(serve, scenario, valve.load)
+    assert (state, again) == (pb.Profile.STATE_UNLOADED, pb.Profile.STATE_ACTIVE)
+    assert metrics.sum("damoserve_profile_state", profile="accurate", state="unloaded") == 1
+    assert metrics.sum("damoserve_profile_state", profile="accurate", state="loading") == 0
+
+
+def test_a_profile_whose_loading_breaks_is_unloaded_as_before(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the server's own: what is wrong with a profile is told instead."""
+
+    def load(*_):
+        raise MemoryError
+
+    async def scenario(client: ServerClient, admin):
+        await admin.UnloadProfile(admin_pb.UnloadProfileRequest(profile="accurate"))
+        with monkeypatch.context() as patch:
+            patch.setattr(lifecycle, "load_profile", load)
+            failure = await client.failure(admin.LoadProfile(admin_pb.LoadProfileRequest(profile="accurate")))
+        return failure, (await client.profiles.GetProfile(pb.GetProfileRequest(profile="accurate"))).state
+
+    failure, state = run(serve, scenario)
+    assert (failure.code, failure.reason) == (CODE.INTERNAL, "INTERNAL")
+    assert state == pb.Profile.STATE_UNLOADED
 
 
 def test_rollback_by_alias(

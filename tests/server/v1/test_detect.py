@@ -4,10 +4,15 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
 
 from damoserve.v1 import detection_pb2 as pb
+from damoserve_server.detection import detector
+from damoserve_server.inputs.buffers import RETRY_AFTER_SECONDS
+from damoserve_server.inputs.images import bytes_to_decode
 from tests.support.pictures import Pictures
 from tests.support.server import Serve
 from tests.support.valve import Valve
@@ -148,6 +153,41 @@ async def test_calls_that_fit_no_batch_run_at_the_same_time_on_all_workers(
         valve.open()
         result = await asyncio.gather(*calls)
     assert [len(response.detections) for response in result] == [4, 4, 4]
+
+
+async def test_the_time_to_decode_is_learned_and_counts_in_admission(serve: Serve, pictures: Pictures) -> None:
+    async with serve() as client:
+        answer = await client.detect(pictures.red)
+        estimate, size = client.application._detector.result()._decoding, bytes_to_decode(pictures.red)
+        learned = estimate.expected(size)
+        for _ in range(3):
+            estimate.observe(30.0, size)
+        refused = await client.failure(client.detect(pictures.red, timeout=20.0))
+    assert learned == pytest.approx(answer.timings.decode.ToNanoseconds() / 1e9, abs=1e-9)
+    assert refused.reason == "DEADLINE_UNREACHABLE"
+    expected = float(refused.detail(error_details_pb2.ErrorInfo).metadata["expected_ms"])
+    assert expected == pytest.approx(30_000, rel=0.05)
+
+
+async def test_without_a_buffer_a_request_is_refused_and_leaves_the_queue(
+    serve: Serve, pictures: Pictures, valve: Valve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the container's memory has room for fewer buffers than requests may wait."""
+    monkeypatch.setattr(detector, "affordable_slots", lambda wanted, least, size: 1)
+    async with serve(valve.load, max_batch_size=1) as client:
+        valve.shut()
+        first = asyncio.ensure_future(client.detect(pictures.red))
+        await valve.entered()
+        full = await client.failure(client.detect(pictures.red))
+        queued = (await client.metrics()).sum("damoserve_queued_requests")
+        valve.open()
+        await first
+        await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 0)
+        answer = await client.detect(pictures.red)
+    assert (full.code, full.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert full.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 1000 * RETRY_AFTER_SECONDS
+    assert queued == 0
+    assert len(answer.detections) == 4
 
 
 async def test_profiles_are_listed_the_most_accurate_first(serve: Serve) -> None:

@@ -424,6 +424,20 @@ async def test_the_deadline_of_the_stream_is_that_of_its_frames_too(
     assert valve.sizes == [1]
 
 
+@pytest.mark.parametrize(("stream_seconds", "frame_seconds"), [(15, 1000), (1000, 15)])
+async def test_what_cannot_be_in_time_for_its_stream_or_itself_is_not_let_in(
+    serve: Serve, pictures: Pictures, stream_seconds, frame_seconds
+) -> None:
+    async with serve() as client:
+        client.learn(30.0)
+        stream = Stream(client, timeout=stream_seconds)
+        await stream.options(profile="quick")
+        await stream.frame(1, pictures.red, latency_budget=Duration(seconds=frame_seconds))
+        answer = await stream.answer()
+    assert answer.WhichOneof("outcome") == "error"
+    assert reason_of(answer.error) == "DEADLINE_UNREACHABLE"
+
+
 async def test_a_stream_waits_for_the_models(
     application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
 ) -> None:

@@ -1,7 +1,8 @@
-"""Nothing of a stream is computed once it has ended, even if it is cancelled again while it ends."""
+"""Frames that wait, by their deadlines; and nothing of a stream is computed once it has ended."""
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -19,16 +20,15 @@ class Frame:
 class StreamHandler:
     """Sends frames and then nothing; they are computed until they are cancelled."""
 
-    def __init__(self, frames: int, budget: float) -> None:
+    def __init__(self, budgets: Sequence[float]) -> None:
         self.begun: list[int] = []
         self.cancelled: list[int] = []
-        self._frames = frames
-        self._budget = budget
+        self.deadlines = [time.monotonic() + budget for budget in budgets]
 
     async def frames(self, window: Window):
         window.drop_oldest = True
-        for number in range(self._frames):
-            yield Frame(number, time.monotonic() + self._budget), 0
+        for number, deadline in enumerate(self.deadlines):
+            yield Frame(number, deadline), 0
         await asyncio.Event().wait()
 
     async def compute(self, frame):
@@ -52,7 +52,7 @@ async def settle():
 @pytest.mark.parametrize("steps", range(6))
 async def test_a_stream_that_is_cancelled_while_it_ends_computes_nothing_any_more(steps) -> None:
     """gRPC cancels the call of a client that is gone shortly after a write to it has failed."""
-    caller = StreamHandler(frames=3, budget=60.0)
+    caller = StreamHandler([60.0] * 3)
     run = asyncio.ensure_future(Streams(limit=1, window=2, idle_timeout=60.0).run(caller))
     await settle()
     assert caller.begun == [0, 1]
@@ -64,3 +64,20 @@ async def test_a_stream_that_is_cancelled_while_it_ends_computes_nothing_any_mor
     await settle()
     result = caller.begun, sorted(caller.cancelled)
     assert result == ([0, 1], [0, 1])
+
+
+@pytest.mark.parametrize(("budgets", "begun"), [((60.0, 0.01, 60.0), [0]), ((60.0, 60.0, 0.01), [0, 2])])
+async def test_only_the_frame_that_waits_is_begun_at_its_deadline_not_one_that_was_dropped(budgets, begun) -> None:
+    caller = StreamHandler(budgets)
+    run = asyncio.ensure_future(Streams(limit=1, window=1, idle_timeout=60.0).run(caller))
+    await settle()
+    over = asyncio.Event()
+    # The loop calls in the order of time: what was to happen by the deadlines has happened by then.
+    asyncio.get_running_loop().call_at(min(caller.deadlines) + 1e-3, over.set)
+    await over.wait()
+    await settle()
+    seen = list(caller.begun)
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)
+    result = seen
+    assert result == begun

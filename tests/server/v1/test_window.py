@@ -28,7 +28,7 @@ class Play:
         getattr(self, event)(choice)
 
     def add(self, _: int = 0) -> None:
-        if self.window.open:
+        if self.window.may_read:
             self._compute(self.window.add(self.added, self.taken if self.tells else None))
             self.added += 1
 
@@ -38,20 +38,20 @@ class Play:
             self.window.finish(slot, slot.frame)
 
     def send(self, _: int = 0) -> None:
-        if (slot := self.window.first()) is not None:
+        if (slot := self.window.next_to_send()) is not None:
             self.sent.append(slot)
-            self._compute(self.window.sent())
+            self._compute(self.window.mark_sent())
 
     def take(self, _: int = 0) -> None:
         self.taken = min(self.taken + 1, len(self.sent))
 
     def force(self, _: int = 0) -> None:
-        due = self.window.force()
+        due = self.window.start_overdue()
         self.forced += len(due)
         self._compute(due)
 
     def end(self) -> None:
-        self._compute(self.window.close())
+        self._compute(self.window.end_input())
         while not self.window.empty:
             self.finish(0)
             self.send()
@@ -96,13 +96,13 @@ def test_the_newest_frame_is_never_dropped_and_only_a_full_window_drops(
 def test_waiting_never_drops_and_closes_the_window_instead() -> None:
     play = Play(2, drop_oldest=False, tells=True)
     play.add()
-    assert play.window.open
+    assert play.window.may_read
     play.add()
-    assert not play.window.open
+    assert not play.window.may_read
     play.finish(0)
-    assert not play.window.open  # an answer that is not sent still counts
+    assert not play.window.may_read  # an answer that is not sent still counts
     play.send()
-    assert play.window.open
+    assert play.window.may_read
 
 
 @pytest.mark.parametrize(("computed", "expected"), [(False, Drop.SERVER), (True, Drop.CLIENT)])
@@ -117,6 +117,22 @@ def test_a_drop_says_who_is_behind(computed: bool, expected: Drop) -> None:
     play.add()
     assert waiting is not None
     assert waiting.dropped == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "finished", "expected"),
+    [(2, 1, Drop.SERVER), (4, 2, Drop.SERVER), (4, 3, Drop.CLIENT), (3, 2, Drop.CLIENT)],
+)
+def test_the_server_is_behind_while_it_computes_half_of_the_window(size: int, finished: int, expected: Drop) -> None:
+    play = Play(size, drop_oldest=True, tells=True)
+    for _ in range(size + 1):
+        play.add()
+    waiting = play.window.waiting
+    for _ in range(finished):
+        play.finish(0)
+    play.add()
+    assert waiting is not None
+    assert waiting.dropped is expected
 
 
 def test_answers_count_until_they_are_taken() -> None:
@@ -148,3 +164,45 @@ def test_unsent_drops_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(10):
         play.add()
     assert play.added == 5
+
+
+def test_frames_wait_unless_they_are_to_be_dropped() -> None:
+    window: Window[int, int] = Window(1)
+    assert [slot.frame for slot in window.add(0)] == [0]
+    assert not window.may_read
+
+
+def test_a_frame_that_can_wait_no_longer_is_computed_though_the_window_is_full() -> None:
+    play = Play(1, drop_oldest=True, tells=True)
+    for _ in range(2):
+        play.add()
+    play.force()
+    assert [slot.frame for slot in play.computing] == [0, 1]
+    assert play.window.waiting is None
+    play.force()
+    assert play.forced == 1, "nothing waits any more"
+
+
+def test_all_answers_that_were_taken_make_room() -> None:
+    play = Play(2, drop_oldest=True, tells=True)
+    for _ in range(2):
+        play.add()
+    for _ in range(2):
+        play.finish(0)
+        play.send()
+        play.take()
+    for _ in range(2):
+        play.add()
+    assert [slot.frame for slot in play.computing] == [2, 3]
+
+
+def test_answers_count_no_longer_when_the_caller_stops_telling() -> None:
+    play = Play(1, drop_oldest=True, tells=True)
+    play.add()
+    play.finish(0)
+    play.send()
+    play.add()
+    assert play.computing == []
+    play.tells = False
+    play.add()
+    assert [slot.frame for slot in play.computing] == [1]
