@@ -39,6 +39,7 @@ RUN echo damoserve > README.md \
 FROM scratch AS serving-source
 COPY proto/damoserve /proto/damoserve
 COPY clients/python/damoserve_client /clients/python/damoserve_client
+COPY profiles/LICENSE profiles/NOTICE /profiles/
 COPY profiles/recipes /profiles/recipes
 COPY profiles/repository /profiles/repository
 COPY profiles/damoserve_profiles /profiles/damoserve_profiles

@@ -27,8 +27,9 @@ playground: .venv/playground ## Serves the bundled model and a web page to try i
 screenshots: .venv/dev ## Takes the pictures of the playground in docs/images. Needs Debian's chromium.
 	DAMOSERVE_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/e2e/test_playground.py -k colour_schemes
 
-test: .venv/dev ## Runs the tests.
-	$(BIN)/python -m pytest $(ARGS)
+# A process for each core, of one thread each: torch's own threads would compete with the other processes.
+test: .venv/dev ## Runs the tests: make test [ARGS=tests/server].
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: .venv/dev ## Style.
 	$(BIN)/ruff check $(PACKAGES)
