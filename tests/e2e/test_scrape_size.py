@@ -2,23 +2,23 @@
 
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 
 import pytest
 
-from tests.e2e.conftest import TIMEOUT, RunningServer
+from tests.support.process import StartServer
+from tests.support.timeouts import PROCESS_TIMEOUT
 
 MOST_BYTES = 100_000
 
 
 @pytest.fixture(scope="module")
-def idle(start_server: Callable[..., AbstractContextManager[RunningServer]]) -> Iterator[Callable[[str], bytes]]:
+def idle(start_server: StartServer) -> Iterator[Callable[[str], bytes]]:
     """What a server with the bundled model, of which nothing was asked yet, shows in a format."""
     with start_server() as server:
 
         def scrape(accept: str) -> bytes:
             request = urllib.request.Request(server.metrics, headers={"Accept": accept})
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            with urllib.request.urlopen(request, timeout=PROCESS_TIMEOUT) as response:
                 content: bytes = response.read()
             return content
 

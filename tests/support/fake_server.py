@@ -221,6 +221,7 @@ if __name__ == "__main__":
     if arguments.terminate_parent:
         server.service.gate.clear()
     with server:
+        print(f"serving cells (fp32, int8) on {server.address}, metrics on http://127.0.0.1:0/metrics", flush=True)
         if arguments.terminate_parent:
             server.service.arrived.wait()
             os.kill(os.getppid(), signal.SIGTERM)

@@ -135,6 +135,8 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for profiles.png.")] = Path("demo"),
 ) -> None:
     """Start a server, send one picture to every profile and tier, and show how they compare."""
+    if image is None and not SAMPLE.is_file():
+        raise typer.BadParameter("this install has no picture of its own: give one")
     image = image or SAMPLE
     if not _readable([image]):
         raise typer.Exit(2)

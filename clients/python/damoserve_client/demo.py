@@ -4,8 +4,8 @@ ServerDidNotStart   the server ended, or did not answer in time; the message has
 """
 
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,13 +22,15 @@ from rich.console import Console
 from damoserve_client import tables
 from damoserve_client.client import Client
 from damoserve_client.draw import Panel, annotate, sheet
-from damoserve_client.errors import DeadlineExceeded, Unavailable
 from damoserve_client.types import DetectionResult, ProfileInfo, Tier
 
 SERVER = (sys.executable, "-m", "damoserve_server")
 STARTUP_SECONDS = 120.0
 SHUTDOWN_SECONDS = 15.0
+POLL_SECONDS = 0.05
 LOG_LINES = 20
+READY = re.compile(r"^serving .* on (?P<address>\S+:\d+), metrics on ", re.MULTILINE)
+"""What a server prints when it is ready; it chooses its ports itself, since one that was free may be taken by then."""
 
 
 class ServerDidNotStart(Exception):
@@ -38,8 +40,8 @@ class ServerDidNotStart(Exception):
 def run(image: Path, output: Path, server: Sequence[str] = SERVER) -> None:
     """Shows how the profiles and tiers answer for one image; writes `profiles.png` into `output`.
 
-    `server` is the command to which `--port P --metrics-port M` is added. Raises ServerDidNotStart, DamoserveError,
-    and SystemExit on SIGTERM. Only for the main thread.
+    `server` is the command to which `--port 0 --metrics-port 0` is added; it prints where it serves once it is ready.
+    Raises ServerDidNotStart, DamoserveError, and SystemExit on SIGTERM. Only for the main thread.
     """
     console = Console()
     content = image.read_bytes()
@@ -84,17 +86,12 @@ def _exit(number: int, _: FrameType | None) -> NoReturn:
 
 @contextmanager
 def _running_server(command: Sequence[str]) -> Iterator[Client]:
-    port, metrics_port = _free_ports(2)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [*command, "--port", str(port), "--metrics-port", str(metrics_port)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=_environment(),
+            [*command, "--port", "0", "--metrics-port", "0"], stdout=log, stderr=subprocess.STDOUT, env=_environment()
         )
         try:
-            with Client(f"127.0.0.1:{port}") as client:
-                _wait_until_ready(client, process, log)
+            with Client(_wait_for_address(process, log)) as client:
                 yield client
         finally:
             _stop(process)
@@ -105,29 +102,26 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.upper().startswith("DAMOSERVE_")}
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago; held together while choosing, so that they differ."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def _wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+def _wait_for_address(process: subprocess.Popen[bytes], log: IO[bytes]) -> str:
+    """Returns the address that the server says it serves on, once all of its profiles are warm."""
     end = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < end:
-        try:
-            return client.wait_until_ready(timeout=0.5)
-        except (DeadlineExceeded, Unavailable):
-            if process.poll() is not None:
-                raise ServerDidNotStart(f"the server ended with code {process.returncode}:\n{_end_of(log)}") from None
+        ended = process.poll() is not None
+        if ready := READY.search(_content_of(log)):
+            return ready["address"]
+        if ended:
+            raise ServerDidNotStart(f"the server ended with code {process.returncode}:\n{_end_of(log)}")
+        time.sleep(POLL_SECONDS)
     raise ServerDidNotStart(f"the server did not answer within {STARTUP_SECONDS:.0f} s:\n{_end_of(log)}")
 
 
+def _content_of(log: IO[bytes]) -> str:
+    # Not by seeking: the server writes at the same position.
+    return os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode(errors="replace")
+
+
 def _end_of(log: IO[bytes]) -> str:
-    log.seek(0)
-    lines = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
+    lines = _content_of(log).splitlines()[-LOG_LINES:]
     if any("ModuleNotFoundError" in line for line in lines):
         lines.append("Install the server: pip install 'damoserve[server,models]'")
     return "\n".join(lines)
