@@ -1,20 +1,28 @@
 """What the tests of the admin service share."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from damoserve.v1 import admin_pb2_grpc
+from damoserve.v1 import detection_pb2 as pb
+from damoserve_profiles.manifest import Manifest
+from damoserve_server.engines.engine import Engine, EngineLoader, EngineOptions
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
+from damoserve_server.models.catalogue import ActiveProfile
+from tests.support.pictures import Pictures
+from tests.support.server import Serve, ServerClient
 
 FRENCH = ("rouge", "vert", "bleu")
 
 
 @asynccontextmanager
-async def administered(serve: Any, load_engine: Any = OnnxRuntimeEngine, **settings: Any) -> AsyncIterator[Any]:
+async def administered(
+    serve: Serve, load_engine: EngineLoader = OnnxRuntimeEngine, **settings: Any
+) -> "AsyncIterator[tuple[ServerClient, admin_pb2_grpc.AdminServiceAsyncStub]]":
     """A server with an admin service: its client, and the admin stub."""
     async with serve(load_engine, admin_port=0, **settings) as client:
         address = f"127.0.0.1:{client.application.admin_port}"
@@ -22,16 +30,16 @@ async def administered(serve: Any, load_engine: Any = OnnxRuntimeEngine, **setti
             yield client, admin_pb2_grpc.AdminServiceStub(channel)
 
 
-def only_version(version: int, load_engine: Any) -> Any:
+def only_version(version: int, load_engine: EngineLoader) -> EngineLoader:
     """A loader that has `load_engine` for one version, and none of its business with the others."""
 
-    def load(model: Any, manifest: Any, options: Any) -> Any:
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
         return (load_engine if manifest.version == version else OnnxRuntimeEngine)(model, manifest, options)
 
     return load
 
 
-def active(client: Any, model: str = "colours") -> Any:
+def active(client: ServerClient, model: str = "colours") -> tuple[ActiveProfile, ...]:
     return client.application._detector.result().catalogue.models[model].active
 
 
@@ -40,13 +48,13 @@ class Callers:
 
     COLOURS = ("red", "lime", "blue", "white")
 
-    def __init__(self, client: Any, pictures: Any, count: int = 16, **fields: Any) -> None:
+    def __init__(self, client: ServerClient, pictures: Pictures, count: int = 16, **fields: Any) -> None:
         self._client = client
         self._fields = fields
         self._pictures = [pictures.encode(pictures.draw(self.COLOURS[index % 4])) for index in range(count)]
         self._stop = False
-        self.answers: list[tuple[str, Any]] = []
-        self.failures: list[Any] = []
+        self.answers: list[tuple[str, pb.DetectResponse]] = []
+        self.failures: list[grpc.aio.AioRpcError] = []
 
     async def __aenter__(self) -> "Callers":
         self._tasks = [asyncio.ensure_future(self._call(index)) for index in range(len(self._pictures))]
@@ -76,7 +84,7 @@ class Callers:
             except grpc.aio.AioRpcError as error:
                 self.failures.append(error)
 
-    def check(self, labels: dict[int, tuple[str, ...]]) -> None:
+    def check(self, labels: Mapping[int, tuple[str, ...]]) -> None:
         """Each answer has the colours of its picture, in the words of the version that it says served it."""
         for colour, answer in self.answers:
             names = labels[answer.model_version]

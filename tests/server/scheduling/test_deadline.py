@@ -2,11 +2,12 @@
 
 from collections import Counter
 from random import Random
+from typing import Any
 
 import pytest
 
 from damoserve_server.scheduling.deadline import DeadlinePolicy
-from damoserve_server.scheduling.policy import Cost, Pause, QueueState, Requirements
+from damoserve_server.scheduling.policy import Cost, Decision, Pause, QueueState, Requirements
 from damoserve_server.scheduling.scheduler import Ticket
 from tests.support.plain_policy import Plain
 
@@ -21,20 +22,23 @@ class Smooth(Random):
     """Draws numbers of which no two are equal."""
 
     lengths = (1, 4, 4)
-    rates = (0.0, 0.0, 1.0, 5.0, 60.0)
+    rates: tuple[float, ...] = (0.0, 0.0, 1.0, 5.0, 60.0)
 
 
 class Coarse(Random):
     """Draws such that much falls on the same moment, and that floats hold it exactly: bounds are met, not passed."""
 
     lengths = (1, 2, 2)  # a third of a second has no exact float
-    rates = (0.0,)
+    rates: tuple[float, ...] = (0.0,)
 
-    def uniform(self, a, b):
+    def uniform(self, a: float, b: float) -> float:
         return round(super().uniform(a, b) / GRID) * GRID
 
 
-def ladder(draw):
+Numbers = Smooth | Coarse
+
+
+def ladder(draw: Numbers) -> dict[str, Cost]:
     """Profiles of any time for any batch, in any order."""
     costs = {}
     for number in range(draw.choice([1, 2, 3, 4, 4, 4])):
@@ -46,13 +50,13 @@ def ladder(draw):
     return costs
 
 
-def any_state(draw):
+def any_state(draw: Numbers) -> QueueState[str, Ticket[str, Any]]:
     costs = ladder(draw)
     count = draw.randint(1, 8)
     patience = (
         draw.choice([0.3, 1.0, 3.0]) * sum(cost.seconds_per_image for cost in costs.values()) * count / len(costs)
     )
-    tickets = []
+    tickets: list[Ticket[str, Any]] = []
     for _ in range(count):
         allowed = tuple(draw.sample(list(costs), draw.randint(1, len(costs))))
         due = NOW + draw.uniform(-0.05 * patience, patience)
@@ -73,7 +77,7 @@ def any_state(draw):
     )
 
 
-def told(decision):
+def told(decision: Decision[str, Ticket[str, Any]]) -> object:
     """Comparable, but for the moment of a pause."""
     if decision is None or isinstance(decision, Pause):
         return type(decision)
@@ -82,13 +86,14 @@ def told(decision):
 
 @pytest.mark.parametrize("max_wait", [0.005, 0.5])
 @pytest.mark.parametrize("numbers", [Smooth, Coarse])
-def test_it_decides_as_a_plain_reading_of_its_definition(numbers, max_wait) -> None:
-    kinds = Counter()
+def test_it_decides_as_a_plain_reading_of_its_definition(numbers: type[Numbers], max_wait: float) -> None:
+    kinds: Counter[type[object]] = Counter()
     for seed in SEEDS:
         state = any_state(numbers(seed))
         decision, expected = DeadlinePolicy(max_wait).decide(state), Plain(max_wait).decide(state)
         assert told(decision) == told(expected), f"seed {seed}"
         if isinstance(decision, Pause):
+            assert isinstance(expected, Pause)
             assert decision.until == pytest.approx(expected.until, abs=1e-9), f"seed {seed}"
         kinds[type(decision)] += 1
     assert len(kinds) == 3, "every kind of decision was tried"

@@ -1,20 +1,22 @@
 """What is promised of the routing, for arbitrary arrivals, profiles and latencies, on a clock of the test's own."""
 
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.simulator import LADDER, Arrival, Simulation, accuracy, bursts
+from benchmarks.simulator import LADDER, Arrival, Outcome, Simulation, accuracy, bursts
 from damoserve_server.errors import DeadlineUnreachable
 from damoserve_server.scheduling.baselines import FixedProfile, ModelSwitching, SlackFit, StaticTiers
 from damoserve_server.scheduling.deadline import DeadlinePolicy
-from damoserve_server.scheduling.policy import Cost, Pause, QueueState, Requirements
+from damoserve_server.scheduling.policy import Cost, Pause, Policy, QueueState, Requirements, Start
 from damoserve_server.scheduling.scheduler import Ticket
 
 ALL = tuple(LADDER)
-POLICIES = {
+POLICIES: dict[str, Callable[[], Policy]] = {
     "deadline": lambda: DeadlinePolicy(0.005),
     "fixed": lambda: FixedProfile("int8"),
     "tiers": lambda: StaticTiers(((0.2, "fp32"), (0.0, "int8+pruned"))),
@@ -24,16 +26,18 @@ POLICIES = {
 SECONDS = st.floats(0.001, 0.3)
 
 
-def ours():
+def ours() -> DeadlinePolicy:
     return DeadlinePolicy(max_wait=0.005)
 
 
-def serve(arrivals, costs=LADDER, policy=None, **fields):
+def serve(
+    arrivals: Sequence[Arrival], costs: Mapping[str, Cost] = LADDER, policy: Policy | None = None, **fields: Any
+) -> list[Outcome]:
     return Simulation(policy or ours(), costs, **fields).run(arrivals)
 
 
 @st.composite
-def ladders(draw, batching=True):
+def ladders(draw: st.DrawFn, batching: bool = True) -> dict[str, Cost]:
     """Profiles, the most accurate first, with any time for any batch."""
     costs = {}
     for number in range(draw(st.integers(1, 5))):
@@ -47,9 +51,10 @@ def ladders(draw, batching=True):
 
 
 @st.composite
-def requests(draw, costs):
+def requests(draw: st.DrawFn, costs: Mapping[str, Cost]) -> list[Arrival]:
     names = list(costs)
-    arrivals, at = [], 0.0
+    arrivals: list[Arrival] = []
+    at = 0.0
     for _ in range(draw(st.integers(1, 30))):
         at += draw(st.floats(0, 0.2))
         chosen = draw(st.sets(st.sampled_from(names), min_size=1))
@@ -62,7 +67,7 @@ def requests(draw, costs):
 @pytest.mark.parametrize("make", POLICIES.values(), ids=POLICIES)
 @given(data=st.data())
 @settings(max_examples=40)
-def test_promises(make, data) -> None:
+def test_promises(make: Callable[[], Policy], data: st.DataObject) -> None:
     costs = data.draw(ladders())
     arrivals = data.draw(requests(costs))
     slower = data.draw(st.floats(0.5, 3))
@@ -81,6 +86,7 @@ def test_promises(make, data) -> None:
         deadline = outcome.arrival.at + outcome.arrival.budget
         if outcome.profile is not None:
             assert outcome.profile in outcome.arrival.allowed, "a profile that is not allowed never serves"
+            assert outcome.started_at is not None
             assert outcome.started_at < deadline, "nothing expired is computed"
             assert outcome.error is None
         hopeless = min(costs[name].expected(1) for name in outcome.arrival.allowed) > outcome.arrival.budget + 1e-9
@@ -89,11 +95,11 @@ def test_promises(make, data) -> None:
 
 
 @st.composite
-def states(draw):
+def states(draw: st.DrawFn) -> QueueState[str, Ticket[str, Any]]:
     """Any queue, hopeless and unready requests included, beside any workers and any rate."""
     costs = draw(ladders())
     moments = st.floats(-1, 3)
-    tickets = []
+    tickets: list[Ticket[str, Any]] = []
     for arrival in draw(requests(costs)):
         deadline = draw(st.floats(1e-3, 3))
         requirements = Requirements(
@@ -107,7 +113,7 @@ def states(draw):
 
 @given(state=states())
 @settings(max_examples=150)
-def test_a_decision_starts_what_may_start(state) -> None:
+def test_a_decision_starts_what_may_start(state: QueueState[str, Ticket[str, Any]]) -> None:
     decision = ours().decide(state)
     ready = [ticket for ticket in state.waiting if ticket.ready]
     assert (decision is None) == (not ready)
@@ -124,12 +130,13 @@ def test_a_decision_starts_what_may_start(state) -> None:
 
 @given(data=st.data())
 @settings(max_examples=100)
-def test_whoever_is_let_in_is_answered_in_time(data) -> None:
+def test_whoever_is_let_in_is_answered_in_time(data: st.DataObject) -> None:
     """With one worker, true estimates and equal budgets: whatever profiles are chosen, the last one pays for none."""
     costs = data.draw(ladders(batching=False))
     budget = data.draw(st.floats(0.01, 1))
     gaps = data.draw(st.lists(st.floats(0, 0.2), min_size=1, max_size=30))
-    arrivals, at = [], 0.0
+    arrivals: list[Arrival] = []
+    at = 0.0
     for gap in gaps:
         at += gap
         arrivals.append(Arrival(at, budget, tuple(costs)))
@@ -156,7 +163,7 @@ def test_a_worker_that_hangs_is_not_counted_on() -> None:
     """Of two workers one hangs all the time; bursts that the other can bear are in time once that has shown."""
     hanging = iter([60.0])
 
-    def takes(profile, size):
+    def takes(profile: str, size: int) -> float:
         return next(hanging, LADDER[profile].expected(size))
 
     arrivals = [Arrival(number // 18 / 2, 0.25, ALL) for number in range(360)]
@@ -205,7 +212,7 @@ def test_nobody_starves() -> None:
         ((2.0, 2.0, 2.0, 2.0), {1, 2, 3, 4}),
     ],
 )
-def test_batches_form_only_where_they_win(seconds, sizes) -> None:
+def test_batches_form_only_where_they_win(seconds: tuple[float, ...], sizes: set[int]) -> None:
     cost = Cost(0.5, seconds)
     assert set(cost.sizes) == sizes
     simulation = Simulation(ours(), {"only": cost})
@@ -236,11 +243,16 @@ def test_under_bursts_it_is_in_time_more_often_and_more_accurate_than_a_fixed_pr
         ("quick", 8.81, "slow"),
     ],
 )
-def test_a_more_accurate_profile_than_the_last_has_to_be_in_time_by_a_tenth_more(last, due, expected) -> None:
+def test_a_more_accurate_profile_than_the_last_has_to_be_in_time_by_a_tenth_more(
+    last: str | None, due: float, expected: str
+) -> None:
     costs = {"slow": Cost(0.6, (8.0,)), "quick": Cost(0.5, (2.0,))}
-    ticket = Ticket(Requirements(("slow", "quick"), deadline=100.0, due=due, arrival=0.0), 0.0, ready=True)
+    ticket: Ticket[str, Any] = Ticket(
+        Requirements(("slow", "quick"), deadline=100.0, due=due, arrival=0.0), 0.0, ready=True
+    )
     last_accuracy = inf if last is None else costs[last].accuracy
     decision = ours().decide(QueueState(0.0, [ticket], costs, last_accuracy=last_accuracy))
+    assert isinstance(decision, Start)
     assert decision.profile == expected
 
 
@@ -248,5 +260,7 @@ def test_the_last_of_a_batch_waits_for_no_other_but_the_batch() -> None:
     """Two slow images take 4.5, and both are due at 5. After the other, even quickly, the second would be late."""
     costs = {"slow": Cost(0.6, (4.0, 4.5)), "quick": Cost(0.5, (2.0, 2.5))}
     requirements = Requirements(("slow", "quick"), deadline=100.0, due=5.0, arrival=0.0)
-    decision = ours().decide(QueueState(0.0, [Ticket(requirements, 0.0, ready=True) for _ in range(2)], costs))
+    tickets: list[Ticket[str, Any]] = [Ticket(requirements, 0.0, ready=True) for _ in range(2)]
+    decision = ours().decide(QueueState(0.0, tickets, costs))
+    assert isinstance(decision, Start)
     assert (decision.profile, len(decision.tickets)) == ("slow", 2)

@@ -15,7 +15,7 @@ from damoserve_server.scheduling.policy import Cost, Requirements, urgency
         ((2.0, 4.0, 3.0), (1, 3), 1.0),
     ],
 )
-def test_what_a_batch_costs(seconds, sizes, share) -> None:
+def test_what_a_batch_costs(seconds: tuple[float, ...], sizes: tuple[int, ...], share: float) -> None:
     cost = Cost(0.5, seconds)
     assert cost.sizes == sizes
     assert cost.seconds_per_image == share
@@ -27,7 +27,7 @@ def test_what_a_batch_costs(seconds, sizes, share) -> None:
     ("priority", "place"),
     [(1, 101.0), (2, 102.0), (5, 105.0)],
 )
-def test_a_priority_of_n_claims_n_sixths_of_the_time(priority, place) -> None:
+def test_a_priority_of_n_claims_n_sixths_of_the_time(priority: int, place: float) -> None:
     requirements = Requirements(("any",), deadline=200.0, due=106.0, arrival=100.0, priority=priority)
     assert urgency(requirements, now=101.0, quickest=1.0) == pytest.approx(place)
 
@@ -37,7 +37,7 @@ def test_the_least_urgent_is_the_default() -> None:
 
 
 @pytest.mark.parametrize(("now", "place"), [(105.0, 105.0), (105.5, 110.0)])
-def test_who_can_no_longer_be_in_time_stands_by_the_deadline(now, place) -> None:
+def test_who_can_no_longer_be_in_time_stands_by_the_deadline(now: float, place: float) -> None:
     """Ending at the very moment when it is due is in time."""
     requirements = Requirements(("any",), deadline=112.0, due=106.0, arrival=100.0)
     assert urgency(requirements, now, quickest=1.0) == pytest.approx(place)

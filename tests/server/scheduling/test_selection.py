@@ -29,6 +29,6 @@ def test_without_any_the_best_is_named() -> None:
 
 @example(accuracy=0.6)
 @given(accuracy=st.floats(0, 1))
-def test_a_profile_has_the_accuracy_that_it_is_said_to_have(accuracy) -> None:
+def test_a_profile_has_the_accuracy_that_it_is_said_to_have(accuracy: float) -> None:
     asked = float(np.float32(accuracy))  # as protobuf carries it
     assert accurate_enough([Rated(accuracy)], asked) == (Rated(accuracy),)

@@ -1,7 +1,9 @@
 """What the wire means; the refusals are in test_errors."""
 
+from collections.abc import Callable
 from math import inf, nan
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.imaging import Size
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.repository import Repository
-from damoserve_server.detection.request import DetectionResult, Timings
+from damoserve_server.detection.request import DetectionRequest, DetectionResult, Timings
+from damoserve_server.engines.engine import Engine
 from damoserve_server.errors import ArgumentOutOfRange, ProfileAndTier
 from damoserve_server.models.catalogue import ActiveProfile, FailedProfile, Model
 from damoserve_server.rpc.duration import to_duration
@@ -30,7 +33,7 @@ from damoserve_server.v1.convert import (
 )
 
 
-def convert(remaining=None, **fields):
+def convert(remaining: float | None = None, **fields: Any) -> DetectionRequest:
     return to_request(pb.DetectRequest(**fields), 100.0, remaining, default_budget=10.0)
 
 
@@ -44,7 +47,9 @@ def convert(remaining=None, **fields):
         (1.0, {"latency_budget": Duration(seconds=2)}, 101.0),
     ],
 )
-def test_the_smaller_of_deadline_and_budget_counts(remaining, fields, deadline) -> None:
+def test_the_smaller_of_deadline_and_budget_counts(
+    remaining: float | None, fields: dict[str, Any], deadline: float
+) -> None:
     assert convert(remaining, **fields).deadline == deadline
 
 
@@ -58,7 +63,9 @@ def test_the_smaller_of_deadline_and_budget_counts(remaining, fields, deadline) 
         (8.0, 4, 108.0),
     ],
 )
-def test_a_frame_has_the_smaller_of_its_own_time_and_the_streams(remaining, own, deadline) -> None:
+def test_a_frame_has_the_smaller_of_its_own_time_and_the_streams(
+    remaining: float | None, own: int | None, deadline: float
+) -> None:
     template = to_template(pb.StreamOptions(profile="quick", priority=2), 100.0, remaining)
     assert template.deadline == (inf if remaining is None else 108.0)
     message = pb.Frame(image=pb.Image(content=b"image"), latency_budget=None if own is None else Duration(seconds=own))
@@ -93,7 +100,9 @@ def test_durations_are_exact_to_the_nanosecond() -> None:
         ("priority", 1, 5, [0, 6]),
     ],
 )
-def test_numbers_are_accepted_within_their_bounds(field, lowest, highest, refused) -> None:
+def test_numbers_are_accepted_within_their_bounds(
+    field: str, lowest: float, highest: float, refused: list[float]
+) -> None:
     assert [getattr(convert(**{field: value}), field) for value in (lowest, highest)] == [lowest, highest]
     for value in refused:
         with pytest.raises(ArgumentOutOfRange, match=f"{field} is .*; it must be between") as refusal:
@@ -109,7 +118,7 @@ def test_what_is_left_out_has_its_default() -> None:
 @pytest.mark.parametrize(
     ("budget", "seconds"), [(Duration(nanos=1), 1e-9), (Duration(seconds=2, nanos=500_000_000), 2.5)]
 )
-def test_a_budget_is_counted_to_the_nanosecond(budget, seconds) -> None:
+def test_a_budget_is_counted_to_the_nanosecond(budget: Duration, seconds: float) -> None:
     options = pb.StreamOptions(latency_budget=budget)
     assert frame_budget(options, default=10.0) == seconds
     assert frame_budget(pb.StreamOptions(), default=10.0) == 10.0
@@ -117,14 +126,15 @@ def test_a_budget_is_counted_to_the_nanosecond(budget, seconds) -> None:
 
 
 @pytest.mark.parametrize("budget", [Duration(), Duration(seconds=-1), Duration(nanos=-1)])
-def test_a_budget_has_to_be_positive(budget) -> None:
+def test_a_budget_has_to_be_positive(budget: Duration) -> None:
     message = pb.Frame(latency_budget=budget)
     template = to_template(pb.StreamOptions(), 100.0, None)
-    for refuse in (
+    refusals: list[Callable[[], object]] = [
         lambda: convert(latency_budget=budget),
         lambda: to_template(pb.StreamOptions(latency_budget=budget), 100.0, None),
         lambda: to_frame(message, template, 100.0, 1.0),
-    ):
+    ]
+    for refuse in refusals:
         with pytest.raises(ArgumentOutOfRange, match="must be positive"):
             refuse()
 
@@ -139,20 +149,24 @@ def test_of_profile_and_tier_there_is_at_most_one() -> None:
 
 
 def test_frames_are_dropped_only_where_that_is_asked_for() -> None:
-    options = pb.StreamOptions
+    options, unknown = pb.StreamOptions, cast(Any, 9)
     assert {policy for policy, drops in OVERLOADS.items() if drops} == {options.OVERLOAD_DROP_OLDEST}
     assert set(OVERLOADS) == set(options.Overload.values())
     with pytest.raises(ArgumentOutOfRange, match="on_overload is 9; it must be a known policy"):
-        to_template(options(on_overload=9), 100.0, None)
+        to_template(options(on_overload=unknown), 100.0, None)
+
+
+def no_engine() -> Engine:
+    raise AssertionError("nobody needs one")
 
 
 @pytest.fixture
-def quick(pristine: Path):
+def quick(pristine: Path) -> ActiveProfile:
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
-    return ActiveProfile(manifest, [], LatencyEstimate({1: 0.25}), lambda: None)
+    return ActiveProfile(manifest, [], LatencyEstimate({1: 0.25}), no_engine)
 
 
-def test_an_answer_tells_all_that_was_found_and_where_the_time_went(quick) -> None:
+def test_an_answer_tells_all_that_was_found_and_where_the_time_went(quick: ActiveProfile) -> None:
     found = Detections(
         np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32), np.array([0.75, 0.5], np.float32), np.array([2, 0])
     )
@@ -177,7 +191,7 @@ def test_an_answer_tells_all_that_was_found_and_where_the_time_went(quick) -> No
     }
 
 
-def test_a_model_tells_of_all_its_profiles_and_why_a_version_was_refused(quick) -> None:
+def test_a_model_tells_of_all_its_profiles_and_why_a_version_was_refused(quick: ActiveProfile) -> None:
     folder = Repository(Path("/models")).folder("colours", 3, "broken")
     failed = FailedProfile(folder, None, "secret", "it is broken")
     refused = FailedProfile(Repository(Path("/models")).folder("colours", 4, "quick"), None, "secret", "it differs")
@@ -185,7 +199,7 @@ def test_a_model_tells_of_all_its_profiles_and_why_a_version_was_refused(quick) 
     assert (active.profile, active.model_version, active.state) == ("quick", 3, pb.Profile.STATE_ACTIVE)
     assert active.expected_latency.ToMilliseconds() == 250
     assert (active.parameter_count, active.mac_count, active.model_bytes) == (1, 2, quick.manifest.model_bytes)
-    assert (active.average_precision, active.average_precision_50) == (pytest.approx(0.4), pytest.approx(0.4))
+    assert (active.average_precision, active.average_precision_50) == pytest.approx((0.4, 0.4))
     assert (broken.profile, broken.model_version, broken.state) == ("broken", 3, pb.Profile.STATE_FAILED)
     assert (newer.profile, newer.model_version, newer.state) == ("quick", 4, pb.Profile.STATE_FAILED)
     assert [profile.error for profile in (active, broken, newer)] == ["", "it is broken", "it differs"]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -43,7 +44,7 @@ async def test_boxes_are_in_pixels_of_the_image(serve: Serve, pictures: Pictures
 async def test_who_serves(serve: Serve, pictures: Pictures) -> None:
     async with serve(tiers={"realtime": {"objective_ms": 1e-3}, "balanced": {"objective_ms": 5000}}) as client:
 
-        async def served(**fields):
+        async def served(**fields: Any) -> tuple[str, str]:
             response = await client.detect(pictures.red, **fields)
             return response.profile, pb.SelectionReason.Name(response.selection_reason)
 
@@ -112,7 +113,7 @@ async def test_thresholds_of_the_request_replace_those_of_the_model(serve: Serve
     async with serve() as client:
         image = pictures.encode(pictures.draw("red", "maroon", "blue", "#200000"))
 
-        async def scores(**thresholds):
+        async def scores(**thresholds: float) -> list[float]:
             return [round(d.score, 2) for d in (await client.detect(image, **thresholds)).detections]
 
         result = [

@@ -37,7 +37,7 @@ async def test_invalid_requests(serve: Serve, pictures: Pictures) -> None:
     red = pictures.red
     jpeg = pictures.encode(pictures.draw("red"), "JPEG")
     gif = pictures.encode(pictures.draw("red"), "GIF")
-    cases = {
+    cases: dict[str, tuple[bytes, dict[str, Any], tuple[str, str]]] = {
         "empty": (b"", {}, ("IMAGE_EMPTY", "image.content")),
         "random bytes": (bytes(range(256)), {}, ("IMAGE_UNDECODABLE", "image.content")),
         "truncated JPEG": (jpeg[: len(jpeg) // 2], {}, ("IMAGE_UNDECODABLE", "image.content")),
@@ -61,6 +61,7 @@ async def test_invalid_requests(serve: Serve, pictures: Pictures) -> None:
             failure = await client.failure(client.detect(content, **fields))
             assert failure.code == grpc.StatusCode.INVALID_ARGUMENT, name
             violation = failure.detail(error_details_pb2.BadRequest).field_violations[0]
+            assert failure.status is not None
             assert violation.description == failure.message == failure.status.message
             outcomes[name] = (failure.reason, violation.field)
             assert len((await client.detect(red)).detections) == 4
@@ -246,6 +247,7 @@ async def test_a_fault_is_logged_once_under_the_request_id_and_not_shown(
 
 async def test_bytes_that_are_no_message(serve: Serve, pictures: Pictures) -> None:
     async with serve() as client:
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
         method = client.channel.unary_unary("/damoserve.v1.DetectionService/Detect")
         failure = await client.failure(method(b"\xff\xff\xff"))
         assert len((await client.detect(pictures.red)).detections) == 4
@@ -253,7 +255,7 @@ async def test_bytes_that_are_no_message(serve: Serve, pictures: Pictures) -> No
 
 
 @pytest.mark.parametrize("given", ["", "a" * 129])
-async def test_an_unusable_request_id_is_replaced(serve: Serve, pictures: Pictures, given) -> None:
+async def test_an_unusable_request_id_is_replaced(serve: Serve, pictures: Pictures, given: str) -> None:
     async with serve() as client:
         request = pb.DetectRequest(image=pb.Image(content=pictures.red))
         method = client.channel.unary_unary(
@@ -262,7 +264,7 @@ async def test_an_unusable_request_id_is_replaced(serve: Serve, pictures: Pictur
             response_deserializer=pb.DetectResponse.FromString,
         )
 
-        async def echoed(request_id):
+        async def echoed(request_id: str) -> str | bytes:
             call = method(request, metadata=(("x-request-id", request_id),))
             await call
             return dict(await call.trailing_metadata())["x-request-id"]
@@ -286,7 +288,7 @@ def test_the_table_of_the_contract() -> None:
     assert sorted(errors.reasons()) == sorted(documented)
 
 
-def _kinds(root):
+def _kinds(root: type[errors.DamoserveError]) -> list[type[errors.DamoserveError]]:
     below = [kind for child in root.__subclasses__() for kind in _kinds(child)]
     return below or [root]
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -15,7 +17,7 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.telemetry.logs import TextFormatter
 from tests.support.pictures import Pictures
-from tests.support.server import ClientOf, MakeApplication, Serve, ServerClient
+from tests.support.server import ClientOf, Failure, MakeApplication, Serve, ServerClient
 from tests.support.timeouts import TIMEOUT
 from tests.support.valve import Valve
 
@@ -29,52 +31,54 @@ METHOD = {"grpc_type": "bidi_stream", "grpc_method": "DetectStream"}
 class Stream:
     """One call, by hand."""
 
-    def __init__(self, client: ServerClient, timeout=None):
+    def __init__(self, client: ServerClient, timeout: float | None = None) -> None:
         self.client = client
         self.call = pb_grpc.DetectionServiceStub(client.channel).DetectStream(timeout=timeout)
 
-    async def options(self, **fields):
+    async def options(self, **fields: Any) -> None:
         await self.call.write(pb.DetectStreamRequest(options=pb.StreamOptions(**fields)))
 
-    async def frame(self, identifier, image, **fields):
+    async def frame(self, identifier: int, image: bytes, **fields: Any) -> None:
         frame = pb.Frame(id=identifier, image=pb.Image(content=image), **fields)
         await self.call.write(pb.DetectStreamRequest(frame=frame))
 
-    async def answer(self):
+    async def answer(self) -> pb.DetectStreamResponse:
         answer = await asyncio.wait_for(self.call.read(), TIMEOUT)
-        assert answer is not grpc.aio.EOF, await self.call.code()
+        assert isinstance(answer, pb.DetectStreamResponse), await self.call.code()
         return answer
 
-    async def left(self):
+    async def left(self) -> list[pb.DetectStreamResponse]:
         answers = []
         while (answer := await asyncio.wait_for(self.call.read(), TIMEOUT)) is not grpc.aio.EOF:
+            assert isinstance(answer, pb.DetectStreamResponse)
             answers.append(answer)
         return answers
 
-    async def rest(self):
+    async def rest(self) -> tuple[list[pb.DetectStreamResponse], grpc.StatusCode]:
         """Sends no more; the answers that are left, and how the stream ends."""
         await self.call.done_writing()
         return await self.left(), await self.call.code()
 
-    async def failure(self):
+    async def failure(self) -> Failure:
         return await self.client.failure(self.left())
 
 
 @asynccontextmanager
-async def opened(client: ServerClient, **options):
+async def opened(client: ServerClient, **options: Any) -> AsyncIterator[Stream]:
     stream = Stream(client)
     await stream.options(**options)
     yield stream
     stream.call.cancel()
 
 
-def reason_of(status):
+def reason_of(status: status_pb2.Status) -> str:
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
-    return info.reason
+    reason: str = info.reason
+    return reason
 
 
-async def received(client: ServerClient, count):
+async def received(client: ServerClient, count: int) -> None:
     """Returns when the server has read so many messages of the stream."""
     await client.until(lambda now: now.sum("grpc_server_msg_received_total", **METHOD) == count)
 
@@ -112,6 +116,7 @@ async def test_a_frame_that_fails_is_answered_like_a_call_and_the_stream_goes_on
     assert code == grpc.StatusCode.OK
     assert undecodable.error.code == unary.code.value[0]
     assert undecodable.error.message == unary.message
+    assert unary.status is not None
     assert [d.type_url for d in undecodable.error.details] == [d.type_url for d in unary.status.details]
     reasons = [reason_of(answer.error) for answer in (undecodable, out_of_range, late)]
     assert reasons == ["IMAGE_UNDECODABLE", "ARGUMENT_OUT_OF_RANGE", "DEADLINE_EXPIRED"]
@@ -125,7 +130,7 @@ async def test_a_fault_is_the_frames_and_shows_nothing(
 ) -> None:
     caplog.handler.setFormatter(TextFormatter())
     async with serve(valve.load) as client, opened(client) as stream:
-        request_id = dict(await stream.call.initial_metadata())["x-request-id"]
+        request_id = str(dict(await stream.call.initial_metadata())["x-request-id"])
         valve.fault = ZeroDivisionError("secret")
         await stream.frame(7, pictures.red)
         faulty = await stream.answer()
@@ -219,7 +224,9 @@ async def test_a_frame_that_waits_for_a_client_is_answered_at_its_deadline(serve
 
 
 @pytest.mark.parametrize("policy", [pb.StreamOptions.OVERLOAD_WAIT, DROP])
-async def test_a_client_that_vanishes_frees_everything(serve: Serve, pictures: Pictures, valve: Valve, policy) -> None:
+async def test_a_client_that_vanishes_frees_everything(
+    serve: Serve, pictures: Pictures, valve: Valve, policy: "pb.StreamOptions.Overload.ValueType"
+) -> None:
     async with serve(valve.load, max_batch_size=1, stream_window=3) as client:
         valve.shut()
         async with opened(client, on_overload=policy) as stream:
@@ -264,41 +271,45 @@ async def test_a_stopping_server_answers_the_frames_that_it_accepted(
         late = await Stream(client).failure()
         valve.open()
         answers = [await stream.answer() for _ in range(3)]
-        failures, _ = [ended, late, await stream.failure()], await stopping
+        failures = [ended, late, await stream.failure()]
+        await stopping
     assert [len(answer.result.detections) for answer in answers] == [4, 4, 4]
     assert [(failure.code.name, failure.reason) for failure in failures] == [("UNAVAILABLE", "SHUTTING_DOWN")] * 3
 
 
-async def frame_first(stream, red):
+Begin = Callable[[Stream, bytes], Awaitable[None]]
+
+
+async def frame_first(stream: Stream, red: bytes) -> None:
     await stream.frame(1, red)
 
 
-async def nothing(stream, red):
+async def nothing(stream: Stream, red: bytes) -> None:
     await stream.call.write(pb.DetectStreamRequest())
 
 
-async def options_twice(stream, red):
+async def options_twice(stream: Stream, red: bytes) -> None:
     await stream.options()
     await stream.options()
 
 
-async def unknown_policy(stream, red):
+async def unknown_policy(stream: Stream, red: bytes) -> None:
     await stream.options(on_overload=9)
 
 
-async def profile_and_tier(stream, red):
+async def profile_and_tier(stream: Stream, red: bytes) -> None:
     await stream.options(profile="quick", latency_tier=1)
 
 
-async def no_budget(stream, red):
+async def no_budget(stream: Stream, red: bytes) -> None:
     await stream.options(latency_budget=Duration())
 
 
-async def unknown_model(stream, red):
+async def unknown_model(stream: Stream, red: bytes) -> None:
     await stream.options(model="birds")
 
 
-async def unknown_profile(stream, red):
+async def unknown_profile(stream: Stream, red: bytes) -> None:
     await stream.options(profile="fast")
 
 
@@ -315,7 +326,9 @@ async def unknown_profile(stream, red):
         (unknown_profile, "NOT_FOUND", "PROFILE_NOT_FOUND"),
     ],
 )
-async def test_wrong_options_end_the_stream(serve: Serve, pictures: Pictures, begin, code, reason) -> None:
+async def test_wrong_options_end_the_stream(
+    serve: Serve, pictures: Pictures, begin: Begin, code: str, reason: str
+) -> None:
     async with serve() as client:
         stream = Stream(client)
         await begin(stream, pictures.red)
@@ -338,10 +351,11 @@ async def test_frames_before_a_protocol_error_are_answered(serve: Serve, picture
 
 async def test_bytes_that_are_no_message_end_the_stream(serve: Serve) -> None:
     async with serve() as client:
-        stream = Stream(client)
-        stream.call = client.channel.stream_stream("/damoserve.v1.DetectionService/DetectStream")()
-        await stream.call.write(b"\xff\xff\xff")
-        result = await stream.failure()
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
+        method = client.channel.stream_stream("/damoserve.v1.DetectionService/DetectStream")
+        call = method()
+        await call.write(b"\xff\xff\xff")
+        result = await client.failure(asyncio.wait_for(call.read(), TIMEOUT))
     assert result.reason == "MESSAGE_UNDECODABLE"
 
 
@@ -374,7 +388,7 @@ async def test_a_client_that_takes_no_answers_frees_the_stream(serve: Serve, pic
             other = type(client)(client.application, channel)
             async with opened(other) as stream:
 
-                async def send():
+                async def send() -> None:
                     for number in range(1000):
                         await stream.frame(number, pictures.red)
 
@@ -426,7 +440,7 @@ async def test_the_deadline_of_the_stream_is_that_of_its_frames_too(
 
 @pytest.mark.parametrize(("stream_seconds", "frame_seconds"), [(15, 1000), (1000, 15)])
 async def test_what_cannot_be_in_time_for_its_stream_or_itself_is_not_let_in(
-    serve: Serve, pictures: Pictures, stream_seconds, frame_seconds
+    serve: Serve, pictures: Pictures, stream_seconds: int, frame_seconds: int
 ) -> None:
     async with serve() as client:
         client.learn(30.0)

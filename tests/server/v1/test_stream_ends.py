@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import pytest
 
 from damoserve_server.v1.stream import Streams
-from damoserve_server.v1.window import Window
+from damoserve_server.v1.window import Slot, Window
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class StreamHandler:
         self.cancelled: list[int] = []
         self.deadlines = [time.monotonic() + budget for budget in budgets]
 
-    async def frames(self, window: Window):
+    async def frames(self, window: Window[Frame, None]) -> AsyncIterator[tuple[Frame, int]]:
         window.drop_oldest = True
         for number, deadline in enumerate(self.deadlines):
             yield Frame(number, deadline), 0
         await asyncio.Event().wait()
 
-    async def compute(self, frame):
+    async def compute(self, frame: Frame) -> None:
         self.begun.append(frame.number)
         try:
             await asyncio.Event().wait()
@@ -39,18 +39,18 @@ class StreamHandler:
             self.cancelled.append(frame.number)
             raise
 
-    async def send(self, slot):
+    async def send(self, slot: Slot[Frame, None]) -> None:
         raise AssertionError("nothing has an answer")
 
 
-async def settle():
+async def settle() -> None:
     """Lets all go on that can."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("steps", range(6))
-async def test_a_stream_that_is_cancelled_while_it_ends_computes_nothing_any_more(steps) -> None:
+async def test_a_stream_that_is_cancelled_while_it_ends_computes_nothing_any_more(steps: int) -> None:
     """gRPC cancels the call of a client that is gone shortly after a write to it has failed."""
     caller = StreamHandler([60.0] * 3)
     run = asyncio.ensure_future(Streams(limit=1, window=2, idle_timeout=60.0).run(caller))
@@ -67,7 +67,9 @@ async def test_a_stream_that_is_cancelled_while_it_ends_computes_nothing_any_mor
 
 
 @pytest.mark.parametrize(("budgets", "begun"), [((60.0, 0.01, 60.0), [0]), ((60.0, 60.0, 0.01), [0, 2])])
-async def test_only_the_frame_that_waits_is_begun_at_its_deadline_not_one_that_was_dropped(budgets, begun) -> None:
+async def test_only_the_frame_that_waits_is_begun_at_its_deadline_not_one_that_was_dropped(
+    budgets: tuple[float, ...], begun: list[int]
+) -> None:
     caller = StreamHandler(budgets)
     run = asyncio.ensure_future(Streams(limit=1, window=1, idle_timeout=60.0).run(caller))
     await settle()
