@@ -1,6 +1,3 @@
 """Offline: trains, prunes, quantises, validates and writes profiles."""
 
-import os
-
-# ONNX Runtime reads this when it is imported; usage statistics are nobody's business unless the user says so.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+from damoserve_compress import environment as environment

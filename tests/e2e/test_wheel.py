@@ -104,7 +104,7 @@ def test_what_a_client_needs_is_light(base: Wheel) -> None:
 
 def test_the_models_are_the_repository_and_nothing_else(models: Wheel) -> None:
     files = {name.removeprefix("damoserve_models/") for name in models.names if ".dist-info/" not in name}
-    assert files == {"__init__.py", "py.typed"} | {f"repository/{name}" for name in in_tree(BUNDLED)}
+    assert files == {"__init__.py", "location.py", "py.typed"} | {f"repository/{name}" for name in in_tree(BUNDLED)}
     assert "repository/blood-cells/1/MODEL_CARD.md" in files
     assert models.metadata["Name"] == "damoserve-models"
     assert models.fields("Requires-Dist") == []

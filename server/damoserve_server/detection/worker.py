@@ -76,7 +76,7 @@ class Job:
         """Selects from the outputs for this image: scores `[K, C]`, boxes `[K, 4]` in pixels of the network's input."""
         return self.select(self, profile, scores, boxes)
 
-    def end(self, outcome: "Outcome | None" = None) -> bool:
+    def end(self, outcome: "JobOutcome | None" = None) -> bool:
         """Gives the buffer back and settles the answer. Returns False if that came too late.
 
         `outcome` is None where nobody waits for it.
@@ -94,10 +94,10 @@ class Job:
 
 JobTicket = Ticket[ActiveProfile, Job]
 JobBatch = Batch[ActiveProfile, Job]
-Outcome = Inference | Exception
+JobOutcome = Inference | Exception
 
 
-def settle(future: asyncio.Future[Inference], outcome: Outcome) -> bool:
+def settle(future: asyncio.Future[Inference], outcome: JobOutcome) -> bool:
     """Sets the result or the exception. Returns False if the caller has left, or the deadline was first."""
     if future.done():
         return False
@@ -114,7 +114,7 @@ class BatchSource(Protocol):
     def next_batch(self, worker: "Worker") -> JobBatch | None:
         """Waits for a batch, which the worker then owns; returns None when the worker is to end."""
 
-    def finish(self, worker: "Worker", batch: JobBatch, outcomes: list[Outcome]) -> None:
+    def finish(self, worker: "Worker", batch: JobBatch, outcomes: list[JobOutcome]) -> None:
         """Takes one outcome for each ticket of a batch that has ended."""
 
     def died(self, worker: "Worker") -> None:
@@ -165,7 +165,7 @@ class Worker:
         self.source.finish(self, batch, self._compute(batch))
         return True
 
-    def _compute(self, batch: JobBatch) -> list[Outcome]:
+    def _compute(self, batch: JobBatch) -> list[JobOutcome]:
         """Returns one outcome for each job: an error in one image fails that image only."""
         count = len(batch.tickets)
         try:
@@ -182,7 +182,7 @@ class Worker:
         if not self.abandoned:  # how long it hung tells nothing of its successor
             batch.profile.latency.observe(computed - started, count)
 
-        def outcome(index: int, ticket: JobTicket) -> Outcome:
+        def outcome(index: int, ticket: JobTicket) -> JobOutcome:
             try:
                 detections = _job(ticket).detections(batch.profile, scores[index], boxes[index])
             except Exception as error:

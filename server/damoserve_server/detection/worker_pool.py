@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from damoserve_server.detection.trace import record_batch
-from damoserve_server.detection.worker import Inference, Job, JobBatch, JobTicket, Outcome, Worker
+from damoserve_server.detection.worker import Inference, Job, JobBatch, JobOutcome, JobTicket, Worker
 from damoserve_server.errors import ShuttingDown, WorkersLost
 from damoserve_server.metrics.metrics import Metrics
 from damoserve_server.models.catalogue import ActiveProfile
@@ -156,7 +156,7 @@ class WorkerPool:
                 self._changed.wait(None if resume is None else max(0.0, resume - time.monotonic()))
         return None
 
-    def finish(self, worker: Worker, batch: JobBatch, outcomes: list[Outcome]) -> None:
+    def finish(self, worker: Worker, batch: JobBatch, outcomes: list[JobOutcome]) -> None:
         with self._changed:
             if worker.abandoned:
                 return
@@ -168,7 +168,7 @@ class WorkerPool:
     def died(self, worker: Worker) -> None:
         self._on_event_loop(partial(self._replace, worker))
 
-    def _answer(self, batch: JobBatch, outcomes: list[Outcome]) -> None:
+    def _answer(self, batch: JobBatch, outcomes: list[JobOutcome]) -> None:
         key = batch.profile.key
         self._device.batch_size.labels(*key).observe(len(outcomes))
         self._device.batches.labels(*key, batch.closing).inc()
@@ -182,7 +182,7 @@ class WorkerPool:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(work)
 
-    def _settle(self, outcomes: Iterable[tuple[JobTicket, Outcome]]) -> int:
+    def _settle(self, outcomes: Iterable[tuple[JobTicket, JobOutcome]]) -> int:
         """Ends the jobs of these tickets. Returns how many answers nobody waits for any more."""
         unused = 0
         for ticket, outcome in outcomes:

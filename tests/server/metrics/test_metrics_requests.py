@@ -267,7 +267,7 @@ async def test_stages_add_up_to_requests_and_these_to_calls(serve: Serve, pictur
     calls = now.sum("grpc_server_handling_seconds_sum", grpc_method="Detect")
     assert stages == pytest.approx(requests, rel=1e-9)
     assert requests > 8 * 0.05
-    assert 0.95 * calls <= requests <= calls
+    assert requests <= calls
     for answer in answers:
         timings = [(field.name, value.ToNanoseconds()) for field, value in answer.timings.ListFields()]
         total = dict(timings)["total"]
