@@ -39,7 +39,7 @@ def pixels_input(array: NDArray[np.uint8]) -> Any:
     return tensor
 
 
-def infer(client: Any, inputs: Any, model: str = "colours", **options: Any) -> Any:
+def infer(client: Any, /, inputs: Any, model: str = "colours", **options: Any) -> Any:
     return client.infer(model, inputs if isinstance(inputs, list) else [inputs], client_timeout=TIMEOUT, **options)
 
 

@@ -69,7 +69,7 @@ def test_nothing_is_run_while_requests_are_there(serve: Serve, pictures: Picture
 
     def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
         engine: Any = watched.load(model, manifest, options)
-        usual = engine.run
+        usual: Callable[[NDArray[np.uint8]], Outputs] = engine.run
 
         def run(images: NDArray[np.uint8]) -> Outputs:
             if threading.current_thread().name.startswith("worker"):
