@@ -4,19 +4,27 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from damoserve_server.engines.engine import EngineError
+import numpy as np
+from numpy.typing import NDArray
+
+from damoserve_profiles.manifest import Manifest
+from damoserve_server.engines.engine import EngineError, EngineLoader, EngineOptions, Outputs
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
+from tests.support.server import Samples, Serve, ServerClient
 from tests.support.timeouts import TIMEOUT
 
 THREAD = "fidelity"
 ALL = {"fidelity": {"share": 1}}
 QUICK = {"model": "colours", "profile": "quick"}
+Damage = Callable[[NDArray[np.float32], NDArray[np.float32]], Outputs]
+T = TypeVar("T")
 
 
-def results(samples: Any, **labels: str) -> dict[str, float]:
+def results(samples: Samples, **labels: str) -> dict[str, float]:
     names = ("compared", "dropped_busy", "dropped_unloaded", "not_comparable", "failed")
     labels = QUICK | labels
     return {
@@ -26,19 +34,19 @@ def results(samples: Any, **labels: str) -> dict[str, float]:
     }
 
 
-def boxes(samples: Any, **labels: str) -> dict[str, float]:
+def boxes(samples: Samples, **labels: str) -> dict[str, float]:
     return {
         name: samples.sum("damoserve_fidelity_boxes_total", **(QUICK | labels), result=name)
         for name in ("matched", "missing", "extra")
     }
 
 
-def agreement(samples: Any) -> float:
+def agreement(samples: Samples) -> float:
     found = boxes(samples)
     return 2 * found["matched"] / (2 * found["matched"] + found["missing"] + found["extra"])
 
 
-def compared(count: int) -> Any:
+def compared(count: int) -> Callable[[Samples], bool]:
     return lambda samples: results(samples).get("compared") == count
 
 
@@ -49,7 +57,7 @@ class Engines:
     when they are interrupted, where `interruptible`.
     """
 
-    def __init__(self, *, interruptible: bool = True, damage: Any = lambda scores, boxes: (scores, boxes)) -> None:
+    def __init__(self, *, interruptible: bool = True, damage: Damage = lambda scores, boxes: (scores, boxes)) -> None:
         self.interruptible = interruptible
         self.damage = damage
         self.runs: Counter[str] = Counter()
@@ -59,7 +67,7 @@ class Engines:
         self.opened.set()
         self.fault: Exception | None = None
 
-    def load(self, model: bytes, manifest: Any, options: Any) -> Any:
+    def load(self, model: bytes, manifest: Manifest, options: EngineOptions) -> "WatchedEngine":
         kind = InterruptibleEngine if self.interruptible else WatchedEngine
         return kind(OnnxRuntimeEngine(model, manifest, options), manifest.profile, self, threading.Event())
 
@@ -71,7 +79,7 @@ class WatchedEngine:
     engines: Engines
     interrupted: threading.Event
 
-    def run(self, images: Any) -> Any:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         if threading.current_thread().name == THREAD:
             self.watched()
         outputs = self.engine.run(images)
@@ -107,14 +115,19 @@ async def entered(engines: Engines) -> None:
     assert await asyncio.to_thread(engines.entered.wait, TIMEOUT)
 
 
-def monitor_of(client: Any) -> Any:
+def monitor_of(client: ServerClient) -> Any:
     return client.application._detector.result().fidelity
 
 
-def served(serve: Any, scenario: Any, load_engine: Any = OnnxRuntimeEngine, **settings: Any) -> Any:
+def served(
+    serve: Serve,
+    scenario: Callable[[ServerClient], Awaitable[T]],
+    load_engine: EngineLoader = OnnxRuntimeEngine,
+    **settings: Any,
+) -> T:
     """Runs a scenario with a client of a server that compares every answer."""
 
-    async def main() -> Any:
+    async def main() -> T:
         async with serve(load_engine, **(ALL | settings)) as client:
             return await scenario(client)
 

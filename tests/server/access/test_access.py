@@ -76,7 +76,7 @@ def watch(client: Any, token: str | None) -> Any:
 
 
 async def test_each_caller_without_leave_is_refused_counted_and_logged(
-    serve: Serve, pictures: Pictures, write, caplog: pytest.LogCaptureFixture
+    serve: Serve, pictures: Pictures, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     cases = [
         (None, "Bearer", Code.UNAUTHENTICATED, "TOKEN_MISSING"),
@@ -105,7 +105,7 @@ async def test_each_caller_without_leave_is_refused_counted_and_logged(
 
 
 async def test_a_flood_of_refusals_is_counted_whole_and_logged_in_part(
-    serve: Serve, write, caplog: pytest.LogCaptureFixture
+    serve: Serve, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(access={"tokens": write()}) as client:
         calls = [client.profiles.ListProfiles(pb.ListProfilesRequest()) for _ in range(250)]
@@ -116,7 +116,7 @@ async def test_a_flood_of_refusals_is_counted_whole_and_logged_in_part(
     assert 100 <= sum("TOKEN_MISSING" in line for line in caplog.messages) < 250
 
 
-async def test_a_token_above_its_rate_is_told_when_to_come_back(serve: Serve, pictures: Pictures, write) -> None:
+async def test_a_token_above_its_rate_is_told_when_to_come_back(serve: Serve, pictures: Pictures, write: Write) -> None:
     async with serve(access={"tokens": write(rate=0.01, burst=2)}) as client:
         for _ in range(2):
             await detect(client, pictures.red)
@@ -128,7 +128,7 @@ async def test_a_token_above_its_rate_is_told_when_to_come_back(serve: Serve, pi
 
 
 async def test_a_token_with_all_its_calls_open_gets_no_other_until_one_has_ended(
-    serve: Serve, pictures: Pictures, write, valve: Valve
+    serve: Serve, pictures: Pictures, write: Write, valve: Valve
 ) -> None:
     async with serve(valve.load, access={"tokens": write(concurrency=2)}) as client:
         valve.shut()
@@ -146,7 +146,7 @@ async def test_a_token_with_all_its_calls_open_gets_no_other_until_one_has_ended
 
 
 async def test_health_can_be_checked_but_not_watched_without_a_token(
-    serve: Serve, write, caplog: pytest.LogCaptureFixture
+    serve: Serve, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(access={"tokens": write()}) as client:
         assert await client.health() == "SERVING"
@@ -159,7 +159,7 @@ async def test_health_can_be_checked_but_not_watched_without_a_token(
 
 
 async def test_streams_need_a_token_too_and_are_slowed_to_its_rate(
-    serve: Serve, write, caplog: pytest.LogCaptureFixture
+    serve: Serve, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(access={"tokens": write(rate=100, burst=2)}) as client:
         await client.failure(reflect(client, 1, None))
@@ -179,7 +179,7 @@ async def test_without_a_file_of_tokens_everyone_may_call(serve: Serve, pictures
 
 
 async def test_the_next_call_sees_another_file_and_a_broken_one_changes_nothing(
-    serve: Serve, pictures: Pictures, write, caplog: pytest.LogCaptureFixture
+    serve: Serve, pictures: Pictures, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(access={"tokens": write()}) as client:
         path = write(camera=OTHER)
@@ -203,7 +203,7 @@ async def test_the_next_call_sees_another_file_and_a_broken_one_changes_nothing(
 
 
 async def test_limits_that_stay_the_same_go_on_over_a_change_of_the_file(
-    serve: Serve, pictures: Pictures, write
+    serve: Serve, pictures: Pictures, write: Write
 ) -> None:
     async with serve(access={"tokens": write(rate=0.01)}) as client:
         await detect(client, pictures.red)
@@ -228,7 +228,7 @@ async def test_limits_that_stay_the_same_go_on_over_a_change_of_the_file(
         ("/some.new.Service/Method", Right.ADMIN),
     ],
 )
-def test_what_changes_the_server_or_is_unknown_is_for_administrators(method, right) -> None:
+def test_what_changes_the_server_or_is_unknown_is_for_administrators(method: str, right: Right) -> None:
     assert right_for(method) is right
 
 
@@ -259,7 +259,9 @@ LONG = "s3cret" * 6
         (None, "cannot be read: No such file"),
     ],
 )
-def test_mistakes_in_the_file_of_tokens_are_named_without_the_token(tmp_path: Path, content, message) -> None:
+def test_mistakes_in_the_file_of_tokens_are_named_without_the_token(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
     path = tmp_path / "tokens.yaml"
     if content is not None:
         path.write_text(content)

@@ -1,6 +1,7 @@
 """The limits of one connection, as clients feel them."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
@@ -24,7 +25,9 @@ EAGER = [
 
 
 @asynccontextmanager
-async def held_call(client: ServerClient, image, valve: Valve):
+async def held_call(
+    client: ServerClient, image: bytes, valve: Valve
+) -> AsyncIterator["grpc.aio.UnaryUnaryCall[pb.DetectRequest, pb.DetectResponse]"]:
     """A call that the engine holds up, over a connection that pings."""
     valve.shut()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{client.application.port}", EAGER) as channel:
@@ -67,6 +70,6 @@ async def test_a_client_that_pings_more_often_than_it_may_loses_its_connection(
 
 
 @pytest.mark.parametrize("name", ["keepalive_seconds", "max_age_seconds", "max_streams"])
-def test_limits_must_be_positive(name) -> None:
+def test_limits_must_be_positive(name: str) -> None:
     with pytest.raises(ValidationError, match=name):
         Settings(connections={name: 0})

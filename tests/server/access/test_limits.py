@@ -1,6 +1,7 @@
 """The token bucket for arbitrary callers, with a clock of its own."""
 
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,9 @@ LONG_UP = 1e6  # such times have less precision than small ones, as those of a m
 
 
 @given(rates, bursts, pauses)
-def test_a_call_passes_if_and_only_if_every_window_keeps_its_bound(rate, burst, pauses) -> None:
+def test_a_call_passes_if_and_only_if_every_window_keeps_its_bound(
+    rate: float, burst: int, pauses: list[float]
+) -> None:
     """In any time T there are at most burst + rate * T calls, and none is refused that would keep this so."""
     clock = Clock(LONG_UP)
     bucket = Bucket(rate, burst, clock)
@@ -35,7 +38,7 @@ def test_a_call_passes_if_and_only_if_every_window_keeps_its_bound(rate, burst, 
 
 
 @given(rates, bursts, pauses)
-def test_the_time_to_wait_is_enough_and_not_too_much(rate, burst, pauses) -> None:
+def test_the_time_to_wait_is_enough_and_not_too_much(rate: float, burst: int, pauses: list[float]) -> None:
     clock = Clock(LONG_UP)
     bucket = Bucket(rate, burst, clock)
     for pause in pauses:
@@ -44,12 +47,14 @@ def test_the_time_to_wait_is_enough_and_not_too_much(rate, burst, pauses) -> Non
             assert wait <= 1.001 / rate
             clock.now += wait / 2
             assert bucket.take()
-            clock.now += bucket.take()
+            rest = bucket.take()
+            assert rest is not None
+            clock.now += rest
             assert not bucket.take()
 
 
 @given(rates, bursts)
-def test_after_a_quiet_time_a_whole_burst_passes_and_no_more(rate, burst) -> None:
+def test_after_a_quiet_time_a_whole_burst_passes_and_no_more(rate: float, burst: int) -> None:
     clock = Clock(LONG_UP)
     bucket = Bucket(rate, burst, clock)
     for _ in range(3):
@@ -71,6 +76,7 @@ def test_a_call_that_is_refused_uses_nothing_up() -> None:
     for _ in range(5):
         with pytest.raises(RateLimited) as refused:
             allowance.enter()
+    assert refused.value.retry_after is not None
     clock.now += refused.value.retry_after
     allowance.enter()
 
@@ -91,7 +97,7 @@ def test_the_burst_is_what_the_rate_brings_in_a_second_unless_it_is_set() -> Non
 
 
 async def test_a_stream_above_its_rate_is_slowed_and_keeps_its_messages() -> None:
-    async def messages():
+    async def messages() -> AsyncIterator[int]:
         for number in range(6):
             yield number
 

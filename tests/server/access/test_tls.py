@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import ssl
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,21 +29,25 @@ def authority() -> Authority:
 
 
 @asynccontextmanager
-async def channel_to(client: ServerClient, authority: Authority, mine: Pair | None = None):
+async def channel_to(
+    client: ServerClient, authority: Authority, mine: Pair | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
     """A connection of its own; `mine` is the certificate that the client shows."""
-    credentials = grpc.ssl_channel_credentials(authority.certificate, mine and mine.key, mine and mine.certificate)
+    credentials = grpc.ssl_channel_credentials(
+        authority.certificate, mine.key if mine else None, mine.certificate if mine else None
+    )
     options = [("grpc.use_local_subchannel_pool", 1)]
     address = f"localhost:{client.application.port}"
     async with grpc.aio.secure_channel(address, credentials, options) as channel:
         yield channel
 
 
-async def detect(channel, image: bytes, model: str = ""):
+async def detect(channel: grpc.aio.Channel, image: bytes, model: str = "") -> pb.DetectResponse:
     request = pb.DetectRequest(image=pb.Image(content=image), model=model)
     return await pb_grpc.DetectionServiceStub(channel).Detect(request, timeout=TIMEOUT)
 
 
-async def refused(client: ServerClient, channel, image: bytes) -> None:
+async def refused(client: ServerClient, channel: grpc.aio.Channel, image: bytes) -> None:
     failure = await client.failure(detect(channel, image))
     assert failure.code == grpc.StatusCode.UNAVAILABLE
 
@@ -52,7 +57,7 @@ def presented(port: int) -> bytes:
 
 
 async def test_only_a_client_that_trusts_the_certificate_talks_to_the_server(
-    serve: Serve, pictures: Pictures, authority, tmp_path: Path
+    serve: Serve, pictures: Pictures, authority: Authority, tmp_path: Path
 ) -> None:
     async with serve(tls=authority.issue().write(tmp_path)) as plain:
         await refused(plain, plain.channel, pictures.red)
@@ -65,14 +70,14 @@ async def test_only_a_client_that_trusts_the_certificate_talks_to_the_server(
 
 
 async def test_mutual_tls_wants_a_certificate_of_the_authority_in_force(
-    serve: Serve, pictures: Pictures, authority, tmp_path: Path
+    serve: Serve, pictures: Pictures, authority: Authority, tmp_path: Path
 ) -> None:
     stranger, successor = Authority(), Authority()
     ca = replace(tmp_path / "ca.crt", authority.certificate)
     tls = {**authority.issue().write(tmp_path), "client_ca": ca}
     async with serve(tls=tls) as client:
 
-        async def outcome(mine):
+        async def outcome(mine: Pair | None) -> None:
             async with channel_to(client, authority, mine) as channel:
                 if mine in accepted:
                     assert len((await detect(channel, pictures.red)).detections) == 4
@@ -90,15 +95,15 @@ async def test_mutual_tls_wants_a_certificate_of_the_authority_in_force(
 
 
 async def test_rotation_under_load_loses_no_answer(
-    serve: Serve, pictures: Pictures, authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    serve: Serve, pictures: Pictures, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Connections live a fifth of a second, so that all of them come back to each new pair; one pair is broken."""
     images = {colour: pictures.encode(pictures.draw(colour)) for colour in COLOURS}
     pairs = [authority.issue() for _ in range(4)]
     paths = pairs[0].write(tmp_path)
-    answered = []
+    answered: list[str] = []
 
-    async def call_until(done, client: ServerClient, colour):
+    async def call_until(done: asyncio.Event, client: ServerClient, colour: str) -> None:
         async with channel_to(client, authority) as channel:
             while not done.is_set():
                 answer = await detect(channel, images[colour])
@@ -134,7 +139,7 @@ async def test_rotation_under_load_loses_no_answer(
     assert not any(pair.key.decode() in caplog.text for pair in pairs)
 
 
-def spoil(name: str, folder):
+def spoil(name: str, folder: Path) -> dict[str, Path]:
     """TLS settings with one mistake."""
     authority = Authority()
     tls = authority.issue().write(folder)
@@ -168,12 +173,14 @@ def spoil(name: str, folder):
         ("no authority", r"ca\.crt has no certificates of authorities"),
     ],
 )
-def test_a_server_does_not_start_with_files_that_nobody_could_connect_to(tmp_path: Path, mistake, message) -> None:
+def test_a_server_does_not_start_with_files_that_nobody_could_connect_to(
+    tmp_path: Path, mistake: str, message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
         Settings(tls=spoil(mistake, tmp_path))
 
 
-def test_tls_is_set_by_the_environment(tmp_path: Path, authority, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_is_set_by_the_environment(tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = authority.issue().write(tmp_path)
     monkeypatch.setenv("DAMOSERVE_TLS__CERTIFICATE", str(paths["certificate"]))
     monkeypatch.setenv("DAMOSERVE_TLS__KEY", str(paths["key"]))

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,22 +15,24 @@ from damoserve_server.telemetry.settings import LogLevel
 
 ROOT = Path(__file__).parents[3]
 START = "damoserve cannot start: "
+Refusal = Callable[..., str]
+WriteFile = Callable[[str], Path]
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch):
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.upper().startswith("DAMOSERVE_")]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture
-def refusal(tmp_path: Path):
+def refusal(tmp_path: Path) -> Refusal:
     """Why the command does not start with these options; if nothing else is wrong, its repository does not exist."""
     app = typer.Typer()
     app.command()(serve)
 
     def told(*options: object) -> str:
-        arguments = {"--repository": tmp_path / "nowhere", "--port": 0, "--metrics-port": 0}
+        arguments: dict[object, object] = {"--repository": tmp_path / "nowhere", "--port": 0, "--metrics-port": 0}
         arguments |= dict(zip(options[::2], options[1::2], strict=True))
         result = CliRunner().invoke(app, [str(part) for pair in arguments.items() for part in pair])
         assert result.exit_code == 1
@@ -41,7 +44,7 @@ def refusal(tmp_path: Path):
 
 
 @pytest.fixture
-def file(tmp_path: Path):
+def file(tmp_path: Path) -> WriteFile:
     def write(content: str) -> Path:
         path = tmp_path / "damoserve.yaml"
         path.write_text(content)
@@ -77,19 +80,21 @@ def file(tmp_path: Path):
         ("tiers: {1: 2}", "tiers.1: Keys should be strings (given: 1)"),
     ],
 )
-def test_a_mistake_in_the_file_is_told_with_file_key_and_remedy(refusal, file, content, message) -> None:
+def test_a_mistake_in_the_file_is_told_with_file_key_and_remedy(
+    refusal: Refusal, file: WriteFile, content: str, message: str
+) -> None:
     path = file(content)
     assert refusal("--config", path) == f"{path}: {message}"
 
 
-def test_all_mistakes_are_told_at_once(refusal, file) -> None:
+def test_all_mistakes_are_told_at_once(refusal: Refusal, file: WriteFile) -> None:
     path = file("prot: 1\nmax_queue: many")
     told = refusal("--config", path).split("; ")
     assert [mistake.split(" ")[:2] for mistake in sorted(told)] == [[f"{path}:", "max_queue:"], [f"{path}:", "prot"]]
 
 
 @pytest.mark.parametrize("content", ["port: [1", "- 1", "hello", "1: 2"])
-def test_a_file_without_settings_is_named(refusal, file, content) -> None:
+def test_a_file_without_settings_is_named(refusal: Refusal, file: WriteFile, content: str) -> None:
     path = file(content)
     assert refusal("--config", path).startswith(f"{path} is not a YAML file of settings: ")
 
@@ -116,7 +121,7 @@ def test_a_file_without_settings_is_named(refusal, file, content) -> None:
     ],
 )
 def test_a_mistake_in_the_environment_is_told_with_its_variable(
-    refusal, monkeypatch: pytest.MonkeyPatch, name, value, message
+    refusal: Refusal, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(name, value)
     app = typer.Typer()
@@ -138,15 +143,17 @@ def test_a_mistake_in_the_environment_is_told_with_its_variable(
         ("--repository", "/nowhere", "the repository /nowhere does not exist: "),
     ],
 )
-def test_a_wrong_option_is_told_as_such(refusal, option, value, message) -> None:
+def test_a_wrong_option_is_told_as_such(refusal: Refusal, option: str, value: str, message: str) -> None:
     assert refusal(option, value).startswith(message)
 
 
-def test_a_long_value_is_cut(refusal) -> None:
+def test_a_long_value_is_cut(refusal: Refusal) -> None:
     assert len(refusal("--port", "9" * 5000)) < 300
 
 
-def test_options_before_variables_before_the_file_are_to_blame(refusal, file, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_before_variables_before_the_file_are_to_blame(
+    refusal: Refusal, file: WriteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = file("port: wrong\nmax_queue: wrong")
     monkeypatch.setenv("DAMOSERVE_MAX_QUEUE", "wrong, too")
     told = refusal("--config", path, "--port", "wrong as well")
@@ -178,7 +185,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     ],
 )
 def test_an_unknown_variable_is_warned_of(
-    refusal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name, advice
+    refusal: Refusal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, advice: str
 ) -> None:
     monkeypatch.setenv(name, "1")
     refusal()
@@ -189,7 +196,7 @@ VARIABLE = re.compile(r"\bDAMOSERVE_[A-Z][A-Z_]*[A-Z]\b")
 
 
 def test_what_other_parts_of_the_project_read_is_not_warned_of(
-    refusal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    refusal: Refusal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     sources = [
         path

@@ -10,7 +10,7 @@ from damoserve_server.scheduling.selection import Tier
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch):
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("DAMOSERVE_")]:
         monkeypatch.delenv(name)
 
@@ -58,7 +58,7 @@ def test_other_variables_with_the_prefix_do_no_harm(monkeypatch: pytest.MonkeyPa
         ("engine: openvino\nproviders: [CUDAExecutionProvider]", "leave them unset with the engine openvino"),
     ],
 )
-def test_mistakes_in_the_file_are_named(tmp_path: Path, content, message) -> None:
+def test_mistakes_in_the_file_are_named(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "damoserve.yaml"
     file.write_text(content)
     with pytest.raises(ValidationError, match=message):
@@ -66,7 +66,7 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path, content, message) -> Non
 
 
 @pytest.mark.parametrize("content", [b"port: [1", b"- 1\n- 2", b"hello", b"\xff\xfe"])
-def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content) -> None:
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "damoserve.yaml"
     file.write_bytes(content)
     with pytest.raises(SettingsError, match=r"damoserve\.yaml is not a YAML file of settings"):

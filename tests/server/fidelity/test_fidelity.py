@@ -8,19 +8,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-from damoserve_profiles.manifest import Agreement
+from damoserve_profiles.manifest import Agreement, Manifest
 from damoserve_profiles.repository import Repository
-from damoserve_server.engines.engine import EngineError
+from damoserve_server.engines.engine import Engine, EngineError, EngineOptions
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
-from tests.support.comparing import QUICK, THREAD, Engines, agreement, boxes, compared, monitor_of, results, served
+from tests.support.comparing import (
+    QUICK,
+    THREAD,
+    Damage,
+    Engines,
+    agreement,
+    boxes,
+    compared,
+    monitor_of,
+    results,
+    served,
+)
 from tests.support.pictures import Pictures
-from tests.support.server import Serve, ServerClient
+from tests.support.server import Samples, Serve, ServerClient
 
 
 def test_a_healthy_profile_agrees(serve: Serve, pictures: Pictures) -> None:
     image = pictures.encode(pictures.draw("red", "lime", "blue", "white"))
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> tuple[Samples, Samples]:
         before = await client.metrics()
         for _ in range(3):
             await client.detect(image, profile="quick")
@@ -59,8 +70,8 @@ def other_class(scores: Any, boxes: Any) -> Any:
         (other_class, {"matched": 0, "missing": 4, "extra": 4}),
     ],
 )
-def test_a_damaged_profile_is_seen(serve: Serve, pictures: Pictures, damage, expected) -> None:
-    async def scenario(client: ServerClient):
+def test_a_damaged_profile_is_seen(serve: Serve, pictures: Pictures, damage: Damage, expected: dict[str, int]) -> None:
+    async def scenario(client: ServerClient) -> Samples:
         await client.detect(pictures.red, profile="quick")
         await client.until(compared(1))
         return await client.metrics()
@@ -72,7 +83,7 @@ def test_a_damaged_profile_is_seen(serve: Serve, pictures: Pictures, damage, exp
 def test_agreement_falls_when_damage_begins(serve: Serve, pictures: Pictures) -> None:
     breaking = Engines()
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> tuple[Samples, Samples]:
         await client.detect(pictures.red, profile="quick")
         await client.until(compared(1))
         whole = await client.metrics()
@@ -87,7 +98,7 @@ def test_agreement_falls_when_damage_begins(serve: Serve, pictures: Pictures) ->
 
 
 def test_weaker_scores_are_a_shift(serve: Serve, pictures: Pictures) -> None:
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> Samples:
         await client.detect(pictures.red, profile="quick")
         await client.until(compared(1))
         return await client.metrics()
@@ -100,7 +111,7 @@ def test_weaker_scores_are_a_shift(serve: Serve, pictures: Pictures) -> None:
 
 
 def test_what_a_caller_wants_to_see_does_not_matter(serve: Serve, pictures: Pictures) -> None:
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> Samples:
         await client.detect(pictures.red, profile="quick", score_threshold=0.99)
         await client.until(compared(1))
         return await client.metrics()
@@ -112,7 +123,7 @@ def test_what_a_caller_wants_to_see_does_not_matter(serve: Serve, pictures: Pict
 def test_answers_of_the_reference_are_not_compared(serve: Serve, pictures: Pictures) -> None:
     watched = Engines()
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> Samples:
         await client.detect(pictures.red, profile="accurate")
         await client.detect(pictures.red, profile="quick")
         await client.until(compared(1))
@@ -124,7 +135,7 @@ def test_answers_of_the_reference_are_not_compared(serve: Serve, pictures: Pictu
 
 
 def test_the_reference_can_be_named(serve: Serve, pictures: Pictures) -> None:
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> Samples:
         await client.detect(pictures.red, profile="quick")
         await client.detect(pictures.red, profile="accurate")
         await client.until(lambda samples: results(samples, profile="accurate") == {"compared": 1})
@@ -134,7 +145,7 @@ def test_the_reference_can_be_named(serve: Serve, pictures: Pictures) -> None:
 
 
 def test_without_a_share_there_is_no_thread_and_no_sample(serve: Serve, pictures: Pictures) -> None:
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> tuple[list[str], Samples]:
         await client.detect(pictures.red, profile="quick")
         names = [thread.name for thread in threading.enumerate()]
         return names, await client.metrics()
@@ -145,7 +156,7 @@ def test_without_a_share_there_is_no_thread_and_no_sample(serve: Serve, pictures
 
 
 def test_only_the_share_is_sampled(serve: Serve, pictures: Pictures) -> None:
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> Samples:
         for _ in range(200):
             await client.detect(pictures.red, profile="quick")
         await client.until(lambda samples: not monitor_of(client)._samples)
@@ -160,7 +171,7 @@ def test_a_reference_that_raises_is_counted(serve: Serve, pictures: Pictures) ->
     faulty = Engines()
     faulty.fault = EngineError("out of memory")
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> None:
         await client.detect(pictures.red, profile="quick")
         await client.until(lambda samples: results(samples) == {"failed": 1})
         faulty.fault = None
@@ -171,12 +182,12 @@ def test_a_reference_that_raises_is_counted(serve: Serve, pictures: Pictures) ->
 
 
 def test_a_reference_without_an_engine_of_its_own_is_counted(serve: Serve, pictures: Pictures) -> None:
-    def load(model, manifest, options):
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
         if threading.current_thread().name == THREAD:
             raise EngineError("no memory")
         return OnnxRuntimeEngine(model, manifest, options)
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> None:
         await client.detect(pictures.red, profile="quick")
         await client.until(lambda samples: results(samples) == {"failed": 1})
 
@@ -185,11 +196,11 @@ def test_a_reference_without_an_engine_of_its_own_is_counted(serve: Serve, pictu
 
 @pytest.mark.parametrize("change", [{"resize": "fit"}, {"labels": ("red", "green", "sky")}])
 def test_what_cannot_be_compared_is_counted(
-    serve: Serve, repository: Path, new_profile: Callable[..., None], pictures: Pictures, change
+    serve: Serve, repository: Path, new_profile: Callable[..., None], pictures: Pictures, change: dict[str, object]
 ) -> None:
     new_profile(repository, "other", ap=0.3, **change)
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> Samples:
         await client.detect(pictures.red, profile="other")
         return await client.metrics()
 
@@ -208,9 +219,11 @@ EXPECTED = "damoserve_fidelity_expected_agreement"
 def test_the_expected_agreement_is_the_manifests(serve: Serve, repository: Path) -> None:
     expect(repository)
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> tuple[Samples, Samples]:
         before = await client.metrics()
-        await client.application._lifecycle.unload_profile("colours", "quick")
+        lifecycle = client.application._lifecycle
+        assert lifecycle is not None
+        await lifecycle.unload_profile("colours", "quick")
         return before, await client.metrics()
 
     before, after = served(serve, scenario, fidelity={})
@@ -221,7 +234,7 @@ def test_the_expected_agreement_is_the_manifests(serve: Serve, repository: Path)
 def test_nothing_is_expected_against_another_reference(serve: Serve, repository: Path) -> None:
     expect(repository, reference="elsewhere")
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> Samples:
         return await client.metrics()
 
     assert EXPECTED not in {name for name, _ in served(serve, scenario).series()}

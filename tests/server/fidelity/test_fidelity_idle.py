@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.repository import Repository
-from damoserve_server.engines.engine import EngineError, EngineOptions, Interruptible
+from damoserve_server.engines.engine import EngineError, EngineOptions, Interruptible, Outputs
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
+from damoserve_server.models.catalogue import ActiveProfile
 from damoserve_server.scheduling.latency import WINDOW
 from tests.support.comparing import ALL, Engines, compared, entered, monitor_of, results, served
 from tests.support.pictures import Pictures
-from tests.support.server import Serve, ServerClient
+from tests.support.server import Samples, Serve, ServerClient
 from tests.support.timeouts import TIMEOUT
 from tests.support.valve import Valve
 
@@ -27,7 +30,7 @@ def test_a_full_store_drops_and_counts(serve: Serve, pictures: Pictures) -> None
     shut = Engines()
     shut.opened.clear()
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> tuple[Samples, Samples]:
         await client.detect(pictures.red, profile="quick")
         await entered(shut)
         for _ in range(5):
@@ -42,15 +45,19 @@ def test_a_full_store_drops_and_counts(serve: Serve, pictures: Pictures) -> None
     assert results(after) == {"compared": 3, "dropped_busy": 3}
 
 
+def counted(count: int) -> Callable[[Samples], bool]:
+    return lambda samples: sum(results(samples).values()) == count
+
+
 @pytest.mark.parametrize("end", ["compared", "failed"])
-def test_a_sample_gives_its_room_back_when_it_ends(serve: Serve, pictures: Pictures, end) -> None:
+def test_a_sample_gives_its_room_back_when_it_ends(serve: Serve, pictures: Pictures, end: str) -> None:
     engines = Engines()
     engines.fault = EngineError("out of memory") if end == "failed" else None
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> Samples:
         for count in (1, 2, 3):
             await client.detect(pictures.red, profile="quick")
-            await client.until(lambda samples, count=count: sum(results(samples).values()) == count)
+            await client.until(counted(count))
         return await client.metrics()
 
     after = served(serve, scenario, engines.load, fidelity={"share": 1, "kept_images": 1})
@@ -60,11 +67,11 @@ def test_a_sample_gives_its_room_back_when_it_ends(serve: Serve, pictures: Pictu
 def test_nothing_is_run_while_requests_are_there(serve: Serve, pictures: Pictures, valve: Valve) -> None:
     watched = Engines()
 
-    def load(model, manifest, options):
-        engine = watched.load(model, manifest, options)
-        usual = engine.run
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
+        engine: Any = watched.load(model, manifest, options)
+        usual: Callable[[NDArray[np.uint8]], Outputs] = engine.run
 
-        def run(images):
+        def run(images: NDArray[np.uint8]) -> Outputs:
             if threading.current_thread().name.startswith("worker"):
                 valve.pass_through(len(images))
             return usual(images)
@@ -72,7 +79,7 @@ def test_nothing_is_run_while_requests_are_there(serve: Serve, pictures: Picture
         engine.run = run
         return engine
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> bool:
         await client.detect(pictures.red, profile="quick")
         valve.shut()
         waiting = [asyncio.ensure_future(client.detect(pictures.red, profile="quick")) for _ in range(3)]
@@ -93,7 +100,7 @@ def test_an_arrival_interrupts_the_run_and_the_sample_is_tried_again(serve: Serv
     shut = Engines()
     shut.opened.clear()
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> None:
         await client.detect(pictures.red, profile="quick")
         await entered(shut)
         await client.detect(pictures.red, profile="accurate")  # answered, though the run is held up
@@ -108,9 +115,10 @@ def test_an_arrival_interrupts_the_run_and_the_sample_is_tried_again(serve: Serv
 def test_what_cannot_be_interrupted_runs_only_after_a_longer_quiet(serve: Serve, pictures: Pictures) -> None:
     watched = Engines(interruptible=False)
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> None:
         monitor = monitor_of(client)
         reference = client.application._detector.result().catalogue.model("colours").find("accurate")
+        assert isinstance(reference, ActiveProfile)
         reference.latency.observe(TIMEOUT)  # a run is believed to take so long: nothing is quiet enough
         await client.detect(pictures.red, profile="quick")
         with monitor._changed:
@@ -127,7 +135,7 @@ def test_after_a_run_there_is_a_pause_of_nine_times_its_length(serve: Serve, pic
     shut = Engines()
     shut.opened.clear()
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> tuple[float, float]:
         await client.detect(pictures.red, profile="quick")
         await entered(shut)
         began = time.monotonic()
@@ -163,18 +171,20 @@ async def freed(reference: Any) -> None:
 
 
 @pytest.mark.parametrize("profile", ["quick", "accurate"])
-def test_unloading_drops_the_samples_and_frees_the_profile(serve: Serve, pictures: Pictures, profile) -> None:
+def test_unloading_drops_the_samples_and_frees_the_profile(serve: Serve, pictures: Pictures, profile: str) -> None:
     shut = Engines()
     shut.opened.clear()
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> Samples:
         for _ in range(3):
             await client.detect(pictures.red, profile="quick")
         await entered(shut)
         model = client.application._detector.result().catalogue.model("colours")
         gone = weakref.ref(model.find(profile))
         del model
-        await client.application._lifecycle.unload_profile("colours", profile)
+        lifecycle = client.application._lifecycle
+        assert lifecycle is not None
+        await lifecycle.unload_profile("colours", profile)
         await freed(gone)
         return await client.metrics()
 
@@ -187,13 +197,15 @@ def test_a_new_version_drops_the_samples_and_frees_the_old_one(
     shut = Engines()
     shut.opened.clear()
 
-    async def scenario(client: ServerClient):
+    async def scenario(client: ServerClient) -> Samples:
         await client.detect(pictures.red, profile="quick")
         await entered(shut)
         old = [weakref.ref(profile) for profile in client.application._detector.result().catalogue.active()]
         for profile, ap in (("accurate", 0.6), ("quick", 0.4)):
             new_profile(repository, profile, ap, version=4)
-        await client.application._lifecycle.reload("colours")
+        lifecycle = client.application._lifecycle
+        assert lifecycle is not None
+        await lifecycle.reload("colours")
         for each in old:
             await freed(each)
         shut.opened.set()

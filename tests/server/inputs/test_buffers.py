@@ -7,7 +7,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from damoserve_profiles.imaging import Size
 from damoserve_server.errors import QueueFull
-from damoserve_server.inputs.buffers import SHARE_OF_LIMIT, Pool, affordable_slots
+from damoserve_server.inputs.buffers import SHARE_OF_LIMIT, Lease, Pool, affordable_slots
 
 SLOTS = 3
 
@@ -41,7 +41,7 @@ def test_a_row_comes_back_when_its_user_fails() -> None:
     ],
 )
 def test_slots_fit_into_the_memory_of_the_container(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, limit, slots
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, limit: str | None, slots: int
 ) -> None:
     path = tmp_path / "memory.max"
     if limit is not None:
@@ -55,15 +55,15 @@ def test_slots_fit_into_the_memory_of_the_container(
 class Leasing(RuleBasedStateMachine):
     """Nobody sees what others write, whatever the order of leases and releases."""
 
-    leases = Bundle("leases")
+    leases: Bundle[Lease | None] = Bundle("leases")
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.pool = Pool(SLOTS, Size(2, 3))
-        self.written = {}
+        self.written: dict[Lease, int] = {}
 
     @rule(target=leases, value=st.integers(0, 255))
-    def lease(self, value):
+    def lease(self, value: int) -> Lease | None:
         if len(self.written) == SLOTS:
             with pytest.raises(QueueFull):
                 self.pool.lease()
@@ -74,13 +74,13 @@ class Leasing(RuleBasedStateMachine):
         return lease
 
     @rule(lease=consumes(leases))
-    def release(self, lease):
+    def release(self, lease: Lease | None) -> None:
         if lease is not None:
             lease.release()
             del self.written[lease]
 
     @invariant()
-    def rows_are_apart(self):
+    def rows_are_apart(self) -> None:
         assert (self.pool.leased, self.pool.free) == (len(self.written), SLOTS - len(self.written))
         for lease, value in self.written.items():
             assert (lease.row == value).all()

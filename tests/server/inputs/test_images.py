@@ -1,11 +1,12 @@
 """What images the server understands."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from damoserve_profiles.imaging import Size
@@ -17,7 +18,7 @@ from tests.support.server import Serve
 EXIF_ORIENTATION = 0x0112
 
 
-def modes(pictures: Pictures):
+def modes(pictures: Pictures) -> dict[str, tuple[bytes, set[str]]]:
     red = pictures.draw("red")
     transparent = red.convert("RGBA")
     transparent.putalpha(0)
@@ -62,19 +63,19 @@ async def test_boxes_follow_the_orientation_in_which_the_image_is_displayed(serv
 
 
 @pytest.fixture
-def reader():
+def reader() -> Iterator[ImageReader]:
     with ThreadPoolExecutor(1) as threads:
         yield ImageReader(ImageLimits(max_bytes=10_000, max_pixels=4800), threads)
 
 
-def test_an_image_is_resized_into_the_row_and_nowhere_else(reader, pictures: Pictures) -> None:
+def test_an_image_is_resized_into_the_row_and_nowhere_else(reader: ImageReader, pictures: Pictures) -> None:
     rows = np.zeros((3, 32, 64, 3), np.uint8)
     assert reader.read(pictures.red, rows[1], "stretch") == Size(80, 60)
     assert (rows[1] == [255, 0, 0]).all()
     assert not rows[[0, 2]].any()
 
 
-def test_a_row_that_showed_another_image_is_zero_around_a_fitted_one(reader, pictures: Pictures) -> None:
+def test_a_row_that_showed_another_image_is_zero_around_a_fitted_one(reader: ImageReader, pictures: Pictures) -> None:
     rows = np.full((3, 32, 64, 3), 7, np.uint8)
     assert reader.read(pictures.red, rows[1], "fit") == Size(80, 60)
     assert (rows[1, :, :42] == [255, 0, 0]).all()  # 80 x 60 fits 64 x 32 as 42 x 32
@@ -104,7 +105,7 @@ async def test_a_fitting_profile_is_served_as_it_was_trained(
     assert sorted(d.score for d in stretched.detections) == [1.0] * 4
 
 
-def test_limits_hold_at_their_edge(reader, pictures: Pictures) -> None:
+def test_limits_hold_at_their_edge(reader: ImageReader, pictures: Pictures) -> None:
     row = np.zeros((32, 64, 3), np.uint8)
     assert reader.read(pictures.encode(pictures.draw("red", size=(4800, 1))), row, "stretch") == Size(4800, 1)
     with pytest.raises(ImageTooLarge):
@@ -114,17 +115,18 @@ def test_limits_hold_at_their_edge(reader, pictures: Pictures) -> None:
         reader.limits.check(bytes(10_001))
 
 
-def test_pixels_are_read_like_the_file_that_holds_them(reader, pictures: Pictures) -> None:
+def test_pixels_are_read_like_the_file_that_holds_them(reader: ImageReader, pictures: Pictures) -> None:
     image = pictures.draw("red", "lime", "blue", "white")
     rows = np.zeros((2, 32, 64, 3), np.uint8)
-    for row, source in zip(rows, (pictures.encode(image), np.asarray(image)), strict=True):
+    sources: tuple[bytes | NDArray[np.uint8], ...] = (pictures.encode(image), np.asarray(image))
+    for row, source in zip(rows, sources, strict=True):
         reader.limits.check(source)
         assert reader.read(source, row, "fit") == Size(80, 60)
     assert (rows[0] == rows[1]).all()
     assert rows.any()
 
 
-def test_limits_hold_for_pixels(reader) -> None:
+def test_limits_hold_for_pixels(reader: ImageReader) -> None:
     reader.limits.check(np.zeros((60, 80, 3), np.uint8))
     with pytest.raises(ImageTooLarge):
         reader.limits.check(np.zeros((61, 80, 3), np.uint8))

@@ -2,14 +2,17 @@
 
 import asyncio
 import queue
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 
+from damoserve.v1 import detection_pb2 as pb
 from tests.support.pictures import Pictures
-from tests.support.server import Serve, ServerClient
+from tests.support.server import Serve
 from tests.support.timeouts import TIMEOUT
 from tests.support.triton_calls import (
     InferenceServerException,
@@ -25,9 +28,10 @@ from tests.support.valve import Valve
 triton_aio = pytest.importorskip("tritonclient.grpc.aio")
 
 COLOURS = ["red", "lime", "blue", "yellow", "cyan"]
+Found = tuple[tuple[int, ...], list[tuple[str, int, float, tuple[float, ...]]]]
 
 
-def found(result):
+def found(result: Any) -> list[Found]:
     """What was found in each image, as `detected` has it."""
     counts, boxes, scores = (result.as_numpy(name) for name in ("count", "boxes", "scores"))
     labels, names, sizes = (result.as_numpy(name) for name in ("labels", "label_names", "image_size"))
@@ -55,7 +59,7 @@ def found(result):
     ]
 
 
-def detected(response):
+def detected(response: pb.DetectResponse) -> Found:
     return (
         (response.image_width_px, response.image_height_px),
         [
@@ -65,7 +69,7 @@ def detected(response):
     )
 
 
-def parameters(result):
+def parameters(result: Any) -> dict[str, Any]:
     return {
         name: getattr(value, value.WhichOneof("parameter_choice"))
         for name, value in result.get_response().parameters.items()
@@ -73,12 +77,12 @@ def parameters(result):
 
 
 @pytest.fixture
-def images(pictures: Pictures):
+def images(pictures: Pictures) -> list[bytes]:
     drawn = [pictures.draw(*COLOURS[start : start + 4], size=(40 + 8 * start, 30)) for start in range(2)]
     return [pictures.encode(image) for image in [*drawn, pictures.draw("red"), pictures.draw("black")]]
 
 
-async def test_every_image_of_a_request_is_answered_as_detect_answers_it(serve: Serve, images) -> None:
+async def test_every_image_of_a_request_is_answered_as_detect_answers_it(serve: Serve, images: list[bytes]) -> None:
     async with serve() as server:
         expected = [detected(await server.detect(image, profile="quick")) for image in images]
         flat = await call(server, infer, files_input(images), model="colours/quick")
@@ -100,7 +104,7 @@ async def test_pixels_are_answered_like_the_same_image_in_a_file(serve: Serve, p
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 1, 60_000, 3), (1, 60_000, 1, 3)])
-async def test_pixels_of_any_size_serve(serve: Serve, shape) -> None:
+async def test_pixels_of_any_size_serve(serve: Serve, shape: tuple[int, int, int, int]) -> None:
     async with serve() as server:
         result = await call(server, infer, pixels_input(np.full(shape, 255, np.uint8)))
     assert result.as_numpy("image_size").tolist() == [[shape[2], shape[1]]]
@@ -114,7 +118,7 @@ async def test_no_objects_at_all(serve: Serve, pictures: Pictures) -> None:
     assert result.as_numpy("label_names").shape == (2, 0)
 
 
-async def test_only_the_outputs_that_are_asked_for_come_in_their_order(serve: Serve, images) -> None:
+async def test_only_the_outputs_that_are_asked_for_come_in_their_order(serve: Serve, images: list[bytes]) -> None:
     async with serve() as server:
         wanted = [triton.InferRequestedOutput(name) for name in ("scores", "count")]
         result = await call(server, infer, files_input(images), outputs=wanted)
@@ -140,18 +144,18 @@ async def test_parameters_reach_the_detector(serve: Serve, pictures: Pictures) -
     image = pictures.encode(pictures.draw("red", "maroon", "blue", "#200000"))
     async with serve() as server:
 
-        async def scores(**wishes):
+        async def scores(**wishes: Any) -> list[float]:
             result = await call(server, infer, files_input([image]), **wishes)
             return [round(score, 2) for score in result.as_numpy("scores")[0].tolist()]
 
-        *scores, accurate = [
+        scored = [
             await scores(priority=1, timeout=5_000_000),
             await scores(parameters={"score_threshold": 0.0}),
             await scores(parameters={"score_threshold": 1}),
             await scores(parameters={"max_detections": 1}),
-            parameters(await call(server, infer, files_input([image]), parameters={"min_accuracy": 0.6})),
         ]
-    assert scores == [[1.0, 1.0, 0.5], [1.0, 1.0, 0.5, 0.13], [1.0, 1.0], [1.0]]
+        accurate = parameters(await call(server, infer, files_input([image]), parameters={"min_accuracy": 0.6}))
+    assert scored == [[1.0, 1.0, 0.5], [1.0, 1.0, 0.5, 0.13], [1.0, 1.0], [1.0]]
     assert accurate["profile"] == "accurate"
 
 
@@ -166,7 +170,7 @@ async def test_a_timeout_that_cannot_be_kept_is_refused_at_once(serve: Serve, pi
     assert runs == []
 
 
-async def test_triton_aio_client(serve: Serve, images) -> None:
+async def test_triton_aio_client(serve: Serve, images: list[bytes]) -> None:
     async with serve() as server:
         expected = [detected(await server.detect(image, profile="quick")) for image in images]
         address = f"127.0.0.1:{server.application.port}"
@@ -178,9 +182,9 @@ async def test_triton_aio_client(serve: Serve, images) -> None:
     assert [found(result) for result in results] == [[one] for one in expected]
 
 
-def stream(client: ServerClient, requests):
+def stream(client: Any, requests: Sequence[dict[str, Any]]) -> list[Any]:
     """Sends all requests over one stream; what came back, in its order."""
-    answers = queue.Queue()
+    answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: answers.put(error if result is None else result), stream_timeout=TIMEOUT)
     for request in requests:
         client.async_stream_infer(**request)
@@ -190,7 +194,7 @@ def stream(client: ServerClient, requests):
     return received
 
 
-async def test_a_stream_is_answered_in_order_and_survives_what_fails(serve: Serve, images) -> None:
+async def test_a_stream_is_answered_in_order_and_survives_what_fails(serve: Serve, images: list[bytes]) -> None:
     inputs = [files_input([image]) for image in images]
     good = [{"model_name": "colours/quick", "inputs": [one]} for one in inputs]
     bad = {"model_name": "colours", "inputs": [files_input([b"GIF"])]}
@@ -222,7 +226,7 @@ async def test_a_stream_that_its_client_leaves_ends_its_work(serve: Serve, pictu
         valve.shut()
         address = f"127.0.0.1:{server.application.port}"
 
-        async def endless():
+        async def endless() -> AsyncIterator[dict[str, Any]]:
             while True:
                 yield {"model_name": "colours", "inputs": [files_input([pictures.red])]}
 
@@ -247,7 +251,7 @@ async def test_one_request_never_fills_the_queue_of_an_idle_server(serve: Serve,
 
 
 @pytest.mark.parametrize("unavailable", [True, False])
-async def test_a_full_queue(serve: Serve, pictures: Pictures, valve: Valve, unavailable) -> None:
+async def test_a_full_queue(serve: Serve, pictures: Pictures, valve: Valve, unavailable: bool) -> None:
     settings = {"max_queue": 1, "max_batch_size": 1, "kserve_unavailable_when_full": unavailable}
     async with serve(valve.load, **settings) as server:
         valve.shut()

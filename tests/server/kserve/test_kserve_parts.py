@@ -1,6 +1,7 @@
 """BYTES, packed and unpacked; a stream's work, in order; the index."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +20,19 @@ elements = st.lists(st.binary(max_size=40), max_size=8)
 
 
 @given(elements)
-def test_bytes_survive_packing(given_elements) -> None:
+def test_bytes_survive_packing(given_elements: list[bytes]) -> None:
     assert unpack(pack(given_elements), len(given_elements)) == given_elements
 
 
 @given(elements, st.integers(0, 9))
-def test_another_count_is_refused(given_elements, count) -> None:
+def test_another_count_is_refused(given_elements: list[bytes], count: int) -> None:
     if count != len(given_elements):
         with pytest.raises(ValueError, match="raw contents"):
             unpack(pack(given_elements), count)
 
 
 @given(st.binary(max_size=60), st.integers(0, 8))
-def test_whatever_comes_is_unpacked_wholly_or_refused(packed, count) -> None:
+def test_whatever_comes_is_unpacked_wholly_or_refused(packed: bytes, count: int) -> None:
     try:
         unpacked = unpack(packed, count)
     except ValueError:
@@ -40,7 +41,7 @@ def test_whatever_comes_is_unpacked_wholly_or_refused(packed, count) -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=8))
-def test_triton_packs_alike(given_elements) -> None:
+def test_triton_packs_alike(given_elements: list[bytes]) -> None:
     utils = pytest.importorskip("tritonclient.utils", reason="tritonclient is not installed")
     serialised = utils.serialize_byte_tensor(np.array(given_elements, np.object_))
     assert pack(given_elements) == serialised.item()
@@ -50,12 +51,12 @@ def test_triton_packs_alike(given_elements) -> None:
 class Bench:
     """Work that ends when it is told to."""
 
-    def __init__(self):
-        self.begun = []
-        self.cancelled = set()
-        self.ends = {}
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.cancelled: set[int] = set()
+        self.ends: dict[int, asyncio.Event] = {}
 
-    async def work(self, number):
+    async def work(self, number: int) -> int:
         self.begun.append(number)
         self.ends[number] = asyncio.Event()
         try:
@@ -66,19 +67,19 @@ class Bench:
         return number
 
 
-async def numbers(count):
+async def numbers(count: int) -> AsyncIterator[int]:
     for number in range(count):
         yield number
 
 
-async def settle():
+async def settle() -> None:
     """Lets all go on that can."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 @given(st.permutations(range(4)))
-async def test_results_come_in_the_order_of_the_source(order) -> None:
+async def test_results_come_in_the_order_of_the_source(order: list[int]) -> None:
     bench = Bench()
     results = asyncio.ensure_future(collect(in_order(numbers(4), bench.work, depth=4)))
     await settle()
@@ -89,7 +90,7 @@ async def test_results_come_in_the_order_of_the_source(order) -> None:
     assert result == [0, 1, 2, 3]
 
 
-async def collect(results):
+async def collect(results: AsyncIterator[int]) -> list[int]:
     return [result async for result in results]
 
 
@@ -107,13 +108,13 @@ async def test_only_so_much_is_begun() -> None:
     for number in (2, 3, 4):
         bench.ends[number].set()
         await settle()
-    results = await results
+    found = await results
     assert seen == [[0, 1], [0, 1], [0, 1, 2, 3]]
-    assert results == [0, 1, 2, 3, 4]
+    assert found == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])
-async def test_no_work_goes_on_when_nobody_takes_the_results(how) -> None:
+async def test_no_work_goes_on_when_nobody_takes_the_results(how: str) -> None:
     bench = Bench()
     results = in_order(numbers(5), bench.work, depth=3)
     first = asyncio.ensure_future(anext(results))
@@ -129,7 +130,7 @@ async def test_no_work_goes_on_when_nobody_takes_the_results(how) -> None:
 
 
 @pytest.mark.parametrize("steps", range(1, 5))
-async def test_no_work_goes_on_when_the_end_is_cut_short(steps) -> None:
+async def test_no_work_goes_on_when_the_end_is_cut_short(steps: int) -> None:
     """gRPC cancels the call of a client that is gone shortly after a write to it has failed."""
     bench = Bench()
     results = in_order(numbers(5), bench.work, depth=3)
@@ -148,7 +149,7 @@ async def test_no_work_goes_on_when_the_end_is_cut_short(steps) -> None:
 
 
 async def test_a_source_that_fails_ends_the_results() -> None:
-    async def failing():
+    async def failing() -> AsyncIterator[int]:
         yield 0
         raise ConnectionError
 
@@ -170,7 +171,7 @@ async def test_a_source_that_fails_ends_the_results() -> None:
         ([ProfileState.UNLOADED, ProfileState.LOADING], ["LOADING", "UNAVAILABLE", "LOADING"]),
     ],
 )
-def test_the_index_tells_what_is_being_loaded(states, index) -> None:
+def test_the_index_tells_what_is_being_loaded(states: list[ProfileState], index: list[str]) -> None:
     folders = [ProfileFolder(Path(f"/models/colours/3/{number}")) for number in range(len(states))]
     profiles = [IdleProfile(folder, None, state) for folder, state in zip(folders, states, strict=True)]
     model = Model.of("colours", 3, profiles)

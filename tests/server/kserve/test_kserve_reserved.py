@@ -1,9 +1,12 @@
 """Triton's reserved parameters by their values: which are taken, which are refused, and what a stream's answers say."""
 
 import struct
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 
 from damoserve.kserve.v2 import inference_pb2 as pb
 from damoserve_server.kserve.tensors import pack
@@ -12,6 +15,8 @@ from tests.support.server import Serve, ServerClient
 
 TIMEOUT = 20.0
 Parameter = pb.InferParameter
+Holder = pb.ModelInferRequest | pb.ModelInferRequest.InferInputTensor | pb.ModelInferRequest.InferRequestedOutputTensor
+M = TypeVar("M", bound=Message)
 OFF, ON = Parameter(bool_param=False), Parameter(bool_param=True)
 ZERO, ONE, NO_TEXT, A_TEXT = (
     Parameter(int64_param=0),
@@ -21,7 +26,7 @@ ZERO, ONE, NO_TEXT, A_TEXT = (
 )
 
 
-def method(client: ServerClient, name, request, response):
+def method(client: ServerClient, name: str, request: Message, response: type[M]) -> Awaitable[M]:
     return client.channel.unary_unary(
         f"/inference.GRPCInferenceService/{name}",
         request_serializer=type(request).SerializeToString,
@@ -29,29 +34,29 @@ def method(client: ServerClient, name, request, response):
     )(request, timeout=TIMEOUT)
 
 
-def infer(client: ServerClient, request):
+def infer(client: ServerClient, request: pb.ModelInferRequest) -> Awaitable[pb.ModelInferResponse]:
     return method(client, "ModelInfer", request, pb.ModelInferResponse)
 
 
-def raw_request(content, place="request", **parameters):
+def raw_request(content: bytes, place: str = "request", /, **parameters: Parameter) -> pb.ModelInferRequest:
     """For one image, with the parameters in their place."""
     request = pb.ModelInferRequest(id="mine", raw_input_contents=[content])
     request.inputs.add(name="images", datatype="BYTES", shape=[1])
     request.outputs.add(name="count")
-    holder = {"request": request, "input": request.inputs[0], "output": request.outputs[0]}[place]
+    holders: dict[str, Holder] = {"request": request, "input": request.inputs[0], "output": request.outputs[0]}
     for name, parameter in parameters.items():
-        holder.parameters[name].CopyFrom(parameter)
+        holders[place].parameters[name].CopyFrom(parameter)
     return request
 
 
-def typed_request(content, place="request", **parameters):
+def typed_request(content: bytes, place: str = "request", /, **parameters: Parameter) -> pb.ModelInferRequest:
     request = raw_request(b"", place, **parameters)
     request.ClearField("raw_input_contents")
     request.inputs[0].contents.bytes_contents.append(content)
     return request
 
 
-def taken(red):
+def taken(red: bytes) -> dict[str, pb.ModelInferRequest]:
     packed = pack([red])
     size = Parameter(int64_param=len(packed))
     return {
@@ -142,7 +147,11 @@ INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "PARAMETER_INVALID")
     ids=["asks for more", "asks a typed request for raw contents", "wrong type", "out of place"],
 )
 async def test_parameters_whose_wish_would_be_ignored_are_refused(
-    serve: Serve, pictures: Pictures, make, cases, how
+    serve: Serve,
+    pictures: Pictures,
+    make: Callable[..., pb.ModelInferRequest],
+    cases: list[tuple[str, str, Parameter]],
+    how: tuple[grpc.StatusCode, str],
 ) -> None:
     content = pack([pictures.red]) if make is raw_request else pictures.red
     async with serve() as client:
@@ -155,7 +164,7 @@ async def test_parameters_whose_wish_would_be_ignored_are_refused(
 
 @pytest.mark.parametrize("asked", [{}, {"triton_enable_empty_final_response": ON}])
 async def test_a_stream_has_one_answer_to_each_request_and_says_that_it_is_final(
-    serve: Serve, pictures: Pictures, asked
+    serve: Serve, pictures: Pictures, asked: dict[str, Parameter]
 ) -> None:
     good = raw_request(pack([pictures.red]), **asked)
     bad = raw_request(pack([b"GIF"]), **asked)
@@ -173,7 +182,7 @@ async def test_a_stream_has_one_answer_to_each_request_and_says_that_it_is_final
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
-async def test_a_lone_file_may_lack_its_length(serve: Serve, pictures: Pictures, kind) -> None:
+async def test_a_lone_file_may_lack_its_length(serve: Serve, pictures: Pictures, kind: str) -> None:
     """As perf_analyzer sends the `b64` content of its input."""
     file = pictures.encode(pictures.draw("red", "lime", "blue", "black"), kind)
     two = raw_request(file)
@@ -194,25 +203,27 @@ async def test_contents_with_a_length_are_never_mistaken_for_a_file(serve: Serve
     assert struct.unpack("<i", result.raw_output_contents[0]) == (4,)
 
 
-def trace_settings(**settings):
+def trace_settings(**settings: list[str]) -> pb.TraceSettingRequest:
     values = {name: pb.TraceSettingRequest.SettingValue(value=value) for name, value in settings.items()}
     return pb.TraceSettingRequest(settings=values)
 
 
-def log_settings(**settings):
+def log_settings(**settings: dict[str, Any]) -> pb.LogSettingsRequest:
     return pb.LogSettingsRequest(
         settings={name: pb.LogSettingsRequest.SettingValue(**value) for name, value in settings.items()}
     )
 
 
 @pytest.mark.parametrize(("level", "info", "verbose"), [("debug", True, 1), ("info", True, 0), ("warning", False, 0)])
-async def test_settings_of_traces_and_log_are_read_and_not_changed(serve: Serve, level, info, verbose) -> None:
+async def test_settings_of_traces_and_log_are_read_and_not_changed(
+    serve: Serve, level: str, info: bool, verbose: int
+) -> None:
     async with serve(log_level=level) as client:
 
-        def trace(**settings):
+        def trace(**settings: list[str]) -> Awaitable[pb.TraceSettingResponse]:
             return method(client, "TraceSetting", trace_settings(**settings), pb.TraceSettingResponse)
 
-        def log(**settings):
+        def log(**settings: dict[str, Any]) -> Awaitable[pb.LogSettingsResponse]:
             return method(client, "LogSettings", log_settings(**settings), pb.LogSettingsResponse)
 
         of_unknown = pb.TraceSettingRequest(model_name="nothing")
@@ -238,7 +249,7 @@ async def test_a_model_is_unloaded_with_what_depends_on_it(serve: Serve) -> None
     """Nothing does, so both values are kept; Triton's client sends one of them every time."""
     async with serve(kserve_admin=True) as client:
 
-        def unload(name, **parameters):
+        def unload(name: str, **parameters: bool) -> Awaitable[pb.RepositoryModelUnloadResponse]:
             values = {key: pb.ModelRepositoryParameter(bool_param=value) for key, value in parameters.items()}
             request = pb.RepositoryModelUnloadRequest(model_name=name, parameters=values)
             return method(client, "RepositoryModelUnload", request, pb.RepositoryModelUnloadResponse)

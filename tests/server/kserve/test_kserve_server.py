@@ -1,15 +1,17 @@
 """What else Triton's own client can ask of the KServe v2 service."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.descriptor import Descriptor, FileDescriptor
 
 from damoserve.kserve.v2 import inference_pb2
 from tests.support.pictures import Pictures
-from tests.support.server import ClientOf, MakeApplication, Serve, ServerClient
+from tests.support.server import ClientOf, MakeApplication, Serve
 from tests.support.timeouts import TIMEOUT
 from tests.support.triton_calls import (
     InferenceServerException,
@@ -38,7 +40,7 @@ async def test_requests_that_are_refused(serve: Serve, pictures: Pictures) -> No
     unnamed = triton.InferInput("data", [1], "BYTES")
     unnamed.set_data_from_numpy(np.array([pictures.red], np.object_))
     grey = pixels_input(np.zeros((1, 4, 4, 1), np.uint8))
-    cases = {
+    cases: dict[str, tuple[Any, dict[str, Any], str, str]] = {
         "shared memory": (shared, {}, "UNIMPLEMENTED", "shared memory"),
         "answer in shared memory": (red, {"outputs": [answer_in_shared]}, "UNIMPLEMENTED", "shared memory"),
         "classes": (red, {"outputs": [output("scores", class_count=2)]}, "UNIMPLEMENTED", "classification"),
@@ -81,7 +83,7 @@ async def test_requests_that_are_refused(serve: Serve, pictures: Pictures) -> No
         "empty image": (files_input([pictures.red, b""]), {}, "INVALID_ARGUMENT", "image 1: the image is empty"),
         "long id": (red, {"request_id": "x" * 257}, "INVALID_ARGUMENT", "256"),
     }
-    outcomes = {}
+    outcomes: dict[str, tuple[str, str]] = {}
     async with serve(max_pixels=80_000) as server:
         for name, (inputs, options, _, _) in cases.items():
             outcomes[name] = await call(server, refusal, inputs, **options)
@@ -94,7 +96,7 @@ async def test_requests_that_are_refused(serve: Serve, pictures: Pictures) -> No
 async def test_what_triton_tools_read(serve: Serve, repository: Path, new_profile: Callable[..., None]) -> None:
     new_profile(repository, "broken", ap=0.9, model=b"no network")
 
-    def read(client: ServerClient):
+    def read(client: Any) -> dict[str, Any]:
         return {
             "server": client.get_server_metadata(as_json=True),
             "metadata": client.get_model_metadata("colours", as_json=True),
@@ -136,7 +138,7 @@ async def test_what_triton_tools_read(serve: Serve, repository: Path, new_profil
 
 
 async def test_statistics(serve: Serve, pictures: Pictures) -> None:
-    def statistics(client: ServerClient, name=""):
+    def statistics(client: Any, name: str = "") -> dict[str, Any]:
         stats = client.get_inference_statistics(name).model_stats
         return {one.name: one for one in stats}
 
@@ -159,12 +161,12 @@ async def test_statistics(serve: Serve, pictures: Pictures) -> None:
 
 
 async def test_what_is_not_offered_says_so(serve: Serve) -> None:
-    def refused(method, *args, **options):
+    def refused(method: Callable[..., object], *args: object, **options: object) -> tuple[str, str]:
         with pytest.raises(InferenceServerException) as caught:
             method(*args, **options)
         return caught.value.status(), caught.value.message()
 
-    def attempts(client: ServerClient):
+    def attempts(client: Any) -> list[tuple[str, str]]:
         return [
             refused(client.get_system_shared_memory_status),
             refused(client.register_system_shared_memory, "name", "/key", 10),
@@ -185,7 +187,7 @@ async def test_what_is_not_offered_says_so(serve: Serve) -> None:
 
 
 async def test_a_server_that_loads_is_alive_but_not_ready(application: MakeApplication, client_of: ClientOf) -> None:
-    def state(client: ServerClient):
+    def state(client: Any) -> tuple[bool, bool, bool]:
         return client.is_server_live(), client.is_server_ready(), client.is_model_ready("colours")
 
     server = application()
@@ -223,7 +225,7 @@ async def test_the_service_can_be_switched_off(serve: Serve, pictures: Pictures)
     assert result[0] == "UNIMPLEMENTED"
 
 
-def messages(file):
+def messages(file: FileDescriptor) -> Iterator[tuple[str, Descriptor]]:
     waiting = list(file.message_types_by_name.values())
     while waiting:
         message = waiting.pop()
@@ -231,7 +233,7 @@ def messages(file):
         yield message.full_name.removeprefix(f"{file.package}."), message
 
 
-def kinds(message):
+def kinds(message: Descriptor) -> Iterator[tuple[str, int, int, bool, str | None]]:
     """Every field of a message with all that decides about its bytes."""
     for field in message.fields:
         nested = field.message_type or field.enum_type

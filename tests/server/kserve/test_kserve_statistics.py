@@ -1,5 +1,6 @@
 """What the statistics and the parameters of an answer say of times that are known."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from damoserve_profiles.imaging import Size
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.repository import Repository
 from damoserve_server.detection.request import DetectionResult, Timings
-from damoserve_server.kserve import statistics as module
 from damoserve_server.kserve.encode import to_response
 from damoserve_server.kserve.statistics import Statistics
 from damoserve_server.kserve.targets import Target
@@ -31,29 +31,34 @@ TIMINGS = Timings(
 
 
 @pytest.fixture
-def profiles(pristine: Path):
+def profiles(pristine: Path) -> list[ActiveProfile]:
     """`accurate` and `quick` of the model `colours`, version 3."""
     folders = Repository(pristine).profiles("colours", 3)
-    return [ActiveProfile(folder.read_manifest(), [], LatencyEstimate({1: 1.0}), lambda: None) for folder in folders]
+    return [
+        ActiveProfile(folder.read_manifest(), [], LatencyEstimate({1: 1.0}), lambda: pytest.fail("nothing is run"))
+        for folder in folders
+    ]
 
 
-def result(profile, batch_size=1, timings=TIMINGS):
+def result(profile: ActiveProfile, batch_size: int = 1, timings: Timings = TIMINGS) -> DetectionResult:
     return DetectionResult(NOTHING, Size(8, 4), profile, Reason.REQUESTED, batch_size, timings)
 
 
-def twice(timings):
+def twice(timings: Timings) -> Timings:
     return Timings(*(2 * seconds for seconds in timings.stages))
 
 
-def told(duration):
+def told(duration: pb.StatisticDuration) -> tuple[int, int]:
     return duration.count, duration.ns
 
 
-def stages(message):
+def stages(message: pb.InferStatistics | pb.InferBatchStatistics) -> dict[str, tuple[int, int]]:
     return {field.name: told(value) for field, value in message.ListFields() if field.name != "batch_size"}
 
 
-def test_the_times_of_an_answer_are_in_microseconds_and_the_longest_of_its_images(profiles) -> None:
+def test_the_times_of_an_answer_are_in_microseconds_and_the_longest_of_its_images(
+    profiles: list[ActiveProfile],
+) -> None:
     accurate, quick = profiles
     answer = to_response(pb.ModelInferRequest(), [result(quick, 4), result(accurate, 2, twice(TIMINGS))], ())
     numbers = {name: value.int64_param for name, value in answer.parameters.items()}
@@ -64,10 +69,10 @@ def test_the_times_of_an_answer_are_in_microseconds_and_the_longest_of_its_image
 
 
 def test_a_request_counts_for_its_model_and_profile_with_its_slowest_image(
-    profiles, monkeypatch: pytest.MonkeyPatch
+    profiles: list[ActiveProfile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, quick = profiles
-    monkeypatch.setattr(module.time, "time", lambda: 1_700_000_000.5)
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.5)
     statistics = Statistics()
     statistics.succeeded([result(quick), result(quick, timings=twice(TIMINGS))], 1.25)
     model = Model("colours", 3, tuple(profiles))
@@ -87,7 +92,7 @@ def test_a_request_counts_for_its_model_and_profile_with_its_slowest_image(
     assert (unused.inference_count, unused.last_inference) == (0, 0)
 
 
-def test_images_of_a_batch_share_its_run(profiles) -> None:
+def test_images_of_a_batch_share_its_run(profiles: list[ActiveProfile]) -> None:
     """Each knows the time of the whole, 0.5 s: four images of one batch of four are one run, alone or among others."""
     _, quick = profiles
     statistics = Statistics()
@@ -106,7 +111,7 @@ def test_images_of_a_batch_share_its_run(profiles) -> None:
     assert pair.compute_infer.ns == 250_000_000
 
 
-def test_a_failure_counts_once_for_the_model_and_for_a_profile_that_was_named(profiles) -> None:
+def test_a_failure_counts_once_for_the_model_and_for_a_profile_that_was_named(profiles: list[ActiveProfile]) -> None:
     accurate, quick = profiles
     statistics = Statistics()
     model = Model("colours", 3, tuple(profiles))

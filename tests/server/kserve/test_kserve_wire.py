@@ -2,18 +2,21 @@
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 
 from damoserve.kserve.v2 import inference_pb2 as pb
 from damoserve.v1 import admin_pb2
 from damoserve_profiles.repository import ALIASES_FILE
 from damoserve_server.detection import detector
+from damoserve_server.detection.request import DetectionRequest, DetectionResult
 from damoserve_server.kserve.tensors import pack, unpack
 from tests.support.administration import FRENCH, administered, only_version
 from tests.support.pictures import Pictures
@@ -24,9 +27,10 @@ from tests.support.valve import Valve
 Request = pb.ModelInferRequest
 Input = pb.ModelInferRequest.InferInputTensor
 Contents = pb.InferTensorContents
+M = TypeVar("M", bound=Message)
 
 
-def method(client: ServerClient, name, response=pb.ModelInferResponse):
+def method(client: ServerClient, name: str, response: type[M]) -> "grpc.aio.UnaryUnaryMultiCallable[Message, M]":
     return client.channel.unary_unary(
         f"/inference.GRPCInferenceService/{name}",
         request_serializer=lambda message: message.SerializeToString(),
@@ -34,19 +38,19 @@ def method(client: ServerClient, name, response=pb.ModelInferResponse):
     )
 
 
-def infer(client: ServerClient, request):
-    return method(client, "ModelInfer")(request, timeout=TIMEOUT)
+def infer(client: ServerClient, request: Request) -> Awaitable[pb.ModelInferResponse]:
+    return method(client, "ModelInfer", pb.ModelInferResponse)(request, timeout=TIMEOUT)
 
 
-def length(number):
+def length(number: int) -> bytes:
     return struct.pack("<I", number)
 
 
-def typed(name, datatype, shape, **contents):
+def typed(name: str, datatype: str, shape: Sequence[int], **contents: Any) -> Request:
     return Request(inputs=[Input(name=name, datatype=datatype, shape=shape, contents=Contents(**contents))])
 
 
-def raw(name, datatype, shape, *entries):
+def raw(name: str, datatype: str, shape: Sequence[int], *entries: bytes) -> Request:
     return Request(inputs=[Input(name=name, datatype=datatype, shape=shape)], raw_input_contents=entries)
 
 
@@ -75,13 +79,13 @@ async def test_an_empty_model_name_means_the_default_model(serve: Serve, picture
     assert result == ("colours", "3", 4)
 
 
-def mixed():
+def mixed() -> Request:
     request = raw("pixels", "UINT8", [1, 1, 1, 3], bytes(3))
     request.inputs[0].contents.uint_contents.extend([0, 0, 0])
     return request
 
 
-def malformed(red):
+def malformed(red: bytes) -> dict[str, tuple[Request, str]]:
     return {
         "raw and contents": (mixed(), "inputs.pixels.contents"),
         "raw too short": (raw("pixels", "UINT8", [1, 2, 2, 3], bytes(11)), "raw_input_contents"),
@@ -170,7 +174,7 @@ async def test_the_priority_reaches_the_detector(
     seen = []
     detect = detector.Detector.detect
 
-    async def spy(self, request):
+    async def spy(self: detector.Detector, request: DetectionRequest) -> DetectionResult:
         seen.append(request.priority)
         return await detect(self, request)
 
@@ -191,7 +195,7 @@ async def test_models_are_loaded_and_unloaded_where_that_is_allowed(serve: Serve
         ready = method(client, "ModelReady", pb.ModelReadyResponse)
         metadata = method(client, "ServerMetadata", pb.ServerMetadataResponse)
 
-        async def is_ready():
+        async def is_ready() -> list[bool]:
             names = ("colours", "colours/quick")
             return [(await ready(pb.ModelReadyRequest(name=name), timeout=TIMEOUT)).ready for name in names]
 
@@ -225,11 +229,11 @@ async def test_a_request_is_answered_by_one_version_though_another_takes_over(
     settings = {"workers": 1, "max_batch_size": 1}  # so only two images of a request are worked on at a time
     tensor = pb.ModelInferRequest.InferInputTensor(name="images", datatype="BYTES", shape=[5])
 
-    def ask(client: ServerClient, version):
+    def ask(client: ServerClient, version: str) -> Awaitable[pb.ModelInferResponse]:
         request = pb.ModelInferRequest(model_name="colours/quick", model_version=version, inputs=[tensor])
         request.raw_input_contents.append(pack([pictures.red] * 5))
         request.outputs.add(name="label_names")
-        return method(client, "ModelInfer")(request, timeout=TIMEOUT)
+        return method(client, "ModelInfer", pb.ModelInferResponse)(request, timeout=TIMEOUT)
 
     async with administered(serve, only_version(3, valve.load), **settings) as (client, admin):
         valve.shut()
@@ -252,11 +256,11 @@ async def test_streams_are_bounded(serve: Serve, pictures: Pictures) -> None:
             response_deserializer=pb.ModelStreamInferResponse.FromString,
         )
 
-        async def answered():
+        async def answered() -> "grpc.aio.StreamStreamCall[Message, pb.ModelStreamInferResponse]":
             stream = open_stream(timeout=TIMEOUT)
             await stream.write(pb.ModelInferRequest(id="one"))
             answer = await stream.read()
-            assert answer is not grpc.aio.EOF, stream.debug_error_string()
+            assert isinstance(answer, pb.ModelStreamInferResponse), await stream.details()
             assert answer.infer_response.id == "one"
             return stream
 
@@ -295,16 +299,19 @@ async def test_only_what_serves_is_listed_if_so_asked(
     new_profile(repository, "fp32", ap=0.9, model=b"no network", name="shapes")
     async with serve() as client:
         index = method(client, "RepositoryIndex", pb.RepositoryIndexResponse)
-        every = await index(pb.RepositoryIndexRequest(), timeout=TIMEOUT)
-        ready = await index(pb.RepositoryIndexRequest(ready=True), timeout=TIMEOUT)
-        every, ready = {model.name: model.reason for model in every.models}, [model.name for model in ready.models]
+        all_of_them = await index(pb.RepositoryIndexRequest(), timeout=TIMEOUT)
+        serving = await index(pb.RepositoryIndexRequest(ready=True), timeout=TIMEOUT)
+        every, ready = (
+            {model.name: model.reason for model in all_of_them.models},
+            [model.name for model in serving.models],
+        )
     assert ready == ["colours", "colours/accurate", "colours/quick"]
     assert set(every) - set(ready) == {"colours/broken", "shapes", "shapes/fp32"}
     assert all(bool(reason) == (name not in ready) for name, reason in every.items())
 
 
 @pytest.mark.parametrize("name", ["ModelInfer", "ModelReady", "CudaSharedMemoryStatus"])
-async def test_every_method_has_its_metrics_from_the_start(serve: Serve, name) -> None:
+async def test_every_method_has_its_metrics_from_the_start(serve: Serve, name: str) -> None:
     async with serve() as client:
         labels = {"grpc_service": "inference.GRPCInferenceService", "grpc_method": name}
         result = (await client.metrics()).sum("grpc_server_started_total", **labels)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.repository import Repository
-from damoserve_server.engines.engine import EngineError, EngineOptions
+from damoserve_server.engines.engine import Engine, EngineError, EngineOptions, Outputs
 from damoserve_server.errors import ShuttingDown
 from damoserve_server.models.core_split import NOISE, CoreSplit, SplitTrial, choose, possible_splits
 from tests.support.clock import TickingClock
@@ -19,14 +21,15 @@ from tests.support.server import Serve
 
 TWO_CORES = possible_splits(2)
 counts = st.integers(1, 200)
+NOTHING: Outputs = (np.zeros((1, 4, 3), np.float32), np.zeros((1, 4, 4), np.float32))
 
 
-def split(workers, threads):
+def split(workers: int, threads: int) -> CoreSplit:
     return CoreSplit(threads, workers)
 
 
 @given(cores=counts)
-def test_possible_splits_use_the_cores_without_sharing_any(cores) -> None:
+def test_possible_splits_use_the_cores_without_sharing_any(cores: int) -> None:
     splits = possible_splits(cores)
     assert splits[0] == split(cores, 1)
     assert split(1, cores) in splits
@@ -35,7 +38,9 @@ def test_possible_splits_use_the_cores_without_sharing_any(cores) -> None:
 
 
 @given(cores=counts, workers=st.none() | counts, threads=st.none() | counts)
-def test_what_is_set_is_kept_and_what_is_not_fits_the_cores(cores, workers, threads) -> None:
+def test_what_is_set_is_kept_and_what_is_not_fits_the_cores(
+    cores: int, workers: int | None, threads: int | None
+) -> None:
     for each in possible_splits(cores, workers, threads):
         assert workers in (None, each.workers)
         assert threads in (None, each.threads)
@@ -52,7 +57,7 @@ def test_what_is_set_is_kept_and_what_is_not_fits_the_cores(cores, workers, thre
         ({"workers": 9}, (9, 1)),
     ],
 )
-def test_nothing_is_left_to_choose_once_one_is_set(given, chosen) -> None:
+def test_nothing_is_left_to_choose_once_one_is_set(given: dict[str, int], chosen: tuple[int, int]) -> None:
     assert possible_splits(8, **given) == [split(*chosen)]
 
 
@@ -61,7 +66,7 @@ def test_nothing_is_left_to_choose_once_one_is_set(given, chosen) -> None:
         st.builds(CoreSplit, counts, counts), st.floats(0.01, 1e6, allow_subnormal=False), min_size=1, max_size=8
     )
 )
-def test_the_choice_is_about_the_fastest_and_no_better_liked_one_is(speeds) -> None:
+def test_the_choice_is_about_the_fastest_and_no_better_liked_one_is(speeds: dict[CoreSplit, float]) -> None:
     chosen = choose(speeds)
     enough = max(speeds.values()) * (1 - NOISE)
     assert speeds[chosen] >= enough
@@ -80,18 +85,18 @@ class Loader:
 
     broken: str = ""
 
-    def __post_init__(self):
-        self.loaded = []
+    def __post_init__(self) -> None:
+        self.loaded: list[tuple[str, int]] = []
 
-    def __call__(self, model, manifest, options):
+    def __call__(self, model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
         if manifest.profile == self.broken:
             raise EngineError("no")
         self.loaded.append((manifest.profile, options.threads))
         return self
 
-    def run(self, images):
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         assert images.shape == (1, 32, 64, 3)
-        return np.zeros((1, 4, 3), np.float32), np.zeros((1, 4, 4), np.float32)
+        return NOTHING
 
 
 def test_every_split_is_measured_with_as_many_engines_as_it_has_workers(pristine: Path) -> None:
@@ -107,16 +112,17 @@ def test_the_faster_split_is_chosen(pristine: Path) -> None:
     class Slow(Loader):
         """Two at a time hold each other up: the clock runs ten times as fast."""
 
-        def __call__(self, model, manifest, options):
-            return Engine(10 if options.threads == 1 else 1)
+        def __call__(self, model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
+            return Busy(10 if options.threads == 1 else 1)
 
-    class Engine:
-        def __init__(self, seconds):
+    class Busy:
+        def __init__(self, seconds: int) -> None:
             self.seconds = seconds
 
-        def run(self, images):
+        def run(self, images: NDArray[np.uint8]) -> Outputs:
             for _ in range(self.seconds):
                 clock()
+            return NOTHING
 
     clock = TickingClock()
     trial = SplitTrial(Slow(), EngineOptions(4), 100.0, clock)
@@ -130,7 +136,9 @@ def test_a_profile_that_cannot_be_loaded_is_passed_over(pristine: Path) -> None:
 
 
 @pytest.mark.parametrize(("model", "seconds"), [("absent", 9.0), (None, 0.0)])
-def test_the_preferred_split_is_taken_where_there_is_nothing_to_measure_by(pristine: Path, model, seconds) -> None:
+def test_the_preferred_split_is_taken_where_there_is_nothing_to_measure_by(
+    pristine: Path, model: str | None, seconds: float
+) -> None:
     loader = Loader()
     trial = SplitTrial(loader, EngineOptions(4), seconds, TickingClock())
     assert trial.best(TWO_CORES, Repository(pristine), model) == split(2, 1)

@@ -45,13 +45,13 @@ def test_an_empty_folder(application: MakeApplication, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("below", ["colours", "colours/3", "colours/3/quick"])
-def test_a_folder_within_the_repository(application: MakeApplication, repository: Path, below) -> None:
+def test_a_folder_within_the_repository(application: MakeApplication, repository: Path, below: str) -> None:
     root = repository / below
     assert failure(application, root).startswith(f"the repository {root} has no model in it: ")
 
 
 @pytest.mark.parametrize("below", [".", "colours"])
-def test_a_folder_that_may_not_be_read(application: MakeApplication, repository: Path, below) -> None:
+def test_a_folder_that_may_not_be_read(application: MakeApplication, repository: Path, below: str) -> None:
     closed = repository / below
     closed.chmod(0)
     try:
