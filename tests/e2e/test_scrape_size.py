@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from tests.e2e.conftest import TIMEOUT, RunningServer
+from tests.support.process import RunningServer
+from tests.support.timeouts import PROCESS_TIMEOUT
 
 MOST_BYTES = 100_000
 
@@ -18,7 +19,7 @@ def idle(start_server: Callable[..., AbstractContextManager[RunningServer]]) -> 
 
         def scrape(accept: str) -> bytes:
             request = urllib.request.Request(server.metrics, headers={"Accept": accept})
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            with urllib.request.urlopen(request, timeout=PROCESS_TIMEOUT) as response:
                 content: bytes = response.read()
             return content
 
