@@ -66,6 +66,7 @@ def write(folder: Path) -> None:
         if recipe.quantise is not None:
             images = partial(_views, recipe.quantise.calibration_images)
             steps.quantise(profile.model_path, profile.model_path, images, recipe.quantise)
+        assert steps.finish is not None
         steps.finish(profile.model_path, profile.model_path)
         profile.write(_manifest(recipe, profile.model_path, described.labels))
         typer.echo(f"{profile.model_path}: {profile.model_path.stat().st_size / 1e6:.1f} MB")

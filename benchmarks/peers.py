@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import grpc
 import typer
@@ -49,6 +49,9 @@ class Naive(pb_grpc.DetectionServiceServicer):
     async def Detect(self, request: pb.DetectRequest, context: Any) -> pb.DetectResponse:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._detect, request.image.content)
 
+    def DetectStream(self, request_iterator: Any, context: Any) -> NoReturn:
+        raise NotImplementedError
+
     def _detect(self, image: bytes) -> pb.DetectResponse:
         response = pb.DetectResponse()
         work = self._own.work
@@ -67,7 +70,7 @@ async def serve_naively(root: Path, profile: str, port: int) -> None:
 def serve_mosec() -> None:
     import mosec
 
-    class Detect(mosec.Worker):  # type: ignore[misc, unused-ignore] - mosec may be missing
+    class Detect(mosec.Worker):  # type: ignore[misc, unused-ignore]  # mosec may be missing
         def __init__(self) -> None:
             self._work = Work(Path(os.environ[FOLDER]), os.environ[PROFILE])
 

@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 from damoserve_server.errors import DamoserveError
@@ -90,8 +91,8 @@ class Simulation:
                 scheduler.finish(event)
                 for ticket in event.tickets:
                     tickets[ticket].answered_at = self.now
-            for ticket, error in scheduler.drop():
-                tickets[ticket].error = error
+            for ticket, failure in scheduler.drop():
+                tickets[ticket].error = failure
             while (batch := scheduler.take()) is not None:
                 self.decisions[batch.profile] += 1
                 for ticket in batch.tickets:
@@ -139,7 +140,7 @@ def main() -> None:
         "slackfit": SlackFit,
         "model switching": ModelSwitching,
         "static tiers": lambda: StaticTiers(((0.2, "int8"), (0.0, "int8+pruned"))),
-        **{f"fixed {profile}": (lambda profile=profile: FixedProfile(profile)) for profile in LADDER},
+        **{f"fixed {profile}": partial(FixedProfile, profile) for profile in LADDER},
     }
     capacity = options.workers / LADDER["fp32"].seconds_per_image
     print(f"{'policy':18} " + "   ".join(f"{load:4}x: in time, mAP" for load in (0.6, 0.9, 1.2, 3.0)))

@@ -152,7 +152,7 @@ class TestPixels:
             np.asfortranarray(PIXELS),
             np.ascontiguousarray(PIXELS[..., ::-1])[..., ::-1],  # OpenCV's order, turned
             np.zeros((4, 6, 3), np.uint8)[::2, ::2] + PIXELS,
-            memoryview(PIXELS),
+            PIXELS.data,
             Foreign(),
             Image.fromarray(PIXELS),
         ],
@@ -189,7 +189,7 @@ class TestPixels:
             (np.zeros((1, 2, 3, 3), np.uint8), r"uint8 \[1, 2, 3, 3\]"),
             (np.zeros((0, 3, 3), np.uint8), r"uint8 \[0, 3, 3\]"),
             (np.frombuffer(b"a file", np.uint8), r"uint8 \[6\]; of an encoded file give the bytes"),
-            (memoryview(PIXELS.astype(np.int32)), r"format 'i' \[2, 3, 3\]"),
+            (PIXELS.astype(np.int32).data, r"format 'i' \[2, 3, 3\]"),
         ],
     )
     def test_of_another_kind_are_refused(self, call: Call, server: FakeServer, array: Any, what: str) -> None:

@@ -172,6 +172,6 @@ def test_a_sheet_shows_every_picture_under_its_caption(count: int, across: int, 
     made = sheet([Panel("int8: AP 0.6", Image.new("RGB", (90, 60), shade)) for shade in shades])
     assert made.width == pytest.approx(across * 90, abs=12 * (across + 1))
     assert made.height == pytest.approx(down * 60, abs=36 * (down + 1))
-    pixels = {colour: number for number, colour in made.getcolors(1 << 16) or []}
+    pixels = {colour: number for number, colour in made.getcolors(1 << 16) or [] if isinstance(colour, tuple)}
     assert [pixels[shade] for shade in shades] == [90 * 60] * count
     assert min(colour[0] for colour in pixels if len(set(colour)) == 1) < 64  # the captions' text

@@ -90,7 +90,8 @@ class TestBrokenDetails:
         def details(self) -> str:
             return "gone"
 
-        def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+        # The stubs have objects with a key and a value; real calls have pairs.
+        def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:  # type: ignore[override]
             return (("grpc-status-details-bin", self._details),)
 
     @pytest.mark.parametrize("details", [b"\xff\xff", b"\x08\x03\x12\x04gone", b"\x08\x05\x12\x01x"])

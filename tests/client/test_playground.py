@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import grpc
 import pytest
@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from PIL import ImageColor
 
 from damoserve.v1 import detection_pb2 as pb
-from damoserve_client import Box, DeadlineExceeded, Detection, DetectionResult, ProfileInfo, Timings
+from damoserve_client import AsyncClient, Box, DeadlineExceeded, Detection, DetectionResult, ProfileInfo, Timings
 from damoserve_client.convert import to_profile
 from damoserve_client.draw import CLASS_COLOURS, colour_of
 from damoserve_client.errors import Failure, Unavailable
@@ -217,7 +217,7 @@ class TestLoad:
     def test_callers_are_bounded_and_what_they_met_is_counted(self) -> None:
         client = Away()
         load = Load(b"", {"tier": "realtime"}, callers=MOST_CALLERS + 10, seconds=0.2)
-        asyncio.run(load.run(client))
+        asyncio.run(load.run(cast(AsyncClient, client)))
         assert client.most == MOST_CALLERS
         assert len(load.calls) >= MOST_CALLERS
         assert load.errors == {"Unavailable": len(load.calls)}

@@ -18,7 +18,7 @@ from damoserve_compress.advise import (
     recipe_steps,
     suggest,
 )
-from damoserve_profiles.recipe import FineTune, Prune, Quantise, Recipe
+from damoserve_profiles.recipe import FineTune, Prune, Quantise, Recipe, Target
 
 # Few different values, so that ties and points on the limit are common.
 AP = st.integers(0, 6).map(lambda value: value / 6)
@@ -159,12 +159,12 @@ def test_recipes_for_openvino_take_the_place_of_the_common_ones_on_request() -> 
     assert found["int8"].quantise.engine == "openvino"
     assert "bf16" not in {recipe.name for recipe in bundled_recipes("another", "cpu")}
     for target in ("gpu", "npu"):  # which have recipes of the same names
-        assert bundled_recipes("another", target, openvino=True) == bundled_recipes("another", target)  # type: ignore[arg-type]
+        assert bundled_recipes("another", target, openvino=True) == bundled_recipes("another", target)
     [own] = [recipe for recipe in bundled_recipes("blood-cells", "cpu", openvino=True) if recipe.name == "int8"]
     assert own.quantise is not None
     assert own.quantise.engine == "onnxruntime"
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu", "npu"])
-def test_recipes_are_of_the_target(target: str) -> None:
-    assert all(recipe.target == target for recipe in bundled_recipes("blood-cells", target))  # type: ignore[arg-type]
+def test_recipes_are_of_the_target(target: Target) -> None:
+    assert all(recipe.target == target for recipe in bundled_recipes("blood-cells", target))

@@ -47,15 +47,17 @@ class Environment:
         self.run("pip", *options, *requirements, check=True)
 
     def run(self, name: str, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
+        command = self._command(name, *arguments)
         return subprocess.run(
-            self._command(name, *arguments), check=check, capture_output=True, text=True, **self._outside
+            command, check=check, capture_output=True, text=True, cwd=self._elsewhere, env=self._environment
         )
 
     @contextmanager
     def running(self, name: str, *arguments: str) -> Iterator[str]:
         """The first line that a program prints, as long as it runs."""
+        command = self._command(name, *arguments)
         with subprocess.Popen(
-            self._command(name, *arguments), stdout=subprocess.PIPE, text=True, **self._outside
+            command, stdout=subprocess.PIPE, text=True, cwd=self._elsewhere, env=self._environment
         ) as process:
             try:
                 assert process.stdout is not None
@@ -76,11 +78,15 @@ class Environment:
         return [str(self.path / "bin" / name), *arguments]
 
     @property
-    def _outside(self) -> dict[str, object]:
+    def _elsewhere(self) -> Path:
+        return self.path / "elsewhere"
+
+    @property
+    def _environment(self) -> dict[str, str]:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("DAMOSERVE", "PYTHON"))
         }
-        return {"cwd": self.path / "elsewhere", "env": environment | {"PYTHONUNBUFFERED": "1"}}
+        return environment | {"PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture(scope="module")

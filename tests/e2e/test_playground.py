@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import pytest
@@ -29,10 +30,10 @@ from damoserve_profiles.repository import BUNDLED
 from tests.support.process import RunningServer
 from tests.support.timeouts import PROCESS_TIMEOUT
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra dev")
+pytest.importorskip("playwright.sync_api", reason="needs the extra dev")
 pytest.importorskip("nicegui", reason="needs the extra playground")
-Page = sync_api.Page
-expect = sync_api.expect
+
+from playwright.sync_api import BrowserContext, Locator, Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Debian's package chromium")
@@ -73,8 +74,8 @@ def url(server: RunningServer) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator["sync_api.BrowserContext"]:
-    with sync_api.sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
+def browser() -> Iterator[BrowserContext]:
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
         browser = playwright.chromium.launch_persistent_context(
             profile, executable_path=CHROMIUM, headless=True, args=[*FLAGS], viewport={"width": 1280, "height": 900}
         )
@@ -85,7 +86,7 @@ def browser() -> Iterator["sync_api.BrowserContext"]:
 
 
 @pytest.fixture
-def page(browser: "sync_api.BrowserContext") -> Iterator[Page]:
+def page(browser: BrowserContext) -> Iterator[Page]:
     """A tab that must not complain, nor ask anything of another machine."""
     page = browser.new_page()
     complaints: list[str] = []
@@ -107,7 +108,7 @@ def open_page(page: Page, url: str) -> None:
     expect(page.locator(".answer")).not_to_be_empty()
 
 
-def card(page: Page, profile: str) -> "sync_api.Locator":
+def card(page: Page, profile: str) -> Locator:
     return page.locator(f'article[data-profile="{profile}"]')
 
 
@@ -125,7 +126,7 @@ def drop(page: Page, name: str, content: bytes) -> None:
     page.dispatch_event("main", "drop", {"dataTransfer": transfer})
 
 
-def set_slider(page: Page, label: str, value: int) -> None:
+def set_slider(page: Page, label: str, value: float) -> None:
     page.get_by_label(label).fill(str(value))
 
 
@@ -311,12 +312,12 @@ FOCUSED = """() => {
 }"""
 
 
-def test_a_load_ends_when_its_page_is_left(browser: "sync_api.BrowserContext", url: str, server: RunningServer) -> None:
+def test_a_load_ends_when_its_page_is_left(browser: BrowserContext, url: str, server: RunningServer) -> None:
     """Usually after half its time. On a machine that is slow just then it cannot be told from one that goes on."""
     assert any(load_of_a_left_page(browser, url, server) < SECONDS - 1 for _ in range(3))
 
 
-def load_of_a_left_page(browser: "sync_api.BrowserContext", url: str, server: RunningServer) -> float:
+def load_of_a_left_page(browser: BrowserContext, url: str, server: RunningServer) -> float:
     """How many seconds it goes on."""
     page = browser.new_page()
     open_page(page, url)
@@ -384,7 +385,7 @@ def test_a_load_is_drawn_while_it_runs(page: Page, url: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_both_colour_schemes(page: Page, url: str, scheme: str) -> None:
+def test_text_stands_out_in_both_colour_schemes(page: Page, url: str, scheme: Literal["light", "dark"]) -> None:
     page.emulate_media(color_scheme=scheme)
     open_page(page, url)
     page.set_viewport_size({"width": 1280, "height": 1250})

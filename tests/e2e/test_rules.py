@@ -59,7 +59,13 @@ def test_amtool_finds_a_receiver_for_each_severity(severity: str, receiver: str)
 def test_what_one_alert_keeps_quiet_are_alerts() -> None:
     inhibited = yaml.safe_load(ALERTMANAGER.read_text())["inhibit_rules"]
     matchers = [rule[side] for rule in inhibited for side in ("source_matchers", "target_matchers")]
-    assert {re.fullmatch(r'alertname = "(\w+)"', matcher)[1] for (matcher,) in matchers} <= set(NAMES)
+    assert {alert_of(matcher) for (matcher,) in matchers} <= set(NAMES)
+
+
+def alert_of(matcher: str) -> str:
+    named = re.fullmatch(r'alertname = "(\w+)"', matcher)
+    assert named, matcher
+    return named[1]
 
 
 def scenarios_of(alert: str) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Which version is to be served, and what can be seen of a model without reading it."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ from damoserve_profiles.repository import ALIASES_FILE, SERVING, AliasesInvalid,
 
 
 @pytest.fixture
-def repository(tmp_path):
+def repository(tmp_path: Path) -> Repository:
     for version in (1, 2, 10):
         folder = tmp_path / "cells" / str(version) / "fp32"
         folder.mkdir(parents=True)
@@ -16,7 +17,7 @@ def repository(tmp_path):
     return Repository(tmp_path)
 
 
-def test_the_newest_serves_unless_an_alias_says_otherwise(repository):
+def test_the_newest_serves_unless_an_alias_says_otherwise(repository: Repository) -> None:
     assert repository.serving("cells") == 10
     repository.set_alias("cells", "stable", 1)
     assert repository.serving("cells") == 10
@@ -29,14 +30,16 @@ def test_the_newest_serves_unless_an_alias_says_otherwise(repository):
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"serving": "newest"}', '{"serving": 0}', '{"serving": 3}', '{"..": {}}'])
-def test_invalid_aliases_are_told(repository, text):
+def test_invalid_aliases_are_told(repository: Repository, text: str) -> None:
     (repository.root / "cells" / ALIASES_FILE).write_text(text)
     with pytest.raises(AliasesInvalid, match=r"aliases\.json"):
         repository.serving("cells")
-    assert repository.snapshot("cells").version is None
+    snapshot = repository.snapshot("cells")
+    assert snapshot is not None
+    assert snapshot.version is None
 
 
-def test_a_look_shows_every_change_of_what_is_served(repository):
+def test_a_look_shows_every_change_of_what_is_served(repository: Repository) -> None:
     model = repository.root / "cells" / "10" / "fp32" / "model.onnx"
     looks = [repository.snapshot("cells")]
     assert repository.snapshot("cells") == looks[0]
@@ -51,7 +54,7 @@ def test_a_look_shows_every_change_of_what_is_served(repository):
     assert len(set(looks)) == len(looks)
 
 
-def test_a_look_ignores_what_is_not_served(repository):
+def test_a_look_ignores_what_is_not_served(repository: Repository) -> None:
     before = repository.snapshot("cells")
     (repository.root / "cells" / "2" / "fp32" / "model.onnx").write_bytes(b"longer")
     repository.set_alias("cells", "stable", 1)

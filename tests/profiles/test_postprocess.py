@@ -29,7 +29,8 @@ def candidates(seed: int, count: int, classes: int) -> tuple[NDArray[np.float32]
     rng = np.random.default_rng(seed)
     centres, sides = rng.uniform(-5, 105, (count, 2)), rng.uniform(5, 40, (count, 2))
     boxes = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1).astype(np.float32)
-    return rng.permutation(count * classes).reshape(count, classes).astype(np.float32) / (count * classes), boxes
+    scores = rng.permutation(count * classes).reshape(count, classes).astype(np.float32) / np.float32(count * classes)
+    return scores, boxes
 
 
 @given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 4))
@@ -42,7 +43,7 @@ def test_survivors_are_those_of_greedy_suppression(seed: int, count: int, classe
     ):
         if all(other != label or iou(boxes[kept], boxes[anchor]) <= 0.5 for _, kept, other in wanted):
             wanted.append((score, anchor, label))
-    visible = (np.minimum(boxes[:, 2:], 100) > np.maximum(boxes[:, :2], 0)).all(axis=1)
+    visible = np.all(np.minimum(boxes[:, 2:], 100) > np.maximum(boxes[:, :2], 0), axis=1).tolist()
     wanted = [entry for entry in wanted if visible[entry[1]]]  # the others suppress, but are not in the picture
     found = select(scores, boxes, thresholds(max_detections=1000), NETWORK, NETWORK)
     assert found.labels.tolist() == [label for _, _, label in wanted]

@@ -100,7 +100,7 @@ class FakeService(services.DetectionServiceServicer, services.ProfileServiceServ
     refusals: list[Refusal] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
-    tokens: list[str | None] = field(default_factory=list)
+    tokens: list[str | bytes | None] = field(default_factory=list)
     # Calls wait here.
     gate: threading.Event = field(default_factory=threading.Event)
     arrived: threading.Event = field(default_factory=threading.Event)

@@ -177,7 +177,8 @@ class Engine:
     def __init__(self, cuda: Cuda, model: bytes, limit: int, capturable: bool) -> None:
         self.cuda, self.limit, self.capturable = cuda, limit, capturable
         self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        self.nodes = {node.name: node for node in (*self.session.get_inputs(), *self.session.get_outputs())}
+        nodes = (*self.session.get_inputs(), *self.session.get_outputs())
+        self.nodes: dict[str, Any] = {node.name: node for node in nodes}
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.nodes)[index]
@@ -186,7 +187,8 @@ class Engine:
         return (-1, *self.nodes[name].shape[1:])
 
     def get_tensor_dtype(self, name: str) -> str:
-        return self.nodes[name].type
+        kind: str = self.nodes[name].type
+        return kind
 
     def create_execution_context(self, strategy: str) -> Context:
         assert strategy == "user managed"
@@ -215,7 +217,8 @@ class TensorRt(ModuleType):
         self.builds = 0
 
     def nptype(self, kind: str) -> type[np.generic]:
-        return {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}[kind]
+        kinds: dict[str, type[np.generic]] = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+        return kinds[kind]
 
     def Runtime(self, logger: object) -> object:
         return SimpleNamespace(deserialize_cuda_engine=self._load)
@@ -253,7 +256,8 @@ class TensorRt(ModuleType):
         self.builds += 1
         _, smallest, best, largest = network.shapes
         assert smallest[0] == 1 <= best[0] <= largest[0]
-        return bytes([largest[0]]) + network.model
+        model: bytes = network.model
+        return bytes([largest[0]]) + model
 
 
 class Config:

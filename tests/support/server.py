@@ -81,7 +81,8 @@ class ServerClient:
     async def health(self, service: str = "") -> str:
         request = health_pb2.HealthCheckRequest(service=service)
         answer = await health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=TIMEOUT)
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        return name
 
     async def metrics(self) -> "Samples":
         url = f"http://127.0.0.1:{self.application.metrics_port}/metrics"
@@ -135,5 +136,5 @@ MakeApplication = Callable[..., Application]
 def make_application(
     root: Path, load_engine: Any = OnnxRuntimeEngine, tracer: Tracer | None = None, **settings: Any
 ) -> Application:
-    defaults = {"repository": root, "port": 0, "metrics_port": 0, "workers": 1}
+    defaults: dict[str, Any] = {"repository": root, "port": 0, "metrics_port": 0, "workers": 1}
     return Application(Settings(**(defaults | settings)), load_engine, tracer=tracer)

@@ -16,6 +16,8 @@ InferenceServerException = triton.InferenceServerException
 P = ParamSpec("P")
 T = TypeVar("T")
 
+T = TypeVar("T")
+
 
 async def call(server: ServerClient, work: Callable[Concatenate[Any, P], T], *args: P.args, **options: P.kwargs) -> T:
     """Runs `work(client, ...)` with the synchronous client, beside the server."""

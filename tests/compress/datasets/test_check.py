@@ -43,7 +43,7 @@ def spoil(folder: Path) -> None:
     (pictures / "short.png").write_bytes((pictures / "short.png").read_bytes()[:-2000])
     (pictures / "text.png").write_text("no picture")
     names = ("good.png", "small.png", "short.png", "text.png", "absent.png")
-    annotations = [
+    annotations: list[dict[str, object]] = [
         *whole(1),
         box(101, 1, [200, 10, 5, 5]),
         box(102, 1, [90, 70, 30, 30]),

@@ -57,7 +57,7 @@ def test_scenes_of_any_size_are_well_formed(seed: int, width: int, height: int) 
     assert sample.image.shape == (height, width, 3)
     assert sample.image.dtype == np.uint8
     assert sample.boxes.shape == (len(sample.labels), 4)
-    assert (sample.boxes.dtype, sample.labels.dtype) == (np.float32, np.int64)
+    assert (sample.boxes.dtype, sample.labels.dtype) == (np.dtype(np.float32), np.dtype(np.int64))
     assert (sample.boxes[:, :2] >= 0).all()
     assert (sample.boxes[:, 2:] <= (width, height)).all()
     assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
@@ -118,7 +118,7 @@ def test_all_classes_appear() -> None:
 def test_index_and_size_are_checked() -> None:
     with pytest.raises(IndexError, match="scene 2 of 2"):
         RenderedSmears(2, seed=0)[2]
-    assert len(list(RenderedSmears(2, seed=0, size=SIZE))) == 2  # iteration ends
+    assert len(list(iter(RenderedSmears(2, seed=0, size=SIZE)))) == 2  # iteration ends
     with pytest.raises(ValueError, match="at least 32 pixels"):
         render_scene(0, (640, 31))
 

@@ -50,7 +50,7 @@ def test_a_draw_is_average_precision_of_the_images_drawn(seed: int, counts: list
     rng = np.random.default_rng(seed)
     dataset = random_dataset(rng, len(counts))
     detections = near_misses(rng, dataset)
-    chosen = np.repeat(np.arange(len(counts)), counts)
+    chosen = np.repeat(np.arange(len(counts)), counts).tolist()
     again = Listed([dataset[index] for index in chosen])
     if not any(len(dataset[index].boxes) for index in chosen):
         assert drawn(dataset, detections, counts) == [0, 0, 0]

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ def mean(precision: NDArray[np.float64]) -> float:
 
 def oracle(dataset: Listed, detections: list[Detections]) -> NDArray[np.float64]:
     """Precision [IoU, recall, class, area] by pycocotools, from annotations written out here."""
-    annotations, rows = [], []
+    annotations: list[dict[str, Any]] = []
+    rows: list[list[float]] = []
     for image in range(len(dataset)):
         for (left, top, right, bottom), label in zip(
             dataset[image].boxes.tolist(), dataset[image].labels.tolist(), strict=True

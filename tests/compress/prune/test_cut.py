@@ -1,6 +1,7 @@
 """Cut networks are smaller, still work, and keep what they were told to keep."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,8 @@ def test_groups_are_told_by_their_root_and_have_a_stage(network: Network, groups
 def test_the_channels_that_matter_least_go(importance: Importance) -> None:
     torch.manual_seed(0)
     network = build_network("P", 3).eval()
-    block = network.backbone.block_list[2].block_list[0]
+    backbone: Any = network.backbone
+    block = backbone.block_list[2].block_list[0]
     doomed = [3, 5, 8, 13, 17, 21, 25, 30]
     with torch.no_grad():
         block.conv1.conv1.weight[doomed] *= 1e-3
@@ -82,7 +84,8 @@ def test_the_channels_that_matter_least_go(importance: Importance) -> None:
         # A loss that falls with the size of every weight: what a channel is worth to it is the sum of its sizes.
         parameter.grad = torch.zeros_like(parameter) if name.endswith("bias") else parameter.detach().sign()
     groups = find_groups(network, importance)
-    after = cut(network, groups, uniform(groups, RATIO, ROUND_TO)).backbone.block_list[2].block_list[0]
+    backbone = cut(network, groups, uniform(groups, RATIO, ROUND_TO)).backbone
+    after = backbone.block_list[2].block_list[0]
     assert after.conv1.bn1.bias.tolist() == [channel for channel in range(32) if channel not in doomed]
 
 
@@ -147,12 +150,13 @@ def test_a_pruned_network_comes_back_from_its_checkpoint(pruned: Network, tmp_pa
 
 
 def test_half_precision_spares_the_statistics(network: Network, tmp_path: Path) -> None:
-    norm = network.backbone.block_list[0].conv.bn
-    norm.running_var[0] = 1e6  # more than 16 bits hold
+    backbone: Any = network.backbone
+    backbone.block_list[0].conv.bn.running_var[0] = 1e6  # more than 16 bits hold
     path = tmp_path / "half.safetensors"
     save_checkpoint(path, network, DESCRIPTION, torch.float16)
     loaded, _ = load_checkpoint(path)
-    assert loaded.backbone.block_list[0].conv.bn.running_var[0] == 1e6
+    backbone = loaded.backbone
+    assert backbone.block_list[0].conv.bn.running_var[0] == 1e6
     assert loaded.head.gfl_cls[0].weight.dtype == torch.float32
     assert path.stat().st_size < 5_000_000
 

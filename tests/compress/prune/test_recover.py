@@ -159,9 +159,10 @@ def test_stages_that_suffer_less_lose_more() -> None:
 
 def test_a_stage_that_does_nothing_is_not_sensitive() -> None:
     network = tiny_network().eval()
+    convolution: Any = network.neck.bu_conv13
     with torch.no_grad():
         # What this convolution passes on is cut off by its norm.
-        network.neck.bu_conv13.bn.weight.zero_()
+        convolution.bn.weight.zero_()
     groups = find_groups(network, "l1")
     batches = plain_batches(TRAIN, CONFIG, 8)
     rows = {row.stage: row for row in stage_sensitivity(network, groups, (batches, batches), CONFIG, 2)}

@@ -39,7 +39,7 @@ def test_equalised_channels_have_the_same_range_on_both_sides() -> None:
         np.abs(weights(after, "uneven.weight")).max((1, 2, 3)),
         np.abs(weights(after, "silu.weight")).max((0, 2, 3)),
     ]
-    assert np.allclose(*ranges, rtol=1e-3)
+    assert np.allclose(ranges[0], ranges[1], rtol=1e-3)
 
 
 def test_only_convolutions_with_nothing_but_a_relu_between_them_are_equalised() -> None:

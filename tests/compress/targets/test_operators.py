@@ -1,6 +1,7 @@
 """What is no operator for an NPU is refused by name and layer, and small operators equal what they replace."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def model_of(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
-def node(operator: str, *inputs: str, **attributes: object) -> NodeProto:
+def node(operator: str, *inputs: str, **attributes: Any) -> NodeProto:
     return helper.make_node(operator, ["x", *inputs], ["y"], name=LAYER, **attributes)
 
 
@@ -173,7 +174,7 @@ def test_a_transposed_convolution_equals_nearest_resize(channels: int, height: i
     for axis, length in enumerate(x.shape):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = length
     [expected] = ReferenceEvaluator(model).run(None, {"x": x})
-    assert expected.shape == (1, channels, 2 * height, 2 * width)
+    assert np.shape(expected) == (1, channels, 2 * height, 2 * width)
     upsample_by_convolution(model)
     assert [new.op_type for new in model.graph.node] == ["Relu", "ConvTranspose"]
     [found] = ReferenceEvaluator(model).run(None, {"x": x})

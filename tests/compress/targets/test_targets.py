@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -135,7 +136,7 @@ def eight_bit(
     return target, quantised(target, source, pictures, source.parent / "int8.onnx"), source.parent
 
 
-def quantisers(model: ModelProto) -> Iterator[tuple[onnx.NodeProto, NDArray[np.generic], NDArray[np.generic]]]:
+def quantisers(model: ModelProto) -> Iterator[tuple[onnx.NodeProto, NDArray[Any], NDArray[Any]]]:
     """Each node with its scales and zero points."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:

@@ -1,6 +1,7 @@
 """Views stay in step with their boxes and depend on the generator alone."""
 
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,8 +16,8 @@ from damoserve_compress.training.augment import augment as augment_with
 from damoserve_profiles.imaging import Size, resize
 from damoserve_profiles.manifest import InputSpec
 
-STILL = {"horizontal_flip": 0, "vertical_flip": 0, "scale": (1.0, 1.0)}
-COLOURLESS = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
+STILL: dict[str, Any] = {"horizontal_flip": 0, "vertical_flip": 0, "scale": (1.0, 1.0)}
+COLOURLESS: dict[str, Any] = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
 SQUARE = InputSpec(width=96, height=96)
 PLAIN = AugmentConfig(**STILL, **COLOURLESS)
 GEOMETRY = AugmentConfig(**COLOURLESS, fill=0)

@@ -158,18 +158,22 @@ def test_training_and_validation_labels_must_agree(tmp_path: Path) -> None:
 
 
 def test_ema_follows_its_decay_and_copies_counters() -> None:
-    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    linear, norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+    network = nn.Sequential(linear, norm)
     ema = ModelEma(network, decay=0.9, tau=10)
-    before = network[0].weight.detach().clone()
+    assert norm.running_mean is not None
+    assert norm.num_batches_tracked is not None
+    before = linear.weight.detach().clone()
     with torch.no_grad():
-        network[0].weight += 1
-        network[1].running_mean += 4
-        network[1].num_batches_tracked += 7
+        linear.weight += 1
+        norm.running_mean += 4
+        norm.num_batches_tracked += 7
     ema.update(network)
     decay = 0.9 * (1 - math.exp(-1 / 10))
-    assert torch.allclose(ema.network[0].weight, before + (1 - decay))
-    assert torch.allclose(ema.network[1].running_mean, torch.full((2,), 4 * (1 - decay)))
-    assert ema.network[1].num_batches_tracked == 7
+    averaged: Any = ema.network
+    assert torch.allclose(averaged[0].weight, before + (1 - decay))
+    assert torch.allclose(averaged[1].running_mean, torch.full((2,), 4 * (1 - decay)))
+    assert averaged[1].num_batches_tracked == 7
 
 
 def test_norms_biases_and_scales_do_not_decay() -> None:
@@ -224,8 +228,9 @@ def test_a_run_does_not_go_on_with_other_data_or_another_start(tmp_path: Path) -
 
 def test_a_run_whose_loss_is_no_number_ends(tmp_path: Path) -> None:
     network = tiny_network()
+    layer: Any = network.head.gfl_cls[0]
     with torch.no_grad():
-        network.head.gfl_cls[0].bias.fill_(math.nan)
+        layer.bias.fill_(math.nan)
     with pytest.raises(Diverged, match="not finite"):
         tiny_trainer(tmp_path, network=network).run()
 

@@ -1,6 +1,7 @@
 """A float graph of five convolutions like the exported ones: pixels in, scores and boxes out."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ def small_model(seed: int = 0) -> ModelProto:
     constants: dict[str, NDArray[np.generic]] = {"rows": np.array([0, -1, 2])}
     nodes: list[NodeProto] = []
 
-    def add(operator: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def add(operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(operator, inputs, [output], name=f"{output}_node", **attributes))
         return output
 

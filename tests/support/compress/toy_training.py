@@ -25,7 +25,7 @@ CONFIG = TrainConfig(size=64, epochs=3, batch_size=4, eval_every=2, warmup_epoch
 class Squares:
     """Bright squares on dark noise; item i is always the same picture."""
 
-    labels = ("light", "red")
+    labels: tuple[str, ...] = ("light", "red")
 
     def __init__(self, count: int, first: int = 0) -> None:
         self._count = count
