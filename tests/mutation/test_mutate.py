@@ -1,5 +1,6 @@
 """What is mutated, and what becomes of a mutant."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,12 @@ def test_a_mutant_is_judged_by_the_tests_of_its_room(tmp_path: Path) -> None:
         [sys.executable, "-c", JUDGE, tmp_path / "output"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert judged.stdout.split() == ["survived", "caught", "stuck", "caught", "unfit"]
+
+
+def test_every_listed_survivor_is_a_mutant_of_the_code_as_it_is() -> None:
+    """A statement that was renamed would take its reason along unseen."""
+    known = {mutant.name for room in ROOMS for mutant in mutants(room.file, room.source())}
+    listed = json.loads((Path(__file__).with_name("survivors.json")).read_text())
+    names = {(entry["file"], entry["where"], entry["old"], entry["new"], entry.get("number", 0)) for entry in listed}
+    assert names <= known
+    assert all(entry["reason"] for entry in listed)

@@ -16,8 +16,6 @@ InferenceServerException = triton.InferenceServerException
 P = ParamSpec("P")
 T = TypeVar("T")
 
-T = TypeVar("T")
-
 
 async def call(server: ServerClient, work: Callable[Concatenate[Any, P], T], *args: P.args, **options: P.kwargs) -> T:
     """Runs `work(client, ...)` with the synchronous client, beside the server."""
