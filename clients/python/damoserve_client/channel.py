@@ -46,7 +46,7 @@ def channel_options(address: str) -> tuple[tuple[str, str | int], ...]:
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
-    """With TLS if there are credentials."""
+    """Opens a channel, with TLS if there are credentials."""
     options = channel_options(address)
     if credentials is None:
         return grpc.insecure_channel(address, options)
@@ -54,7 +54,7 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> g
 
 
 def is_connected(channel: grpc.Channel) -> bool:
-    """Whether the other side has answered the handshake of HTTP/2, by what is known of the channel now."""
+    """Tells whether the other side has answered the handshake of HTTP/2, by what is known of the channel now."""
     states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
     tell = states.put
     channel.subscribe(tell)  # a thread of gRPC's tells the present state at once, and each change
@@ -69,7 +69,7 @@ def is_connected(channel: grpc.Channel) -> bool:
 def call_metadata(
     address: str, credentials: grpc.ChannelCredentials | None, token: str | None
 ) -> tuple[tuple[str, str], ...]:
-    """What every call carries. Raises ValueError where the token is none, or could be read on its way."""
+    """Returns the metadata of every call. Raises ValueError where the token is none, or could be read on its way."""
     if token is None:
         return ()
     if not (token.isascii() and token.isprintable()):

@@ -163,7 +163,7 @@ def _readable(images: list[Path]) -> list[tuple[Path, bytes | None]]:
 
 
 def _targets(images: list[Path], save: Path | None) -> dict[Path, Path]:
-    """Where the annotated picture of each image goes."""
+    """Returns the path of the annotated picture of each image."""
     if save is None:
         return {}
     if save.suffix.lower() in PICTURE_SUFFIXES and not save.is_dir():

@@ -30,7 +30,7 @@ SHUTDOWN_SECONDS = 15.0
 POLL_SECONDS = 0.05
 LOG_LINES = 20
 READY = re.compile(r"^serving .* on (?P<address>\S+:\d+), metrics on ", re.MULTILINE)
-"""What a server prints when it is ready; it chooses its ports itself, since one that was free may be taken by then."""
+"""Line of a server that is ready; it chooses its ports itself, since one that was free may be taken by then."""
 
 
 class ServerDidNotStart(Exception):

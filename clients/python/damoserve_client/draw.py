@@ -78,12 +78,12 @@ def sheet(panels: Sequence[Panel]) -> Image.Image:
 
 
 def _whole(box: Box) -> Box:
-    """On whole pixels, so that labels side by side do not share a column."""
+    """Rounds a box to whole pixels, so that labels side by side do not share a column."""
     return Box(round(box.x_min), round(box.y_min), round(box.x_max), round(box.y_max))
 
 
 def _size(draw: ImageDraw.ImageDraw, text: str, font: Font) -> tuple[int, int]:
-    """Of the label on its ground, in whole pixels."""
+    """Returns width and height of the label on its ground, in whole pixels."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     return math.ceil(right - left) + 2 * _PADDING, math.ceil(bottom - top) + 2 * _PADDING
 

@@ -94,7 +94,7 @@ class DamoserveError(Exception):
 
     @property
     def request_id(self) -> str:
-        """What finds the request in the server's log; empty if the server did not answer."""
+        """Identifier that finds the request in the server's log; empty if the server did not answer."""
         return self.failure.request_id
 
     @property

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from damoserve_client.errors import Failure, InvalidArray
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-"""What the contract takes, by Pillow's names."""
+"""The formats that the contract takes, by Pillow's names."""
 _WANTED = "send a JPEG, PNG, WebP or BMP file"
 
 LARGEST_RAW = 16 * 2**20
@@ -39,7 +39,7 @@ _TURNS = {
 
 @runtime_checkable
 class Pixels(Protocol):
-    """What NumPy's arrays, Pillow's images and others have in common; NumPy itself is not needed."""
+    """An array as NumPy's, Pillow's images and others describe themselves; NumPy itself is not needed."""
 
     @property
     def __array_interface__(self) -> Mapping[str, Any]: ...

@@ -33,7 +33,7 @@ TokenFile = Annotated[
 
 @dataclass(frozen=True)
 class Security:
-    """What was given. Not the token itself: every user of a machine can read a command line."""
+    """The options that were given. Not the token itself: every user of a machine can read a command line."""
 
     tls: bool = False
     ca: Path | None = None

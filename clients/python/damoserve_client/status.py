@@ -70,7 +70,7 @@ _LOST = "Internal error from Core"
 
 
 class _FailedCall(Protocol):
-    """What every `grpc.RpcError` that a call raises offers, sync and async; gRPC has no public type for it."""
+    """The part that every `grpc.RpcError` that a call raises offers, sync and async; gRPC has no public type for it."""
 
     def code(self) -> grpc.StatusCode: ...
     def details(self) -> str | None: ...

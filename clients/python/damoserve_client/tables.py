@@ -54,7 +54,7 @@ def models(statuses: Sequence[ModelStatus]) -> Table:
 
 
 def by_profile(rows: Sequence[tuple[ProfileInfo, DetectionResult]]) -> Table:
-    """How each profile answered for one image, times in ms."""
+    """Returns a table of how each profile answered for one image, times in ms."""
     table = _table(
         ["profile", "detections"],
         ["AP", "MB", "decode\nms", "queue\nms", "inference\nms", "post-\nprocess", "total\nms"],
@@ -69,7 +69,7 @@ def by_profile(rows: Sequence[tuple[ProfileInfo, DetectionResult]]) -> Table:
 
 
 def by_tier(rows: Sequence[tuple[str, DetectionResult]]) -> Table:
-    """Which profile each tier got for one image, and why."""
+    """Returns a table of the profile that each tier got for one image, and why."""
     table = _table(["tier", "profile chosen", "why"], ["total ms"])
     for tier, result in rows:
         table.add_row(tier, _text(result.profile), reason(result), milliseconds(result.timings.total))
@@ -77,12 +77,12 @@ def by_tier(rows: Sequence[tuple[str, DetectionResult]]) -> Table:
 
 
 def counts(result: DetectionResult) -> str:
-    """For example `17 RBC, 1 WBC`."""
+    """Returns the counts by label: `17 RBC, 1 WBC`."""
     return ", ".join(f"{count} {plain(label)}" for label, count in result.count_by_label().items()) or "nothing"
 
 
 def served(result: DetectionResult) -> str:
-    """For example `blood-cells 1, int8, most accurate in time`."""
+    """Returns who answered and why: `blood-cells 1, int8, most accurate in time`."""
     return plain(f"{result.model} {result.model_version}, {result.profile}, {reason(result)}")
 
 

@@ -137,7 +137,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class DetectionResult:
-    """What was found in one image, the best score first, and how the request was served.
+    """The objects that were found in one image, the best score first, and how the request was served.
 
     >>> with Client("127.0.0.1:50051") as client:
     ...     result = client.detect("smear.jpg", profile="int8")
@@ -168,7 +168,7 @@ class DetectionResult:
 
 @dataclass(frozen=True)
 class FrameAnswer:
-    """How one frame of a stream ended: with a result, with an error that is not raised, or dropped.
+    """The end of one frame of a stream: with a result, with an error that is not raised, or dropped.
 
     >>> with Client("127.0.0.1:50051") as client:
     ...     for answer in client.stream(["smear.jpg", b"no picture"]):
@@ -218,5 +218,5 @@ class ProfileInfo:
 
     @property
     def active(self) -> bool:
-        """Whether the profile is loaded and serves."""
+        """True if the profile is loaded and serves."""
         return self.state == "active"

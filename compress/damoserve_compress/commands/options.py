@@ -89,7 +89,7 @@ def validation_name(folder: Path) -> str:
 
 
 def origins(folder: Path, *sets: "PictureDataset") -> tuple[DataSource, ...]:
-    """What manifests say of the data: what the annotations tell of themselves, else the folder's name alone."""
+    """Returns what manifests say of the data: what the annotations tell of themselves, else the folder's name alone."""
     named = [found.origin for found in sets if found.origin is not None]
     return tuple(dict.fromkeys(named)) or (DataSource(name=folder.resolve().name),)
 

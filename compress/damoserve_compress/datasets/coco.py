@@ -158,7 +158,7 @@ class _Scanner:
 
 
 def _origin(document: Mapping[str, Any]) -> DataSource | None:
-    """What COCO's `info` and `licenses` say. Many exports fill them with nothing, or with what is no text."""
+    """Returns what COCO's `info` and `licenses` say. Many exports fill them with nothing, or with what is no text."""
     info = document.get("info")
     name = _first_text(info, "description")
     if name is None:

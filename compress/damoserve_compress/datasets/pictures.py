@@ -99,7 +99,7 @@ class Scan:
     """Regions that outline no single object; they are left out of ``pictures``."""
     findings: tuple[Finding, ...] = ()
     origin: DataSource | None = None
-    """What the annotations say of their data set; None where they do not name it."""
+    """The description that annotations give of their data set; None where they do not name it."""
 
 
 class PictureDataset:

@@ -14,7 +14,7 @@ from damoserve_client.types import DetectionResult, ProfileInfo
 
 @dataclass(frozen=True)
 class Measured:
-    """What one profile answered, and what its card compares it with."""
+    """The answer of one profile, and what its card compares it with."""
 
     result: DetectionResult
     reference: DetectionResult

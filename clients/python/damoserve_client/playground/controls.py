@@ -117,7 +117,7 @@ document.addEventListener("drop", (event) => {
 
 
 def chart(options: dict[str, Any], label: str) -> ui.echart:
-    """As SVG, which takes its colours from the page's style."""
+    """Draws an SVG, which takes its colours from the page's style."""
     element = ui.echart(options, renderer="svg").classes("chart")
     element.props.update({"role": "img", "aria-label": label})
     return element

@@ -53,7 +53,7 @@ class Palette:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the router was asked, and what came of it: a result or an error."""
+    """A question to the router, and what came of it: a result or an error."""
 
     # Seconds; None: as long as it takes.
     budget: float | None
@@ -118,13 +118,13 @@ def _remark(mark: Mark) -> str:
 
 
 def findings(marks: Sequence[Mark]) -> str:
-    """For example `15 RBC, 1 WBC`."""
+    """Returns the counts by label: `15 RBC, 1 WBC`."""
     found = Counter(mark.detection.label for mark in marks if mark.kind != "missing")
     return ", ".join(f"{count} {label}" for label, count in found.most_common()) or "nothing found"
 
 
 def differences(marks: Sequence[Mark], reference: str) -> str:
-    """How many boxes are not as the reference has them."""
+    """Counts the boxes that are not as the reference has them."""
     kinds = Counter(mark.kind for mark in marks)
     chips = "".join(
         f'<span class="chip">{SIGNS[kind]} {kinds[kind]} {kind}</span>' for kind in DIFFERENCES if kinds[kind]
@@ -146,7 +146,7 @@ def legend(labels: Sequence[str]) -> str:
 
 
 def stages(timings: Timings, longest: float) -> str:
-    """Where the time went: a bar on the scale of the longest, in seconds, and the figures."""
+    """Draws where the time went: a bar on the scale of the longest, in seconds, and the figures."""
     parts = {name.replace("_", " "): getattr(timings, name) for name in STAGES}
     parts["respond"] += max(0.0, timings.total - sum(parts.values()))  # an older server does not tell all of them
     bar = "".join(
@@ -203,7 +203,7 @@ def _candidate(info: ProfileInfo, choice: Choice, palette: Palette) -> str:
 
 
 def ticks(infos: Sequence[ProfileInfo], position: Callable[[float], float], palette: Palette) -> str:
-    """Where the times of the networks lie on a slider; `position` says it of seconds, 0 to 1."""
+    """Draws where the times of the networks lie on a slider; `position` says it of seconds, 0 to 1."""
     return "".join(
         f'<i style="--at:{position(info.expected_latency):.3f};background:{palette.of(info.profile)}"></i>'
         for info in infos
@@ -211,7 +211,7 @@ def ticks(infos: Sequence[ProfileInfo], position: Callable[[float], float], pale
 
 
 def verdict(choice: Choice) -> str:
-    """Who answered and when, or that nobody did."""
+    """Says who answered and when, or that nobody did."""
     if choice.result is None:
         return "<strong>No answer</strong>"
     took = milliseconds(choice.result.timings.total)
@@ -238,7 +238,7 @@ def why(choice: Choice, infos: Sequence[ProfileInfo]) -> str:
 
 
 def _refusal(error: DamoserveError) -> str:
-    """What was compared with the budget is the whole answer, not the network alone."""
+    """Says what was compared with the budget: it is the whole answer, not the network alone."""
     if error.reason == "DEADLINE_UNREACHABLE" and {"expected_ms", "budget_ms"} <= error.metadata.keys():
         expected, budget = error.metadata["expected_ms"], error.metadata["budget_ms"]
         return f"The soonest answer, decoding and waiting included, was expected in {expected} ms, not in {budget} ms."
@@ -246,7 +246,7 @@ def _refusal(error: DamoserveError) -> str:
 
 
 def _comparison(served: ProfileInfo | None, infos: Sequence[ProfileInfo]) -> str:
-    """What the profile that answered is beside the others."""
+    """Says what the profile that answered is beside the others."""
     if served is None:
         return ""
     better = [info.profile for info in infos if info.average_precision > served.average_precision]

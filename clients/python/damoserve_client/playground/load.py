@@ -30,7 +30,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Interval:
-    """What ended within one interval of the load; latencies in seconds, None without answers."""
+    """The calls that ended within one interval of the load; latencies in seconds, None without answers."""
 
     begin: float
     p50: float | None

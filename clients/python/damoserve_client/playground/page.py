@@ -44,7 +44,7 @@ def _budget(step: float) -> float | None:
 
 
 def _position(seconds: float) -> float:
-    """Where a budget lies on the slider, 0 to 1."""
+    """Returns where a budget lies on the slider, 0 to 1."""
     return min(1.0, max(0.0, STEPS_PER_DECADE * math.log10(1e3 * seconds) / LAST_STEP))
 
 
@@ -68,7 +68,7 @@ class Newest:
 
 
 class Page:
-    """What one tab shows, and how it got there."""
+    """The state of one tab, and how it got there."""
 
     def __init__(self, client: AsyncClient, address: str) -> None:
         self._client = client

@@ -22,7 +22,7 @@ class Sparkline:
 
     values: Sequence[float | None]
     length: int
-    """How many values there will be at most; they take a cell each where there is room."""
+    """Number of values that there will be at most; they take a cell each where there is room."""
     colour: str
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -84,7 +84,7 @@ def fold(values: Sequence[float | None], size: int) -> list[float | None]:
 
 
 def share_out(values: Sequence[float], cells: int) -> list[int]:
-    """How many of the cells each value gets, so that none is lost to rounding."""
+    """Returns how many of the cells each value gets, so that none is lost to rounding."""
     total = math.fsum(values)
     if not total:
         return [0] * len(values)

@@ -8,7 +8,7 @@ from damoserve_client.top.quantiles import quantile
 from damoserve_client.top.scrape import START, Scrape, Series
 
 STAGES = ("decode_wait", "decode", "queue", "batch_wait", "inference", "postprocess", "respond")
-"""In the order in which a request passes them. A server may tell fewer."""
+"""The stages in the order in which a request passes them. A server may tell fewer."""
 OUTCOMES = ("in_time", "late", "refused", "expired", "cancelled", "invalid", "failed")
 TIERS = ("realtime", "balanced", "accurate", "none")
 """`none`: requests that name their profile."""
@@ -16,7 +16,7 @@ TIERS = ("realtime", "balanced", "accurate", "none")
 
 @dataclass(frozen=True)
 class Latency:
-    """Of answered requests, in seconds."""
+    """Latency percentiles of answered requests, in seconds."""
 
     p50: float | None
     p95: float | None
@@ -74,7 +74,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Device:
-    """What computes, and what waits for it."""
+    """The workers, and the requests that wait for them."""
 
     queued: float | None
     decoding: float | None
@@ -99,10 +99,10 @@ class Reading:
     """Everything that is shown."""
 
     seconds: float
-    """Between the two scrapes."""
+    """Seconds between the two scrapes."""
     process: Process
     versions: dict[str, str]
-    """Of each model; two while they change."""
+    """Versions of each model; two while they change."""
     rate: float
     """Requests that ended, a second; of an older server, those that were answered."""
     outcomes: dict[str, float]
@@ -122,7 +122,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Span:
-    """What is so at the end, and what was added since the beginning."""
+    """The values at the end of an interval, and what was added since its beginning."""
 
     seconds: float
     now: Series
@@ -142,7 +142,7 @@ class Span:
         return (self.rate("damoserve_request_seconds_count", **labels) or 0.0) if rate is None else rate
 
     def mean(self, name: str, **labels: str) -> float | None:
-        """Of what a histogram or a summary was given."""
+        """Returns the mean of what a histogram or a summary was given."""
         return _divide(self.added.total(f"{name}_sum", **labels), self.added.total(f"{name}_count", **labels))
 
     def latency(self, **labels: str) -> Latency:

@@ -49,7 +49,7 @@ class Series:
         return sorted((float(edge), count) for (edge,), count in edges.items())
 
     def since(self, before: Self) -> "Series":
-        """What was added to each series; all of it where the server has started anew, as counters then do."""
+        """Returns what was added to each series; all of it where the server has started anew, as counters then do."""
         restarted = self.total(START) != before.total(START)
         return Series(
             {
@@ -61,7 +61,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Scrape:
-    """What a server said of itself at one moment, in seconds on the monotonic clock."""
+    """The metrics of a server at one moment, in seconds on the monotonic clock."""
 
     moment: float
     series: Series

@@ -35,7 +35,8 @@ class History:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn. Without a history there are no sparklines; `trouble` says why the reading is an old one."""
+    """The screen of one moment. Without a history there are no sparklines; `trouble` says why the reading is an old
+    one."""
 
     url: str
     reading: Reading | None
@@ -202,7 +203,7 @@ def _line(items: Iterable[tuple[str, str]]) -> Flow:
 
 
 def _agreement(profile: ProfileReading) -> Text | str:
-    """What it is now, and what it was when the profile was built."""
+    """Returns the agreement as it is now, and as it was when the profile was built."""
     if profile.agreement is None:
         return NOTHING
     built = "" if profile.expected_agreement is None else f"/{_accuracy(profile.expected_agreement)}"
@@ -222,7 +223,7 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """With its two largest units: `3 d 4 h`."""
+    """Returns a duration in its two largest units: `3 d 4 h`."""
     minutes, s = divmod(int(seconds), 60)
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)

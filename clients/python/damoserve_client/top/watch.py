@@ -23,14 +23,14 @@ WIDTH = 100
 
 
 class Server:
-    """Where the metrics come from."""
+    """The address that the metrics come from."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._last: Scrape | None = None
 
     def read(self) -> Reading | None:
-        """What happened since the last answer; None at the first. Raises NoMetrics."""
+        """Returns what happened since the last answer; None at the first. Raises NoMetrics."""
         latest = scrape(self._url, TIMEOUT)
         before, self._last = self._last, latest
         return None if before is None else read(before, latest)
@@ -62,7 +62,7 @@ def write_json(url: str, interval: float) -> None:
 
 
 def show_live(url: str, interval: float) -> None:
-    """Until the key q. What was read last stays on the screen while the server does not answer."""
+    """Draws until the key q is pressed. What was read last stays on the screen while the server does not answer."""
     server, history = Server(url), History(interval)
     reading, answered = None, time.monotonic()
     with keys() as wait, Live(screen=True, auto_refresh=False) as live:
@@ -82,7 +82,7 @@ def show_live(url: str, interval: float) -> None:
 
 
 def _quit(wait: Wait, end: float) -> bool:
-    """Whether q is pressed before the end, on the monotonic clock."""
+    """Tells whether q is pressed before the end, on the monotonic clock."""
     while (left := end - time.monotonic()) > 0:
         if wait(left).lower() == QUIT:
             return True
