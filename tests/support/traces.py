@@ -47,6 +47,8 @@ class FinishedSpan(Protocol):
     status: Status
     resource: Resource
 
+    def to_json(self) -> str: ...
+
 
 @dataclass
 class Traces:

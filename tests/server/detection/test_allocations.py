@@ -5,8 +5,10 @@ import gc
 import shutil
 import time
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,12 +37,12 @@ class Allocated:
 
 
 @pytest.fixture
-def allocated(serve: Serve, tmp_path: Path):
+def allocated(serve: Serve, tmp_path: Path) -> Callable[..., Any]:
     """Does so many requests at once, again and again, after some to warm up."""
     # Not the tiny network of the other tests: its buffers would not stand out.
     shutil.copytree(BUNDLED / PROFILE, tmp_path / "real" / PROFILE)
 
-    async def one_round(detector, image, at_once):
+    async def one_round(detector: Any, image: bytes, at_once: Any) -> None:
         now = time.monotonic()
         request = DetectionRequest(image, now, now + 20)
         assert all(
@@ -48,8 +50,8 @@ def allocated(serve: Serve, tmp_path: Path):
             for each in await asyncio.gather(*(detector.detect(request) for _ in range(at_once)))
         )
 
-    def measure(image, at_once):
-        async def run():
+    def measure(image: bytes, at_once: Any) -> Any:
+        async def run() -> Any:
             async with serve(repository=tmp_path / "real") as client:
                 detector = client.application._detector.result()
                 for _ in range(5):
@@ -73,13 +75,13 @@ def allocated(serve: Serve, tmp_path: Path):
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
-def test_pixels_cost_nothing_large(allocated, at_once) -> None:
+def test_pixels_cost_nothing_large(allocated: Callable[..., Any], at_once: int) -> None:
     found = allocated(PIXELS, at_once)
     assert max(found.peaks) < LARGE
     assert found.kept < 4 * LARGE
 
 
-def test_a_file_costs_its_pixels_and_the_copy_that_pillow_makes_of_them(allocated) -> None:
+def test_a_file_costs_its_pixels_and_the_copy_that_pillow_makes_of_them(allocated: Callable[..., Any]) -> None:
     found = allocated(FILE, at_once=1)
     assert max(found.peaks) < 2 * PIXELS.nbytes + LARGE
     assert found.kept < 4 * LARGE

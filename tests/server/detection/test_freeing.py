@@ -7,8 +7,9 @@ import asyncio
 import gc
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -17,12 +18,14 @@ from damoserve.kserve.v2 import inference_pb2 as kserve
 from damoserve.v1 import admin_pb2 as admin_pb
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
+from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.repository import ALIASES_FILE
+from damoserve_server.engines.engine import EngineOptions
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.kserve.tensors import pack
 from tests.support.administration import active, administered
 from tests.support.pictures import Pictures
-from tests.support.server import Serve, ServerClient
+from tests.support.server import Failure, Serve, ServerClient
 from tests.support.timeouts import TIMEOUT
 from tests.support.valve import Valve
 
@@ -31,7 +34,7 @@ UNLOAD = admin_pb.UnloadProfileRequest(profile="quick")
 
 
 @pytest.fixture(autouse=True)
-def no_collections():
+def no_collections() -> Iterator[None]:
     """Nor a log: pytest keeps what was logged, and with it the tracebacks."""
     gc.collect()
     gc.disable()
@@ -41,22 +44,22 @@ def no_collections():
     gc.enable()
 
 
-async def freed(*references):
+async def freed(*references: Any) -> None:
     """Returns when none of them is alive: a worker answers before it lets go."""
     async with asyncio.timeout(TIMEOUT):
         while any(reference() is not None for reference in references):
             await asyncio.sleep(0)
 
 
-def quick(client: ServerClient):
+def quick(client: ServerClient) -> weakref.ReferenceType[Any]:
     return weakref.ref(next(profile for profile in active(client) if profile.name == "quick"))
 
 
-async def call_undecodable(client: ServerClient, image, valve: Valve):
+async def call_undecodable(client: ServerClient, image: bytes, valve: Valve) -> Failure:
     return await client.failure(client.detect(b"no image", profile="quick"))
 
 
-async def call_expired(client: ServerClient, image, valve: Valve):
+async def call_expired(client: ServerClient, image: bytes, valve: Valve) -> Failure:
     client.learn(0.001)
     valve.shut()
     failure = await client.failure(client.detect(image, profile="quick", latency_budget=BRIEF))
@@ -64,12 +67,12 @@ async def call_expired(client: ServerClient, image, valve: Valve):
     return failure
 
 
-async def call_failing(client: ServerClient, image, valve: Valve):
+async def call_failing(client: ServerClient, image: bytes, valve: Valve) -> Failure:
     valve.fault = RuntimeError("the engine is broken")
     return await client.failure(client.detect(image, profile="quick"))
 
 
-async def call_triton(client: ServerClient, image, valve: Valve):
+async def call_triton(client: ServerClient, image: bytes, valve: Valve) -> Failure:
     infer = client.channel.unary_unary(
         "/inference.GRPCInferenceService/ModelInfer",
         request_serializer=kserve.ModelInferRequest.SerializeToString,
@@ -81,8 +84,8 @@ async def call_triton(client: ServerClient, image, valve: Valve):
     return await client.failure(infer(request, timeout=TIMEOUT))
 
 
-async def frame_undecodable(client: ServerClient, image, valve: Valve):
-    def frames():
+async def frame_undecodable(client: ServerClient, image: bytes, valve: Valve) -> Any:
+    def frames() -> Iterator[Any]:
         yield pb.DetectStreamRequest(options=pb.StreamOptions(profile="quick"))
         yield pb.DetectStreamRequest(frame=pb.Frame(image=pb.Image(content=b"no image")))
 
@@ -91,7 +94,9 @@ async def frame_undecodable(client: ServerClient, image, valve: Valve):
 
 
 @pytest.mark.parametrize("call", [call_undecodable, call_expired, call_failing, call_triton, frame_undecodable])
-async def test_a_request_that_fails_keeps_nothing(serve: Serve, pictures: Pictures, valve: Valve, call) -> None:
+async def test_a_request_that_fails_keeps_nothing(
+    serve: Serve, pictures: Pictures, valve: Valve, call: Callable[..., Any]
+) -> None:
     async with administered(serve, valve.load) as (client, admin):
         await client.detect(pictures.red, profile="quick")
         assert (await call(client, pictures.red, valve)).message
@@ -106,6 +111,7 @@ async def test_an_open_stream_keeps_nothing_but_its_frames(serve: Serve, picture
         await stream.write(pb.DetectStreamRequest(options=pb.StreamOptions(profile="quick")))
         await stream.write(pb.DetectStreamRequest(frame=pb.Frame(image=pb.Image(content=pictures.red))))
         answer = await asyncio.wait_for(stream.read(), TIMEOUT)
+        assert isinstance(answer, pb.DetectStreamResponse)
         assert answer.result.profile == "quick"
         profile = quick(client)
         await admin.UnloadProfile(UNLOAD)
@@ -114,11 +120,11 @@ async def test_an_open_stream_keeps_nothing_but_its_frames(serve: Serve, picture
 
 
 @pytest.fixture
-def loading(valve: Valve):
+def loading(valve: Valve) -> tuple[Callable[..., Any], list[Any]]:
     """A loader that the valve holds up in version 4, and the engines of that version."""
     engines = []
 
-    def load(model, manifest, options):
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
         engine = (valve.load if manifest.version == 4 else OnnxRuntimeEngine)(model, manifest, options)
         if manifest.version == 4:
             engines.append(weakref.ref(engine))
@@ -128,7 +134,7 @@ def loading(valve: Valve):
 
 
 async def test_a_version_that_is_refused_keeps_nothing(
-    serve: Serve, repository: Path, new_profile: Callable[..., None], loading
+    serve: Serve, repository: Path, new_profile: Callable[..., None], loading: tuple[Callable[..., Any], list[Any]]
 ) -> None:
     """Its first profile is loaded already when the second turns out to be damaged."""
     (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
@@ -143,7 +149,11 @@ async def test_a_version_that_is_refused_keeps_nothing(
 
 
 async def test_a_version_whose_loading_is_given_up_keeps_nothing(
-    serve: Serve, repository: Path, new_profile: Callable[..., None], valve: Valve, loading
+    serve: Serve,
+    repository: Path,
+    new_profile: Callable[..., None],
+    valve: Valve,
+    loading: tuple[Callable[..., Any], list[Any]],
 ) -> None:
     (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
     new_profile(repository, "accurate", ap=0.7, version=4)

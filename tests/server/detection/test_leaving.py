@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -18,13 +20,13 @@ from tests.support.valve import Valve
 class Gate:
     """Holds decoding up."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered = threading.Semaphore(0)
         self.opened = threading.Event()
         self.count = 0
         decode = imaging.decode
 
-        def slowly(*arguments):
+        def slowly(*arguments: Any) -> Any:
             self.count += 1
             self.entered.release()
             assert self.opened.wait(TIMEOUT)
@@ -32,28 +34,28 @@ class Gate:
 
         monkeypatch.setattr(imaging, "decode", slowly)
 
-    async def wait_for(self, number):
+    async def wait_for(self, number: int) -> None:
         for _ in range(number):
             assert await asyncio.to_thread(self.entered.acquire, timeout=TIMEOUT)
 
 
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch):
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate(monkeypatch)
     yield gate
     gate.opened.set()
 
 
-def leased(count):
+def leased(count: int) -> Callable[..., Any]:
     return lambda now: now.sum("damoserve_pool_slots", state="leased") == count
 
 
-def queued(count, **labels):
+def queued(count: int, **labels: Any) -> Callable[..., Any]:
     return lambda now: now.sum("damoserve_queued_requests", **labels) == count
 
 
 async def test_who_leaves_during_decoding_frees_the_memory_when_the_thread_has_left_it(
-    serve: Serve, pictures: Pictures, gate
+    serve: Serve, pictures: Pictures, gate: Gate
 ) -> None:
     async with serve() as client:
         call = client.detect(pictures.red)
@@ -70,7 +72,7 @@ async def test_who_leaves_during_decoding_frees_the_memory_when_the_thread_has_l
     assert computed == 0
 
 
-async def test_who_leaves_before_decoding_is_not_decoded(serve: Serve, pictures: Pictures, gate) -> None:
+async def test_who_leaves_before_decoding_is_not_decoded(serve: Serve, pictures: Pictures, gate: Gate) -> None:
     cores = usable_cores()
     async with serve() as client:
         busy = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(cores)]
@@ -86,7 +88,7 @@ async def test_who_leaves_before_decoding_is_not_decoded(serve: Serve, pictures:
 
 @pytest.mark.parametrize("stage", ["decoding", "waiting", "computing"])
 async def test_the_deadline_is_answered_at_every_stage(
-    serve: Serve, pictures: Pictures, gate, valve: Valve, stage
+    serve: Serve, pictures: Pictures, gate: Gate, valve: Valve, stage: str
 ) -> None:
     """By budget alone: the call itself has all the time, and its answer comes while the work is still held up."""
     async with serve(valve.load) as client:

@@ -2,20 +2,24 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from damoserve.kserve.v2 import inference_pb2 as kserve
 from damoserve.v1 import admin_pb2
+from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.repository import Repository
 from damoserve_server.detection.request import DetectionRequest
-from damoserve_server.detection.worker import Inference, Job, Worker
-from damoserve_server.engines.engine import EngineError
+from damoserve_server.detection.worker import Inference, Job, JobBatch, Worker
+from damoserve_server.engines.engine import EngineError, EngineOptions
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.inputs.buffers import Pool
 from damoserve_server.models.catalogue import ActiveProfile
@@ -35,7 +39,7 @@ class Echo:
 
     lost: int = 0
 
-    def run(self, images):
+    def run(self, images: NDArray[np.uint8]) -> Any:
         answers = len(images) - self.lost
         scores = images.mean(axis=(1, 2, 3), dtype=np.float32).reshape(-1, 1, 1)[:answers]
         return scores, np.zeros((answers, 1, 4), np.float32)
@@ -45,25 +49,25 @@ class Echo:
 class OneBatch:
     """Has work for a worker once."""
 
-    batch: Batch
-    outcomes: list = field(default_factory=list)
+    batch: Batch[ActiveProfile, Job] | None
+    outcomes: list[Any] = field(default_factory=list)
 
-    def next_batch(self, worker):
+    def next_batch(self, worker: Worker) -> Any:
         batch, self.batch = self.batch, None
         return batch
 
-    def finish(self, worker, batch, outcomes):
+    def finish(self, worker: Worker, batch: JobBatch, outcomes: Any) -> None:
         self.outcomes = outcomes
 
-    def died(self, worker):
+    def died(self, worker: Worker) -> None:
         raise AssertionError
 
 
 @pytest.fixture
-def compute(pristine: Path):
+def compute(pristine: Path) -> Callable[..., Any]:
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
 
-    def run(engine, values, select, **fields):
+    def run(engine: Any, values: Any, select: Any, **fields: Any) -> Any:
         estimate = LatencyEstimate(dict.fromkeys(range(1, 5), 1.0))
         profile = ActiveProfile(manifest, [engine], estimate, new_engine=lambda: engine)
         pool = Pool(len(values), profile.size)
@@ -85,34 +89,34 @@ def compute(pristine: Path):
     return run
 
 
-def keep(job, profile, scores, boxes):
+def keep(job: Job, profile: str, scores: NDArray[np.float32], boxes: NDArray[np.float32]) -> Any:
     return Detections(boxes, scores[0], np.zeros(1, np.int64))
 
 
-def refuse_seven(job, profile, scores, boxes):
+def refuse_seven(job: Job, profile: str, scores: NDArray[np.float32], boxes: NDArray[np.float32]) -> Any:
     if scores[0] == 7:
         raise ZeroDivisionError
     return keep(job, profile, scores, boxes)
 
 
 @pytest.mark.parametrize("values", [[5], [5, 6], [1, 2, 3, 4]])
-def test_each_image_gets_its_own_answer(compute, values) -> None:
+def test_each_image_gets_its_own_answer(compute: Callable[..., Any], values: list[int]) -> None:
     outcomes = compute(Echo(), values, keep)
     assert [outcome.detections.scores[0] for outcome in outcomes] == values
     assert {outcome.batch_size for outcome in outcomes} == {len(values)}
 
 
-def test_missing_answers_fail_the_whole_batch(compute) -> None:
+def test_missing_answers_fail_the_whole_batch(compute: Callable[..., Any]) -> None:
     outcomes = compute(Echo(lost=1), [1, 2, 3], keep)
     assert [type(outcome) for outcome in outcomes] == [EngineError] * 3
 
 
-def test_what_fails_for_one_image_fails_that_one_only(compute) -> None:
+def test_what_fails_for_one_image_fails_that_one_only(compute: Callable[..., Any]) -> None:
     outcomes = compute(Echo(), [6, 7, 8], refuse_seven)
     assert [type(outcome) for outcome in outcomes] == [Inference, ZeroDivisionError, Inference]
 
 
-def test_outcomes_of_an_abandoned_worker_are_not_learned_from(compute) -> None:
+def test_outcomes_of_an_abandoned_worker_are_not_learned_from(compute: Callable[..., Any]) -> None:
     [hung] = compute(Echo(), [5], keep, abandoned=True)
     assert hung.profile.latency.expected() == 1.0
     [sound] = compute(Echo(), [5], keep)
@@ -122,12 +126,12 @@ def test_outcomes_of_an_abandoned_worker_are_not_learned_from(compute) -> None:
 class Faulty:
     """Loads engines of which the first, once armed, does `fault` in its next run; later ones are sound."""
 
-    def __init__(self, fault):
+    def __init__(self, fault: Callable[..., Any]) -> None:
         self.fault = fault
         self.armed = threading.Event()
         self.loaded = 0
 
-    def load(self, model, manifest, options):
+    def load(self, model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
         self.loaded += 1
         return _FaultyEngine(OnnxRuntimeEngine(model, manifest, options), self)
 
@@ -137,7 +141,7 @@ class _FaultyEngine:
     engine: OnnxRuntimeEngine
     faulty: Faulty
 
-    def run(self, images):
+    def run(self, images: NDArray[np.uint8]) -> Any:
         if self.faulty.armed.is_set():
             self.faulty.armed.clear()
             self.faulty.fault()
@@ -163,7 +167,7 @@ async def test_a_worker_that_hangs_is_replaced_and_its_requests_are_answered(ser
 
 
 async def test_a_worker_that_dies_is_replaced_and_its_requests_are_answered(serve: Serve, pictures: Pictures) -> None:
-    def die():
+    def die() -> None:
         raise SystemExit
 
     faulty = Faulty(die)
@@ -177,7 +181,7 @@ async def test_a_worker_that_dies_is_replaced_and_its_requests_are_answered(serv
 
 
 async def test_an_engine_that_raises_is_made_anew(serve: Serve, pictures: Pictures) -> None:
-    def fail():
+    def fail() -> None:
         raise RuntimeError("the device is gone")
 
     faulty = Faulty(fail)
@@ -194,12 +198,12 @@ async def test_an_engine_that_raises_is_made_anew(serve: Serve, pictures: Pictur
 class Stuck:
     """Loads engines of which the first, once armed, hangs in a run for good; `shared` if another thread used it too."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.armed = threading.Event()
         self.let_go = threading.Event()
         self.shared = False
 
-    def load(self, model, manifest, options):
+    def load(self, model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
         return _StuckEngine(OnnxRuntimeEngine(model, manifest, options), self)
 
 
@@ -209,7 +213,7 @@ class _StuckEngine:
     stuck: Stuck
     hangs: bool = False
 
-    def run(self, images):
+    def run(self, images: NDArray[np.uint8]) -> Any:
         self.stuck.shared |= self.hangs
         if self.stuck.armed.is_set():
             self.stuck.armed.clear()
@@ -241,11 +245,11 @@ async def test_a_server_without_workers_is_not_ready_in_either_protocol(serve: S
     let_go, made = threading.Event(), threading.Event()
     faulty = Faulty(lambda: let_go.wait(20))
 
-    def load(model, manifest, options):
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
         assert made.wait(20)
         return faulty.load(model, manifest, options)
 
-    async def readiness(client: ServerClient):
+    async def readiness(client: ServerClient) -> Any:
         ready = client.channel.unary_unary(
             "/inference.GRPCInferenceService/ServerReady",
             request_serializer=kserve.ServerReadyRequest.SerializeToString,
@@ -270,7 +274,7 @@ async def test_without_workers_requests_are_refused_at_once_and_not_let_in(serve
     let_go, made = threading.Event(), threading.Event()
     faulty = Faulty(lambda: let_go.wait(20))
 
-    def load(model, manifest, options):
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
         assert made.wait(20)
         return faulty.load(model, manifest, options)
 
@@ -294,11 +298,11 @@ async def test_without_workers_requests_are_refused_at_once_and_not_let_in(serve
 @dataclass
 class _ClosableEngine:
     engine: OnnxRuntimeEngine
-    closed: list
+    closed: list[Any]
     hang: threading.Event | None = None
     running: bool = False
 
-    def run(self, images):
+    def run(self, images: NDArray[np.uint8]) -> Any:
         self.running = True
         if self.hang is not None:
             self.hang.wait(20)
@@ -306,18 +310,20 @@ class _ClosableEngine:
         self.running = False
         return outputs
 
-    def close(self):
+    def close(self) -> None:
         self.closed.append(self.running)
 
 
 @pytest.mark.parametrize("hangs", [False, True])
 async def test_a_stopping_server_closes_engines_unless_one_still_computes(
-    serve: Serve, pictures: Pictures, hangs
+    serve: Serve, pictures: Pictures, hangs: bool
 ) -> None:
     let_go = threading.Event()
-    engines, calls, closed = [], [], []
+    engines: list[Any] = []
+    calls: list[Any] = []
+    closed: list[Any] = []
 
-    def load(model, manifest, options):
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
         engines.append(_ClosableEngine(OnnxRuntimeEngine(model, manifest, options), closed))
         return engines[-1]
 

@@ -2,14 +2,17 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import onnxruntime
 import pytest
 
 from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import Repository
+from damoserve_profiles.runtimes import EngineName
 from damoserve_server.engines.choice import choose, load_engine
 from damoserve_server.engines.engine import (
     CPU_PROVIDER,
@@ -25,7 +28,7 @@ ON_CUDA = (CUDA_PROVIDER, CPU_PROVIDER)
 
 
 @pytest.fixture
-def manifest(pristine: Path):
+def manifest(pristine: Path) -> Callable[..., Any]:
     """`manifest(target="gpu")`: what a recipe for that target would have made."""
     read = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     return lambda target="cpu", **update: read.model_copy(
@@ -44,7 +47,7 @@ def manifest(pristine: Path):
     ],
 )
 def test_a_profile_for_a_gpu_runs_where_the_operator_or_else_its_manifest_says(
-    manifest, preferred, options, chosen
+    manifest: Callable[..., Any], preferred: str, options: dict[str, Any], chosen: str
 ) -> None:
     assert choose(manifest("gpu", engine=preferred), EngineOptions(LIMIT, **options)) == chosen
 
@@ -59,16 +62,18 @@ def test_a_profile_for_a_gpu_runs_where_the_operator_or_else_its_manifest_says(
         ("cpu", {"engine": "tensorrt"}, "TensorRT takes those of a recipe with target: gpu"),
     ],
 )
-def test_a_profile_for_another_device_is_refused_with_what_to_do(manifest, target, options, message) -> None:
+def test_a_profile_for_another_device_is_refused_with_what_to_do(
+    manifest: Callable[..., Any], target: str, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(EngineMissing, match=message):
         load_engine(b"", manifest(target), EngineOptions(LIMIT, **options))
 
 
 @pytest.fixture
-def forget(monkeypatch: pytest.MonkeyPatch):
+def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`forget("openvino")`: the next import of the runtime, and of the engine that needs it, is the first."""
 
-    def forget(engine):
+    def forget(engine: Any) -> None:
         ours = (f"damoserve_server.engines.{module}" for module in (engine, "tensorrt_plan", "cuda"))
         for module in (engine, *ours):
             monkeypatch.delitem(sys.modules, module, raising=False)
@@ -80,7 +85,7 @@ def forget(monkeypatch: pytest.MonkeyPatch):
     "modules", [{"tensorrt": None}, {"tensorrt": ModuleType("tensorrt"), "cuda": None, "cuda.bindings": None}]
 )
 def test_without_tensorrt_or_cuda_it_cannot_be_forced(
-    manifest, forget, monkeypatch: pytest.MonkeyPatch, modules
+    manifest: Callable[..., Any], forget: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, modules: dict[str, None]
 ) -> None:
     forget("tensorrt")
     for name, module in modules.items():
@@ -90,7 +95,10 @@ def test_without_tensorrt_or_cuda_it_cannot_be_forced(
 
 
 def test_without_tensorrt_a_profile_that_prefers_it_goes_to_onnx_runtime(
-    manifest, forget, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    manifest: Callable[..., Any],
+    forget: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     forget("tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -105,10 +113,10 @@ def test_without_tensorrt_a_profile_that_prefers_it_goes_to_onnx_runtime(
 
 
 @pytest.fixture
-def replace_runtime(forget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def replace_runtime(forget: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     """`replace_runtime("openvino", "raise ImportError")`: a module with this content is what is installed."""
 
-    def replace(engine, content):
+    def replace(engine: Any, content: Any) -> None:
         forget(engine)
         (tmp_path / f"{engine}.py").write_text(content)
         monkeypatch.syspath_prepend(tmp_path)
@@ -124,7 +132,7 @@ def replace_runtime(forget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     ],
 )
 def test_a_runtime_that_is_installed_but_broken_is_not_called_missing(
-    manifest, replace_runtime, engine, title, content
+    manifest: Callable[..., Any], replace_runtime: Callable[..., Any], engine: EngineName, title: str, content: str
 ) -> None:
     replace_runtime(engine, content)
     target = "gpu" if engine == "tensorrt" else "cpu"

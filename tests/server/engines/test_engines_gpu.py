@@ -1,8 +1,10 @@
 """What of the engines for GPUs can be told without one: what is kept and when it is built again, what is asked for."""
 
 import logging
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,34 +21,34 @@ IDENTITY = MACHINE | {"model": "0123", "max_batch_size": "4"}
 class Runtime:
     """Builds and loads as TensorRT does, and counts. `version` is what it can load."""
 
-    def __init__(self, version=b"10"):
+    def __init__(self, version: bytes = b"10") -> None:
         self.version = version
         self.built = 0
 
-    def build(self):
+    def build(self) -> bytes:
         self.built += 1
         return self.version + b" plan"
 
-    def load(self, content):
+    def load(self, content: bytes) -> str | None:
         return content.decode() if content.startswith(self.version) else None
 
 
 @pytest.fixture
-def runtime():
+def runtime() -> Runtime:
     return Runtime()
 
 
 @pytest.fixture
-def folder(tmp_path: Path):
+def folder(tmp_path: Path) -> Path:
     return tmp_path / "not" / "there" / "yet"
 
 
-def restore(folder, runtime, identity=IDENTITY):
+def restore(folder: Path | None, runtime: Runtime, identity: dict[str, str] = IDENTITY) -> str:
     """As a new process would."""
     return EngineCache(folder).restore(identity, runtime.load, runtime.build)
 
 
-def test_what_was_built_is_found_again(folder, runtime) -> None:
+def test_what_was_built_is_found_again(folder: Path, runtime: Runtime) -> None:
     assert [restore(folder, runtime) for _ in range(3)] == ["10 plan"] * 3
     assert runtime.built == 1
     assert [path.name for path in folder.iterdir()] == [f"{digest(IDENTITY)}.plan"]
@@ -54,7 +56,7 @@ def test_what_was_built_is_found_again(folder, runtime) -> None:
 
 
 @pytest.mark.parametrize("what", IDENTITY)
-def test_another_model_machine_or_runtime_has_its_own(folder, runtime, what) -> None:
+def test_another_model_machine_or_runtime_has_its_own(folder: Path, runtime: Runtime, what: str) -> None:
     restore(folder, runtime)
     restore(folder, runtime, IDENTITY | {what: "another"})
     assert runtime.built == 2
@@ -77,7 +79,9 @@ def test_the_order_of_an_identity_does_not_matter() -> None:
     ],
     ids=["empty", "no hash", "cut short", "changed", "other"],
 )
-def test_what_was_damaged_is_built_again(folder, runtime, damage, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_damaged_is_built_again(
+    folder: Path, runtime: Runtime, damage: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     restore(folder, runtime)
     (path,) = folder.iterdir()
     whole = path.read_bytes()
@@ -88,7 +92,7 @@ def test_what_was_damaged_is_built_again(folder, runtime, damage, caplog: pytest
     assert "is damaged and is built again" in caplog.text
 
 
-def test_what_the_runtime_refuses_is_built_again(folder, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_runtime_refuses_is_built_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     restore(folder, Runtime(b"10"))
     newer = Runtime(b"11")
     assert [restore(folder, newer) for _ in range(2)] == ["11 plan"] * 2
@@ -96,30 +100,32 @@ def test_what_the_runtime_refuses_is_built_again(folder, caplog: pytest.LogCaptu
     assert "is refused and is built again" in caplog.text
 
 
-def test_what_cannot_be_loaded_even_when_new_is_an_error_and_not_kept(folder, runtime) -> None:
-    runtime.build = lambda: b"nonsense"
+def test_what_cannot_be_loaded_even_when_new_is_an_error_and_not_kept(
+    folder: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "build", lambda: b"nonsense")
     with pytest.raises(EngineError, match="cannot load what it has built"):
         restore(folder, runtime)
     assert not folder.exists()
 
 
-def test_a_failed_build_leaves_nothing(folder, runtime) -> None:
-    def fail():
+def test_a_failed_build_leaves_nothing(folder: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> bytes:
         raise EngineError("no memory")
 
-    runtime.build = fail
+    monkeypatch.setattr(runtime, "build", fail)
     with pytest.raises(EngineError, match="no memory"):
         restore(folder, runtime)
     assert not folder.exists()
 
 
-def test_without_a_folder_it_is_built_every_time(runtime) -> None:
+def test_without_a_folder_it_is_built_every_time(runtime: Runtime) -> None:
     assert [restore(None, runtime) for _ in range(2)] == ["10 plan"] * 2
     assert runtime.built == 2
 
 
 def test_a_folder_that_cannot_be_used_costs_time_only(
-    tmp_path: Path, runtime, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     with caplog.at_level(logging.WARNING):
@@ -127,14 +133,16 @@ def test_a_folder_that_cannot_be_used_costs_time_only(
     assert "so the next start builds it again" in caplog.text
 
 
-def test_a_file_that_cannot_be_read_is_built_again(folder, runtime, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_cannot_be_read_is_built_again(
+    folder: Path, runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
     path = folder / f"{digest(IDENTITY)}.plan"
     path.mkdir(parents=True)
     assert restore(folder, runtime) == "10 plan"
     assert "cannot be read and is built again" in caplog.text
 
 
-def test_kinds_of_files_do_not_meet(folder) -> None:
+def test_kinds_of_files_do_not_meet(folder: Path) -> None:
     cache = EngineCache(folder)
     cache.write(MACHINE, "timing", b"timings")
     assert cache.read(MACHINE, "timing") == b"timings"
@@ -142,7 +150,7 @@ def test_kinds_of_files_do_not_meet(folder) -> None:
 
 
 @pytest.fixture
-def manifest(pristine: Path):
+def manifest(pristine: Path) -> Callable[..., Any]:
     """`manifest("gpu")`: 64 x 32 pixels, by a recipe for that target."""
     read = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     return lambda target, quantise=None: read.model_copy(
@@ -150,7 +158,7 @@ def manifest(pristine: Path):
     )
 
 
-def test_providers_take_the_device_the_batches_and_the_precision_of_the_graph(manifest) -> None:
+def test_providers_take_the_device_the_batches_and_the_precision_of_the_graph(manifest: Callable[..., Any]) -> None:
     options = EngineOptions(8, gpu=GpuOptions(device=1, memory_bytes=2**30))
     chosen = tensorrt_options(manifest("gpu", Quantise(calibration_images=9)), options)
     assert chosen | {"trt_fp16_enable": "1", "trt_int8_enable": "1", "device_id": "1"} == chosen
@@ -161,7 +169,7 @@ def test_providers_take_the_device_the_batches_and_the_precision_of_the_graph(ma
     assert (tensorrt_options(manifest("cpu"), options)["trt_fp16_enable"]) == "0"
 
 
-def test_every_provider_has_its_options_and_only_gpus_have_any(manifest) -> None:
+def test_every_provider_has_its_options_and_only_gpus_have_any(manifest: Callable[..., Any]) -> None:
     options = EngineOptions(1, providers=(CUDA_PROVIDER, CPU_PROVIDER))
     cuda, cpu = provider_options(b"", manifest("cpu"), options)
     assert cuda == {
@@ -177,8 +185,10 @@ KEPT = ("trt_engine_cache_enable", "trt_engine_cache_path", "trt_timing_cache_en
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_the_installed_runtime_knows_the_options(manifest, provider) -> None:
+def test_the_installed_runtime_knows_the_options(manifest: Callable[..., Any], provider: str) -> None:
     spec = find_spec("onnxruntime")
+    assert spec is not None
+    assert spec.origin is not None
     library = Path(spec.origin).parent / "capi" / f"libonnxruntime_providers_{provider}.so"
     if not library.exists():
         pytest.skip("needs onnxruntime-gpu instead of onnxruntime")

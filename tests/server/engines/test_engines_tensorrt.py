@@ -1,8 +1,10 @@
 """TensorRT's engine on an imitated GPU: what it keeps, shares and gives back. Its answers: `test_engines`."""
 
 import gc
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import Repository
 from damoserve_server.engines.choice import load_engine
 from damoserve_server.engines.engine import EngineError, EngineOptions, GpuOptions, close_engine
-from tests.support.imitated_gpu import imitated_gpu
+from tests.support.imitated_gpu import TensorRt, imitated_gpu
 from tests.support.pictures import Pictures
 from tests.support.server import Serve
 
@@ -19,20 +21,20 @@ IMAGES = np.full((3, 32, 64, 3), 255, np.uint8)
 
 
 @pytest.fixture
-def gpu():
+def gpu() -> Iterator[TensorRt]:
     with imitated_gpu() as tensorrt:
         yield tensorrt
 
 
 @pytest.fixture
-def load(repository: Path, tmp_path: Path):
+def load(repository: Path, tmp_path: Path) -> Callable[..., Any]:
     """Loads the network of the four quarters: `load(device=1)`, `load(candidates=5)`."""
     for profile in ("accurate", "quick"):
         folder = Repository(repository).folder("colours", 3, profile)
         manifest = folder.read_manifest()
         folder.write(manifest.model_copy(update={"recipe": Recipe(name=profile, target="gpu")}))
 
-    def load(limit=3, device=0, cache=tmp_path / "cache", **update):
+    def load(limit: Any = 3, device: Any = 0, cache: Any = tmp_path / "cache", **update: Any) -> Any:
         options = EngineOptions(limit, engine="tensorrt", gpu=GpuOptions(device, cache))
         manifest = folder.read_manifest().model_copy(update=update)
         return load_engine(folder.model_path.read_bytes(), manifest, options)
@@ -40,13 +42,15 @@ def load(repository: Path, tmp_path: Path):
     return load
 
 
-def restart():
+def restart() -> None:
     """As if the process were new: what it has loaded is forgotten."""
     gc.collect()
     import_module("damoserve_server.engines.tensorrt_plan")._plans.clear()
 
 
-def test_workers_share_what_was_built_and_the_next_process_finds_it(gpu, load, tmp_path: Path) -> None:
+def test_workers_share_what_was_built_and_the_next_process_finds_it(
+    gpu: TensorRt, load: Callable[..., Any], tmp_path: Path
+) -> None:
     engines = [load(), load()]
     assert engines[0]._plan is engines[1]._plan
     restart()
@@ -55,7 +59,9 @@ def test_workers_share_what_was_built_and_the_next_process_finds_it(gpu, load, t
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".plan", ".timing"]
 
 
-def test_another_batch_limit_is_built_anew_with_the_same_timings(gpu, load, tmp_path: Path) -> None:
+def test_another_batch_limit_is_built_anew_with_the_same_timings(
+    gpu: TensorRt, load: Callable[..., Any], tmp_path: Path
+) -> None:
     load(limit=3)
     load(limit=2)
     assert gpu.builds == 2
@@ -63,14 +69,14 @@ def test_another_batch_limit_is_built_anew_with_the_same_timings(gpu, load, tmp_
     assert timing.read_bytes().endswith(b"!!")
 
 
-def test_without_a_cache_workers_share_all_the_same(gpu, load) -> None:
+def test_without_a_cache_workers_share_all_the_same(gpu: TensorRt, load: Callable[..., Any]) -> None:
     engines = [load(cache=None), load(cache=None)]
     assert gpu.builds == 1
     close_engine(engines[0])
     assert (engines[1].run(IMAGES)[0] == 1).all()
 
 
-def test_closing_gives_back_what_the_device_has(gpu, load) -> None:
+def test_closing_gives_back_what_the_device_has(gpu: TensorRt, load: Callable[..., Any]) -> None:
     engine = load()
     before = gpu.cuda.in_use
     close_engine(engine)
@@ -80,7 +86,7 @@ def test_closing_gives_back_what_the_device_has(gpu, load) -> None:
         engine.run(IMAGES)
 
 
-def test_forgetting_an_engine_gives_everything_back(gpu, load) -> None:
+def test_forgetting_an_engine_gives_everything_back(gpu: TensorRt, load: Callable[..., Any]) -> None:
     engine = load()
     engine.run(IMAGES)
     del engine
@@ -88,7 +94,7 @@ def test_forgetting_an_engine_gives_everything_back(gpu, load) -> None:
     assert not gpu.cuda.in_use
 
 
-def test_outputs_outlive_their_engine(gpu, load) -> None:
+def test_outputs_outlive_their_engine(gpu: TensorRt, load: Callable[..., Any]) -> None:
     scores = load().run(IMAGES)[0]
     gc.collect()
     assert (scores == 1).all()
@@ -97,14 +103,14 @@ def test_outputs_outlive_their_engine(gpu, load) -> None:
     assert not gpu.cuda.in_use
 
 
-def test_a_failed_load_gives_its_memory_back(gpu, load) -> None:
+def test_a_failed_load_gives_its_memory_back(gpu: TensorRt, load: Callable[..., Any]) -> None:
     with pytest.raises(EngineError, match="its manifest promises"):
         load(candidates=5)
     gc.collect()
     assert not gpu.cuda.in_use
 
 
-def test_a_network_that_cannot_be_captured_runs_without_graphs(load) -> None:
+def test_a_network_that_cannot_be_captured_runs_without_graphs(load: Callable[..., Any]) -> None:
     with imitated_gpu(capturable=False) as tensorrt:
         engine = load()
         assert (engine.run(IMAGES)[0] == 1).all()
@@ -114,13 +120,13 @@ def test_a_network_that_cannot_be_captured_runs_without_graphs(load) -> None:
         assert not tensorrt.cuda.in_use
 
 
-def test_graphs_are_tried_for_every_batch_size(gpu, load) -> None:
+def test_graphs_are_tried_for_every_batch_size(gpu: TensorRt, load: Callable[..., Any]) -> None:
     load(limit=3)
     timed = import_module("damoserve_server.engines.tensorrt").TIMED_RUNS
     assert gpu.cuda.launches == 3 * timed
 
 
-def test_a_device_that_is_not_there_is_an_engine_error(gpu, load) -> None:
+def test_a_device_that_is_not_there_is_an_engine_error(gpu: TensorRt, load: Callable[..., Any]) -> None:
     with pytest.raises(EngineError, match=r"CUDA: .* \(cudaErrorInvalidDevice\)"):
         load(device=1)
 
@@ -129,6 +135,6 @@ def test_a_device_that_is_not_there_is_an_engine_error(gpu, load) -> None:
 async def test_a_server_set_to_tensorrt_serves_profiles_for_gpus(serve: Serve, pictures: Pictures) -> None:
     async with serve(load_engine=load_engine, engine="tensorrt") as client:
         engines = [p.engines[0] for p in client.application._detector.result().catalogue.active()]
-        engines, answer = [type(engine).__name__ for engine in engines], await client.detect(pictures.red)
-    assert engines == ["TensorRtEngine"] * 2
+        names, answer = [type(engine).__name__ for engine in engines], await client.detect(pictures.red)
+    assert names == ["TensorRtEngine"] * 2
     assert {detection.label for detection in answer.detections} == {"red"}

@@ -5,13 +5,16 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve_profiles.imaging import decode, resize
-from damoserve_profiles.postprocess import select
+from damoserve_profiles.manifest import Manifest
+from damoserve_profiles.postprocess import Detections, select
 from damoserve_profiles.repository import BUNDLED, Repository
 from damoserve_profiles.runtimes import openvino_core
 from damoserve_server.engines.choice import choose, load_engine
@@ -26,41 +29,41 @@ ENGINE_MODULE = "damoserve_server.engines.openvino"
 
 
 @pytest.fixture(scope="module")
-def openvino_engine():
+def openvino_engine() -> Any:
     from damoserve_server.engines.openvino import OpenVinoEngine
 
     return OpenVinoEngine
 
 
 @pytest.fixture
-def no_openvino(monkeypatch: pytest.MonkeyPatch):
+def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, ENGINE_MODULE, raising=False)
 
 
 @pytest.fixture(scope="module")
-def images():
+def images() -> NDArray[Any]:
     """Four views of one picture at the bundled networks' size."""
     manifest = Repository(BUNDLED).folder("blood-cells", 1, "fp32").read_manifest()
     picture = resize(decode(PICTURE.read_bytes()), manifest.input.size, "stretch")
     return np.ascontiguousarray(np.stack([picture, picture[::-1], picture[:, ::-1], picture[::-1, ::-1]]))
 
 
-def bundled(profile):
+def bundled(profile: str) -> tuple[bytes, Manifest]:
     folder = Repository(BUNDLED).folder("blood-cells", 1, profile)
     return folder.model_path.read_bytes(), folder.read_manifest()
 
 
-def prefer_openvino(manifest, **update):
+def prefer_openvino(manifest: Manifest, **update: Any) -> Manifest:
     return manifest.model_copy(update={"engine": "openvino"} | update)
 
 
-def rewrite(repository: Path, profile, **update):
+def rewrite(repository: Path, profile: str, **update: Any) -> None:
     folder = Repository(repository).folder("colours", 3, profile)
     folder.write(prefer_openvino(folder.read_manifest(), **update))
 
 
-def detections(outputs, manifest):
+def detections(outputs: tuple[NDArray[Any], NDArray[Any]], manifest: Manifest) -> list[Detections]:
     """Of each image, by the server's own selection: boxes by falling score."""
     size = manifest.input.size
     return [select(scores, boxes, manifest.thresholds, size, size) for scores, boxes in zip(*outputs, strict=True)]
@@ -71,7 +74,9 @@ def detections(outputs, manifest):
     ("profile", "score", "pixels"),
     [("fp32", 1e-4, 0.01), ("pruned", 1e-4, 0.01), ("int8", 0.1, 5), ("int8+pruned", 0.1, 5)],
 )
-def test_bundled_profiles_find_the_same_in_both_runtimes(openvino_engine, images, profile, score, pixels) -> None:
+def test_bundled_profiles_find_the_same_in_both_runtimes(
+    openvino_engine: Any, images: NDArray[Any], profile: str, score: float, pixels: float | int
+) -> None:
     model, manifest = bundled(profile)
     ours, theirs = (
         detections(engine(model, manifest, OPTIONS).run(images), manifest)
@@ -90,7 +95,7 @@ def test_bundled_profiles_find_the_same_in_both_runtimes(openvino_engine, images
 
 
 @pytest.mark.openvino
-def test_a_batch_gives_what_its_images_give_in_buffers_that_stay(openvino_engine, images) -> None:
+def test_a_batch_gives_what_its_images_give_in_buffers_that_stay(openvino_engine: Any, images: NDArray[Any]) -> None:
     engine = openvino_engine(*bundled("int8"), OPTIONS)
     batch = engine.run(images)
     kept = [part.copy() for part in batch]
@@ -103,7 +108,7 @@ def test_a_batch_gives_what_its_images_give_in_buffers_that_stay(openvino_engine
 
 
 @pytest.mark.openvino
-def test_bfloat16_is_close_to_the_file_but_not_the_same(openvino_engine, images) -> None:
+def test_bfloat16_is_close_to_the_file_but_not_the_same(openvino_engine: Any, images: NDArray[Any]) -> None:
     model, manifest = bundled("fp32")
     half = prefer_openvino(manifest, precision="bf16")
     if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -119,7 +124,9 @@ def test_bfloat16_is_close_to_the_file_but_not_the_same(openvino_engine, images)
     ("update", "message"),
     [({"candidates": 5}, "its manifest promises"), ({"labels": ("red",)}, "its manifest promises")],
 )
-def test_a_model_that_is_not_the_manifests_is_refused(openvino_engine, pristine: Path, update, message) -> None:
+def test_a_model_that_is_not_the_manifests_is_refused(
+    openvino_engine: Any, pristine: Path, update: dict[str, tuple[str] | int], message: str
+) -> None:
     folder = Repository(pristine).folder("colours", 3, "quick")
     manifest = prefer_openvino(folder.read_manifest(), **update)
     with pytest.raises(EngineError, match=message):
@@ -127,7 +134,7 @@ def test_a_model_that_is_not_the_manifests_is_refused(openvino_engine, pristine:
 
 
 @pytest.mark.openvino
-def test_a_file_that_is_no_model_is_refused(openvino_engine, pristine: Path) -> None:
+def test_a_file_that_is_no_model_is_refused(openvino_engine: Any, pristine: Path) -> None:
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     with pytest.raises(EngineError, match="OpenVINO refused the model"):
         openvino_engine(b"no model", manifest, OPTIONS)
@@ -143,17 +150,19 @@ def test_a_file_that_is_no_model_is_refused(openvino_engine, pristine: Path) -> 
         ("openvino", {"providers": ("CUDAExecutionProvider", "CPUExecutionProvider")}, "onnxruntime"),
     ],
 )
-def test_the_operator_goes_before_the_manifest(pristine: Path, preferred, options, chosen) -> None:
+def test_the_operator_goes_before_the_manifest(
+    pristine: Path, preferred: str, options: dict[str, Any], chosen: str
+) -> None:
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     manifest = manifest.model_copy(update={"engine": preferred})
     assert choose(manifest, EngineOptions(4, **options)) == chosen
 
 
 @pytest.mark.openvino
-def test_the_preferred_engine_serves(openvino_engine, serve: Serve, repository: Path, pictures: Pictures) -> None:
+def test_the_preferred_engine_serves(openvino_engine: Any, serve: Serve, repository: Path, pictures: Pictures) -> None:
     rewrite(repository, "accurate")
 
-    async def scenario(**settings):
+    async def scenario(**settings: Any) -> Any:
         async with serve(load_engine=load_engine, **settings) as client:
             engines = {p.name: type(p.engines[0]) for p in client.application._detector.result().catalogue.active()}
             return engines, await client.detect(pictures.red, profile="accurate")
@@ -166,7 +175,7 @@ def test_the_preferred_engine_serves(openvino_engine, serve: Serve, repository: 
 
 
 def test_without_openvino_a_profile_that_prefers_it_runs_in_onnx_runtime(
-    no_openvino, pristine: Path, caplog: pytest.LogCaptureFixture
+    no_openvino: None, pristine: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = Repository(pristine).folder("colours", 3, "quick")
     manifest = prefer_openvino(folder.read_manifest(), model="without-openvino")
@@ -177,14 +186,14 @@ def test_without_openvino_a_profile_that_prefers_it_runs_in_onnx_runtime(
     assert "damoserve[openvino]" in caplog.text
 
 
-def test_without_openvino_it_cannot_be_forced(no_openvino, pristine: Path) -> None:
+def test_without_openvino_it_cannot_be_forced(no_openvino: None, pristine: Path) -> None:
     folder = Repository(pristine).folder("colours", 3, "quick")
     with pytest.raises(EngineMissing, match=r"install damoserve\[openvino\]"):
         load_engine(folder.model_path.read_bytes(), folder.read_manifest(), EngineOptions(4, engine="openvino"))
 
 
 async def test_without_openvino_a_bfloat16_profile_fails_alone_and_callers_learn_why(
-    no_openvino, serve: Serve, repository: Path, pictures: Pictures
+    no_openvino: None, serve: Serve, repository: Path, pictures: Pictures
 ) -> None:
     rewrite(repository, "accurate", precision="bf16")
     async with serve(load_engine=load_engine) as client:
@@ -203,7 +212,7 @@ def test_a_bfloat16_profile_cannot_be_forced_into_onnx_runtime(pristine: Path) -
 
 
 @pytest.mark.openvino
-def test_no_usage_statistics_are_sent(openvino_engine, tmp_path: Path) -> None:
+def test_no_usage_statistics_are_sent(openvino_engine: Any, tmp_path: Path) -> None:
     script = (
         f"import sys, {ENGINE_MODULE}, openvino.tools.ovc as ovc\n"
         "print([name for name, module in sys.modules.items() if 'openvino_telemetry' in name and module is not None])\n"

@@ -122,7 +122,7 @@ async def test_a_signal_ends_the_loading(repository: Path) -> None:
     pipe = repository / "colours" / "3" / "a" / "manifest.json"
     pipe.parent.mkdir()
     os.mkfifo(pipe)
-    announced = []
+    announced: list[str] = []
     settings = Settings(repository=repository, port=0, metrics_port=0)
     serving = asyncio.ensure_future(serve_until_stopped(settings, announced.append))
     writer = await asyncio.to_thread(pipe.open, "wb")
@@ -315,8 +315,10 @@ async def test_the_newest_version_serves_and_the_default_model_can_be_set(
         ({"providers": ["AbacusExecutionProvider"]}, "has no AbacusExecutionProvider"),
     ],
 )
-def test_with_nothing_to_serve_it_does_not_start(application: MakeApplication, settings, message) -> None:
-    async def scenario():
+def test_with_nothing_to_serve_it_does_not_start(
+    application: MakeApplication, settings: dict[str, str | list[str]], message: str
+) -> None:
+    async def scenario() -> None:
         async with application(**settings):
             pass
 
@@ -352,9 +354,11 @@ def test_the_command_serves_until_a_signal(repository: Path, pictures: Pictures)
     arguments = ["--repository", str(repository), "--port", "0", "--metrics-port", "0"]
     command = [sys.executable, "-m", "damoserve_server", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         line = process.stdout.readline()
         at = r"127\.0\.0\.1:\d+"
         served = re.fullmatch(rf"serving colours \(accurate, quick\) on ({at}), metrics on http://{at}/metrics\n", line)
+        assert served is not None
         with grpc.insecure_channel(served[1]) as channel:
             request = pb.DetectRequest(image=pb.Image(content=pictures.red))
             assert len(pb_grpc.DetectionServiceStub(channel).Detect(request, timeout=20).detections) == 4

@@ -5,34 +5,37 @@ import gc
 import shutil
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
 
 from damoserve.v1 import admin_pb2 as admin_pb
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.golden import GOLDEN_FILE
+from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.repository import ALIASES_FILE, BUNDLED
 from damoserve_server import app
-from damoserve_server.engines.engine import EngineError
+from damoserve_server.engines.engine import Engine, EngineError, EngineOptions
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from tests.support.administration import FRENCH, Callers, active, administered, only_version
 from tests.support.pictures import Pictures
-from tests.support.server import Serve
+from tests.support.server import Samples, Serve
 from tests.support.valve import Valve
 
 LABELS = {3: ("red", "green", "blue"), 4: FRENCH}
 RELOAD = admin_pb.ReloadModelRequest(model="colours")
-PATIENT = {"max_queue": 64, "tiers": {"balanced": {"objective_ms": 60_000}}}
+PATIENT: dict[str, Any] = {"max_queue": 64, "tiers": {"balanced": {"objective_ms": 60_000}}}
 
 
 @pytest.fixture
-def next_version(repository: Path, new_profile: Callable[..., None]):
+def next_version(repository: Path, new_profile: Callable[..., None]) -> Path:
     """Version 4 is there, but 3 is served at the start."""
     for profile, ap in (("accurate", 0.7), ("quick", 0.5)):
         new_profile(repository, profile, ap=ap, version=4, labels=FRENCH)
@@ -40,18 +43,18 @@ def next_version(repository: Path, new_profile: Callable[..., None]):
     return repository / "colours" / "4"
 
 
-def use_newest(repository: Path):
+def use_newest(repository: Path) -> None:
     (repository / "colours" / ALIASES_FILE).unlink()
 
 
-def damage(path):
+def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 async def test_a_good_version_takes_over_under_sixteen_callers(
-    serve: Serve, repository: Path, next_version, pictures: Pictures
+    serve: Serve, repository: Path, next_version: Path, pictures: Pictures
 ) -> None:
     async with administered(serve, workers=2, **PATIENT) as (client, admin):
         use_newest(repository)
@@ -69,7 +72,7 @@ async def test_a_good_version_takes_over_under_sixteen_callers(
 INFO = "damoserve_profile_info"
 
 
-def profiles_shown(metrics):
+def profiles_shown(metrics: Samples) -> list[tuple[str, str, str, float]]:
     return sorted(
         (s.labels["profile"], s.labels["version"], s.labels["variant"], s.value)
         for s in metrics._samples
@@ -77,8 +80,8 @@ def profiles_shown(metrics):
     )
 
 
-def test_the_metrics_tell_of_the_version_that_serves_and_of_no_other(serve: Serve, next_version) -> None:
-    async def scenario():
+def test_the_metrics_tell_of_the_version_that_serves_and_of_no_other(serve: Serve, next_version: Path) -> None:
+    async def scenario() -> Any:
         async with administered(serve) as (client, admin):
             shown = [profiles_shown(await client.metrics())]
             for version in (4, 4, 3):
@@ -90,7 +93,7 @@ def test_the_metrics_tell_of_the_version_that_serves_and_of_no_other(serve: Serv
     assert asyncio.run(scenario()) == versions
 
 
-async def test_back_and_forth_under_sixteen_callers(serve: Serve, next_version, pictures: Pictures) -> None:
+async def test_back_and_forth_under_sixteen_callers(serve: Serve, next_version: Path, pictures: Pictures) -> None:
     async with administered(serve, workers=2, **PATIENT) as (client, admin), Callers(client, pictures) as callers:
         for version in (4, 3, 4, 3, 4):
             await admin.ReloadModel(admin_pb.ReloadModelRequest(model="colours", version=version))
@@ -114,15 +117,15 @@ async def test_stopping_under_sixteen_callers_answers_or_refuses_every_call(
     assert codes[grpc.StatusCode.UNAVAILABLE] >= codes[grpc.StatusCode.CANCELLED]
 
 
-def corrupt(version):
+def corrupt(version: Path) -> None:
     damage(version / "quick" / "model.onnx")
 
 
-def incomplete(version):
+def incomplete(version: Path) -> None:
     (version / "quick" / "manifest.json").unlink()
 
 
-def empty(version):
+def empty(version: Path) -> None:
     shutil.rmtree(version / "quick")
     shutil.rmtree(version / "accurate")
 
@@ -136,7 +139,7 @@ def empty(version):
     ],
 )
 async def test_a_bad_version_is_refused_under_sixteen_callers(
-    serve: Serve, repository: Path, next_version, pictures: Pictures, case
+    serve: Serve, repository: Path, next_version: Path, pictures: Pictures, case: tuple[Callable[..., Any], str]
 ) -> None:
     harm, what = case
     harm(next_version)
@@ -161,9 +164,9 @@ async def test_a_bad_version_is_refused_under_sixteen_callers(
 
 
 async def test_an_engine_that_refuses_keeps_the_old_version(
-    serve: Serve, repository: Path, next_version, pictures: Pictures
+    serve: Serve, repository: Path, next_version: Path, pictures: Pictures
 ) -> None:
-    def refuse(model, manifest, options):
+    def refuse(model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
         raise EngineError("secret words of the runtime")
 
     async with administered(serve, only_version(4, refuse)) as (client, admin):
@@ -184,7 +187,7 @@ async def until_gone(*profiles: Any) -> None:
 
 
 async def test_a_request_ends_in_the_version_that_it_began_in(
-    serve: Serve, repository: Path, next_version, pictures: Pictures, valve: Valve
+    serve: Serve, repository: Path, next_version: Path, pictures: Pictures, valve: Valve
 ) -> None:
     async with administered(serve, only_version(3, valve.load), workers=2) as (client, admin):
         use_newest(repository)
@@ -204,7 +207,7 @@ async def test_a_request_ends_in_the_version_that_it_began_in(
 
 
 @pytest.fixture
-def no_collection():
+def no_collection() -> Iterator[None]:
     gc.collect()
     gc.disable()
     yield
@@ -213,11 +216,11 @@ def no_collection():
 
 @pytest.mark.usefixtures("no_collection")
 async def test_a_replaced_version_is_freed_at_once_whatever_came_of_its_requests(
-    serve: Serve, repository: Path, next_version, pictures: Pictures, valve: Valve
+    serve: Serve, repository: Path, next_version: Path, pictures: Pictures, valve: Valve
 ) -> None:
     """A collection may be minutes away, and a version takes hundreds of megabytes."""
 
-    async def stream():
+    async def stream() -> AsyncIterator[Any]:
         yield pb.DetectStreamRequest(options=pb.StreamOptions())
         for image in (pictures.red, b"no image", b""):
             yield pb.DetectStreamRequest(frame=pb.Frame(image=pb.Image(content=image)))
@@ -225,7 +228,8 @@ async def test_a_replaced_version_is_freed_at_once_whatever_came_of_its_requests
     async with administered(serve, valve.load) as (client, admin):
         gone = [weakref.ref(profile) for profile in active(client)]
         await client.detect(pictures.red)
-        for image, fields in ((b"no image", {}), (b"", {}), (pictures.red, {"profile": "none"})):
+        nobody: dict[str, Any] = {"profile": "none"}
+        for image, fields in ((b"no image", {}), (b"", {}), (pictures.red, nobody)):
             await client.failure(client.detect(image, **fields))
         valve.shut()
         left = client.detect(pictures.red)
@@ -285,7 +289,7 @@ async def test_another_input_size_comes_with_a_version(serve: Serve, repository:
     assert colours.model == "colours"
 
 
-def bundled(root, profile):
+def bundled(root: Path, profile: str) -> Path:
     shutil.copytree(BUNDLED / "blood-cells" / "1" / profile, root / "blood-cells" / "1" / profile)
     return root / "blood-cells" / "1" / profile
 
@@ -295,7 +299,7 @@ async def test_memory_is_flat_after_twenty_reloads(serve: Serve, repository: Pat
     process = psutil.Process()
     async with administered(serve, repository=tmp_path / "cells", max_batch_size=1) as (client, admin):
 
-        async def reload(times):
+        async def reload(times: int) -> Any:
             for _ in range(times):
                 await admin.ReloadModel(admin_pb.ReloadModelRequest(model="blood-cells"))
                 await client.detect(picture, profile="pruned")
@@ -313,16 +317,16 @@ async def test_a_model_that_computes_something_else_is_refused(
     bundled(tmp_path / "cells", "int8+pruned")
 
     class Wrong:
-        def __init__(self, engine):
+        def __init__(self, engine: Any) -> None:
             self._engine = engine
 
-        def run(self, images):
+        def run(self, images: NDArray[np.uint8]) -> Any:
             scores, boxes = self._engine.run(images)
             return scores * 0.9, boxes
 
     broken = False
 
-    def load(model, manifest, options):
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
         engine = OnnxRuntimeEngine(model, manifest, options)
         return Wrong(engine) if broken else engine
 

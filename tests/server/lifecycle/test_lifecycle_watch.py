@@ -2,9 +2,10 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,39 +14,39 @@ from damoserve_profiles.repository import ALIASES_FILE, Repository
 from damoserve_server.models import lookup
 from tests.support.administration import FRENCH, Callers, active
 from tests.support.pictures import Pictures
-from tests.support.server import Serve, ServerClient
+from tests.support.server import Samples, Serve, ServerClient
 
 OFTEN = {"watch_seconds": 0.01, "workers": 2, "tiers": {"balanced": {"objective_ms": 60_000}}}
 
 
 @pytest.fixture
-def watching(serve: Serve):
+def watching(serve: Serve) -> Callable[..., Any]:
     @asynccontextmanager
-    async def running():
+    async def running() -> AsyncIterator[Any]:
         async with serve(**OFTEN) as client:
             yield client
 
     return running
 
 
-async def counted(client: ServerClient, result, model="colours", times=1):
+async def counted(client: ServerClient, result: str, model: str = "colours", times: int = 1) -> None:
     await client.until(lambda now: _reloads(now, result, model) >= times)
 
 
-def _reloads(now, result, model):
+def _reloads(now: Samples, result: str, model: str) -> float | int:
     try:
         return now.sum("damoserve_reloads_total", model=model, result=result)
     except AssertionError:  # a model that was never heard of has no series
         return 0
 
 
-async def looks(client: ServerClient, times=3):
+async def looks(client: ServerClient, times: int = 3) -> None:
     """Returns after so many looks at the repository."""
     done = asyncio.Event()
     left = times
     look = Repository.models
 
-    def counted_look(self):
+    def counted_look(self: Any) -> Any:
         nonlocal left
         left -= 1
         if left <= 0:
@@ -60,7 +61,7 @@ async def looks(client: ServerClient, times=3):
 
 
 async def test_a_new_version_is_served_under_sixteen_callers(
-    watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+    watching: Callable[..., Any], repository: Path, new_profile: Callable[..., None], pictures: Pictures
 ) -> None:
     async with watching() as client, Callers(client, pictures) as callers:
         new_profile(repository, "accurate", ap=0.7, version=4, labels=FRENCH)
@@ -71,7 +72,7 @@ async def test_a_new_version_is_served_under_sixteen_callers(
     assert [answer.model_version for _, answer in callers.answers[-16:]] == [4] * 16
 
 
-async def test_nothing_is_loaded_again_without_a_change(watching) -> None:
+async def test_nothing_is_loaded_again_without_a_change(watching: Callable[..., Any]) -> None:
     async with watching() as client:
         before = active(client)
         await looks(client, 5)
@@ -80,7 +81,11 @@ async def test_nothing_is_loaded_again_without_a_change(watching) -> None:
 
 
 async def test_half_a_version_is_reported_once_and_served_when_it_is_whole(
-    watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures, caplog: pytest.LogCaptureFixture
+    watching: Callable[..., Any],
+    repository: Path,
+    new_profile: Callable[..., None],
+    pictures: Pictures,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
     new_profile(repository, "quick", ap=0.5, version=4)
@@ -107,8 +112,10 @@ async def test_half_a_version_is_reported_once_and_served_when_it_is_whole(
     assert [(p.model_version, p.state) for p in after] == [(4, pb.Profile.STATE_ACTIVE)] * 2
 
 
-def test_models_come_and_go(watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures) -> None:
-    async def scenario():
+def test_models_come_and_go(
+    watching: Callable[..., Any], repository: Path, new_profile: Callable[..., None], pictures: Pictures
+) -> None:
+    async def scenario() -> Any:
         async with watching() as client:
             new_profile(repository, "only", ap=0.1, name="birds")
             await counted(client, "switched", "birds")
@@ -128,7 +135,7 @@ def test_models_come_and_go(watching, repository: Path, new_profile: Callable[..
 
 
 async def test_an_alias_that_is_written_rolls_back(
-    watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures
+    watching: Callable[..., Any], repository: Path, new_profile: Callable[..., None], pictures: Pictures
 ) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
     async with watching() as client:
@@ -147,14 +154,18 @@ async def test_an_alias_that_is_written_rolls_back(
 
 
 async def test_an_alias_that_changes_while_it_is_followed_is_not_missed(
-    watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    watching: Callable[..., Any],
+    repository: Path,
+    new_profile: Callable[..., None],
+    pictures: Pictures,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
     aliases = Repository(repository)
     changes = [4]
     find_version = lookup.find_version
 
-    def find_before_the_change(*arguments):
+    def find_before_the_change(*arguments: Any) -> Any:
         version = find_version(*arguments)
         while changes:
             aliases.set_alias("colours", "serving", changes.pop())
@@ -171,7 +182,7 @@ async def test_an_alias_that_changes_while_it_is_followed_is_not_missed(
 
 
 async def test_a_repository_that_vanishes_takes_nothing_along(
-    watching, repository: Path, pictures: Pictures, caplog: pytest.LogCaptureFixture
+    watching: Callable[..., Any], repository: Path, pictures: Pictures, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watching() as client:
         away = repository.rename(repository.with_name("away"))

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,15 +15,15 @@ TIMEOUT = 20.0
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture):
+def told(caplog: pytest.LogCaptureFixture) -> Callable[..., Any]:
     """The message and the fields of what was logged about stops."""
     caplog.set_level(logging.INFO)
     name = "damoserve_server.lifecycle.shutdown"
-    return lambda: [(line.message, line.fields) for line in caplog.records if line.name == name]
+    return lambda: [(line.message, vars(line)["fields"]) for line in caplog.records if line.name == name]
 
 
 async def test_accepted_requests_are_answered_and_later_ones_refused(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve, told
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve, told: Callable[..., Any]
 ) -> None:
     server = application(valve.load, max_batch_size=1)
     async with server, client_of(server) as client:
@@ -45,7 +47,7 @@ async def test_accepted_requests_are_answered_and_later_ones_refused(
 
 
 async def test_what_the_drain_cannot_wait_for_is_refused_or_abandoned(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve, told
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve, told: Callable[..., Any]
 ) -> None:
     server = application(valve.load, max_batch_size=1, drain_seconds=0)
     async with server, client_of(server) as client:
@@ -64,7 +66,7 @@ async def test_what_the_drain_cannot_wait_for_is_refused_or_abandoned(
     assert at_last == {"answered": 0, "refused": 1, "abandoned": 1, "failed": 0}
 
 
-async def test_a_stop_is_told_once(application: MakeApplication, told) -> None:
+async def test_a_stop_is_told_once(application: MakeApplication, told: Callable[..., Any]) -> None:
     server = application()
     async with server:
         server.log_stop("SIGTERM")
@@ -73,7 +75,7 @@ async def test_a_stop_is_told_once(application: MakeApplication, told) -> None:
     assert [message for message, _ in told()] == ["stopping", "stopped"]
 
 
-async def test_a_server_that_nobody_told_to_stop_says_nothing(serve: Serve, told) -> None:
+async def test_a_server_that_nobody_told_to_stop_says_nothing(serve: Serve, told: Callable[..., Any]) -> None:
     async with serve():
         pass
     assert told() == []

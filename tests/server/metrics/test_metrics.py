@@ -1,5 +1,6 @@
 import platform
 from importlib.metadata import version
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -51,7 +52,7 @@ async def test_series_exist_at_zero_before_the_first_call(serve: Serve) -> None:
 async def test_a_histogram_of_seconds_has_what_has_a_value(serve: Serve, pictures: Pictures) -> None:
     """Zeros of every method, profile, tier and stage were most of what an idle server showed."""
 
-    def rows(samples):
+    def rows(samples: Any) -> Any:
         kinds = (
             "damoserve_request_seconds_count",
             "damoserve_stage_seconds_count",
@@ -148,7 +149,8 @@ async def test_no_caller_can_make_a_series(serve: Serve, pictures: Pictures) -> 
         before = (await client.metrics()).series()
         for method in ("/evil.Service/Evil", "/damoserve.v1.DetectionService/Evil"):
             metadata = (("x-request-id", "evil"), ("authorization", "Bearer evil"))
-            await client.failure(client.channel.unary_unary(method)(b"", metadata=metadata))
+            unread: Any = client.channel.unary_unary(method)
+            await client.failure(unread(b"", metadata=metadata))
         await client.failure(client.detect(pictures.red, model="evil"))
         await client.failure(client.detect(pictures.red, profile="evil"))
         await client.failure(client.health("evil"))

@@ -3,12 +3,15 @@
 import asyncio
 import gzip
 import urllib.request
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
+from prometheus_client.samples import Exemplar
 
 from damoserve_server.metrics.exposition import Registry
 from damoserve_server.metrics.rows import Histogram
@@ -22,7 +25,11 @@ FORMATS = [
 EDGES = (0.1, 1.0)
 
 
-def families(parse, text):
+Family = tuple[str, str, str, list[tuple[str, dict[str, str], float, Exemplar | None]]]
+"""Name, type, help text and samples."""
+
+
+def families(parse: Callable[..., Any], text: str) -> list[Family]:
     return sorted(
         (
             family.name,
@@ -35,7 +42,7 @@ def families(parse, text):
 
 
 @pytest.fixture
-def registry():
+def registry() -> Registry:
     registry = Registry()
     Counter("plain", "Of the library.", ["kind"], registry=registry).labels('a "quoted" \\ one').inc()
     histogram = Histogram("took_seconds", "Ours.", ["who"], EDGES)
@@ -48,13 +55,15 @@ def registry():
 
 
 @pytest.mark.parametrize(("accept", "parse", "encode"), FORMATS)
-def test_rows_are_written_as_the_library_writes(registry, accept, parse, encode) -> None:
+def test_rows_are_written_as_the_library_writes(
+    registry: Registry, accept: str, parse: Callable[..., Any], encode: Callable[..., Any]
+) -> None:
     text, content_type = registry.text(accept)
     assert families(parse, text.decode()) == families(parse, encode(registry).decode())
-    assert content_type.startswith(accept.split(";")[0])
+    assert content_type.startswith(accept.split(";", maxsplit=1)[0])
 
 
-def test_a_row_that_changes_is_written_anew(registry) -> None:
+def test_a_row_that_changes_is_written_anew(registry: Registry) -> None:
     gauge = Gauge("depth", "Of the library.", registry=registry)
     histogram = Histogram("size", "Ours.", [], EDGES)
     registry.register(histogram)
@@ -83,7 +92,7 @@ async def test_the_endpoint_speaks_both_formats_and_compresses(serve: Serve) -> 
     async with serve() as client:
         url = f"http://127.0.0.1:{client.application.metrics_port}/metrics"
 
-        def ask(query="", **headers):
+        def ask(query: Any = "", **headers: Any) -> Any:
             request = urllib.request.Request(url + query, headers=headers)
             with urllib.request.urlopen(request, timeout=20) as response:
                 return response.headers, response.read()
@@ -93,6 +102,7 @@ async def test_the_endpoint_speaks_both_formats_and_compresses(serve: Serve) -> 
         one = await asyncio.to_thread(ask, "?name[]=damoserve_requests_in_flight")
     assert plain[0]["Content-Type"].startswith("text/plain")
     assert packed[0]["Content-Type"].startswith("application/openmetrics-text")
-    names = {family.name for family in parse_openmetrics(gzip.decompress(packed[1]).decode())}
+    families = parse_openmetrics(gzip.decompress(packed[1]).decode())  # type: ignore[no-untyped-call]  # that of the other has
+    names = {family.name for family in families}
     assert names == {family.name for family in parse_prometheus(plain[1].decode())}
     assert [family.name for family in parse_prometheus(one[1].decode())] == ["damoserve_requests_in_flight"]

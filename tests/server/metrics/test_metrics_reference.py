@@ -3,6 +3,7 @@
 import asyncio
 import re
 from pathlib import Path
+from typing import Any
 
 from damoserve_profiles.repository import BUNDLED
 from damoserve_server.metrics.reference import page
@@ -19,7 +20,7 @@ def test_page_is_what_the_code_writes() -> None:
 def test_a_running_server_shows_what_the_page_lists(serve: Serve, pictures: Pictures) -> None:
     """With the bundled model, whose manifests have all that there is to show, once something was asked of it."""
 
-    async def scenario():
+    async def scenario() -> Any:
         async with serve(repository=BUNDLED, fidelity={"share": 1}) as client:
             await client.detect(pictures.red)
             return await client.metrics()

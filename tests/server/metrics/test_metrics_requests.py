@@ -4,29 +4,39 @@ import asyncio
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from google.protobuf.duration_pb2 import Duration
+from numpy.typing import NDArray
 
 from damoserve.kserve.v2 import inference_pb2
+from damoserve.kserve.v2.inference_pb2 import ModelInferRequest
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.access.tokens import digest_of
 from damoserve_server.metrics.requests import NO_TIER, Outcome
 from damoserve_server.scheduling.selection import Tier
 from tests.support.pictures import Pictures
-from tests.support.server import ClientOf, MakeApplication, Serve, ServerClient
+from tests.support.server import ClientOf, MakeApplication, Samples, Serve, ServerClient
 from tests.support.timeouts import TIMEOUT
 from tests.support.valve import Valve
 
 TIERS = {"realtime": {"objective_ms": 1e-3}, "balanced": {"objective_ms": 30_000}}
 REALTIME = pb.LATENCY_TIER_REALTIME
-NAMED = {"profile": "quick"}
-HURRIED = {"latency_budget": Duration(seconds=2)}
+NAMED: dict[str, Any] = {"profile": "quick"}
+HURRIED: dict[str, Any] = {"latency_budget": Duration(seconds=2)}
 
 
-def ends(now):
+def ends(
+    now: Samples,
+) -> (
+    dict[tuple[Tier, Outcome], int]
+    | dict[tuple[Tier, Outcome] | tuple[str, Outcome], int]
+    | dict[tuple[str, Outcome], int]
+):
     """How often each tier had each end."""
     found = {
         (tier, outcome): int(now.sum("damoserve_requests_total", tier=tier, outcome=outcome))
@@ -36,17 +46,17 @@ def ends(now):
     return {key: count for key, count in found.items() if count}
 
 
-def in_flight(now):
+def in_flight(now: Samples) -> float:
     return now.sum("damoserve_requests_in_flight")
 
 
-def infer_request(images, name="colours", **fields):
+def infer_request(images: list[bytes], name: str = "colours", **fields: Any) -> ModelInferRequest:
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="images", datatype="BYTES", shape=[len(images)])
     tensor.contents.bytes_contents.extend(images)
     return inference_pb2.ModelInferRequest(model_name=name, inputs=[tensor], **fields)
 
 
-def infer(client: ServerClient, request):
+def infer(client: ServerClient, request: ModelInferRequest) -> Any:
     method = client.channel.unary_unary(
         "/inference.GRPCInferenceService/ModelInfer",
         request_serializer=inference_pb2.ModelInferRequest.SerializeToString,
@@ -55,7 +65,7 @@ def infer(client: ServerClient, request):
     return method(request, timeout=TIMEOUT)
 
 
-def infer_stream(client: ServerClient, requests):
+def infer_stream(client: ServerClient, requests: list[ModelInferRequest]) -> Any:
     method = client.channel.stream_stream(
         "/inference.GRPCInferenceService/ModelStreamInfer",
         request_serializer=inference_pb2.ModelInferRequest.SerializeToString,
@@ -64,7 +74,7 @@ def infer_stream(client: ServerClient, requests):
     return method(iter(requests), timeout=TIMEOUT)
 
 
-def frames(client: ServerClient, images, **options):
+def frames(client: ServerClient, images: list[bytes], **options: Any) -> Any:
     messages = [pb.DetectStreamRequest(options=pb.StreamOptions(**options))]
     messages += [
         pb.DetectStreamRequest(frame=pb.Frame(id=number, image=pb.Image(content=image)))
@@ -105,7 +115,8 @@ async def test_calls_that_nobody_could_read_are_invalid(serve: Serve) -> None:
     async with serve() as client:
         await client.failure(client.detect(b"", latency_budget=Duration()))
         for method in ("damoserve.v1.DetectionService/Detect", "inference.GRPCInferenceService/ModelInfer"):
-            await client.failure(client.channel.unary_unary(f"/{method}")(b"\xff"))
+            unread: Any = client.channel.unary_unary(f"/{method}")
+            await client.failure(unread(b"\xff"))
         await client.failure(infer(client, inference_pb2.ModelInferRequest(model_name="colours")))
         now = await client.metrics()
     assert ends(now) == {("none", "invalid"): 4}
@@ -173,8 +184,8 @@ async def test_each_frame_of_a_stream_is_a_request(serve: Serve, pictures: Pictu
     async with serve(tiers=TIERS) as client:
         images = [pictures.red, b"no image", pictures.red]
         answers = [answer async for answer in frames(client, images, latency_tier=REALTIME)]
-        answers, now = Counter(answer.WhichOneof("outcome") for answer in answers), await client.metrics()
-    assert answers == {"result": 2, "error": 1}
+        outcomes, now = Counter(answer.WhichOneof("outcome") for answer in answers), await client.metrics()
+    assert outcomes == {"result": 2, "error": 1}
     assert ends(now) == {("realtime", "late"): 2, ("realtime", "invalid"): 1}
     assert in_flight(now) == 0
 
@@ -250,10 +261,10 @@ async def test_a_call_that_waits_for_the_models_is_a_request(
 class Sleeper:
     """An engine that takes a twentieth of a second more."""
 
-    def __init__(self, engine):
+    def __init__(self, engine: Any) -> None:
         self.engine = engine
 
-    def run(self, images):
+    def run(self, images: NDArray[np.uint8]) -> Any:
         time.sleep(0.05)
         return self.engine.run(images)
 

@@ -5,6 +5,7 @@ import random
 import sys
 import threading
 import urllib.request
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -24,21 +25,21 @@ CALLS = 25
 DETECT = {"grpc_service": "damoserve.v1.DetectionService", "grpc_method": "Detect"}
 
 
-def open_calls(now):
+def open_calls(now: Samples) -> float:
     return now.sum("grpc_server_started_total", **DETECT) - now.sum("grpc_server_handled_total", **DETECT)
 
 
-def read(client: ServerClient):
+def read(client: ServerClient) -> Any:
     url = f"http://127.0.0.1:{client.application.metrics_port}/metrics"
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
         return response.read().decode()
 
 
-async def call_all(client: ServerClient, pictures: Pictures, seed):
+async def call_all(client: ServerClient, pictures: Pictures, seed: int) -> int:
     """Calls of all kinds, one after the other; how many ended in no answer."""
     rng, failed = random.Random(seed), 0
     for _ in range(CALLS):
-        fields = rng.choice(
+        fields: dict[str, Any] = rng.choice(
             [
                 {},
                 {"profile": "quick"},
@@ -57,7 +58,7 @@ async def call_all(client: ServerClient, pictures: Pictures, seed):
     return failed
 
 
-async def scrape_until(client: ServerClient, loaded):
+async def scrape_until(client: ServerClient, loaded: Any) -> list[str]:
     texts = []
     while not loaded.done():
         texts.append(await asyncio.to_thread(read, client))
@@ -69,11 +70,11 @@ async def test_sums_hold_at_any_moment_under_load(serve: Serve, pictures: Pictur
         loaded = asyncio.gather(*(call_all(client, pictures, seed) for seed in range(CALLERS)))
         scrapes = await scrape_until(client, loaded)
         await client.until(lambda now: open_calls(now) == 0)
-        failed, scrapes, end = sum(await loaded), [Samples(text) for text in scrapes], await client.metrics()
+        failed, samples, end = sum(await loaded), [Samples(text) for text in scrapes], await client.metrics()
     assert len(scrapes) > 3
-    assert any(open_calls(now) > 0 for now in scrapes), "nobody looked while a call was open"
+    assert any(open_calls(now) > 0 for now in samples), "nobody looked while a call was open"
     before = 0.0
-    for now in [*scrapes, end]:
+    for now in [*samples, end]:
         assert 0 <= open_calls(now) <= CALLERS
         for tier in (*Tier, NO_TIER):
             assert 0 <= now.sum("damoserve_requests_in_flight", tier=tier) <= CALLERS
@@ -96,7 +97,7 @@ def test_a_thread_that_looks_never_sees_more_ended_than_begun() -> None:
     calls, tier = metrics.calls.of(("unary", "service", "method")), metrics.requests.tiers[NO_TIER]
     looks = []
 
-    def look():
+    def look() -> None:
         for _ in range(5000):
             begun, *ended = (s.value for family in metrics.calls.collect() for s in family.samples)
             (in_flight,) = (

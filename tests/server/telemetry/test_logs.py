@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,6 +17,7 @@ import yaml
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
+from damoserve.v1.detection_pb2 import DetectResponse
 from damoserve_server.detection.request import Timings
 from damoserve_server.telemetry.logs import make_handler
 from damoserve_server.telemetry.settings import LogFormat
@@ -29,11 +32,11 @@ DETECT = "damoserve.v1.DetectionService/Detect"
 
 
 @pytest.fixture
-def logging_as(caplog: pytest.LogCaptureFixture):
+def logging_as(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Any]]:
     """Adds our handler to those of the tests."""
     added = []
 
-    def configured(format):
+    def configured(format: Any) -> None:
         caplog.set_level(logging.DEBUG)
         added.append(make_handler(format))
         logging.getLogger().addHandler(added[-1])
@@ -44,21 +47,23 @@ def logging_as(caplog: pytest.LogCaptureFixture):
 
 
 @pytest.fixture
-def lines(capsys: pytest.CaptureFixture[str]):
+def lines(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """The lines since the last look, as objects."""
     return lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-async def detect(client: ServerClient, image, *metadata, **fields):
+async def detect(client: ServerClient, image: bytes, *metadata: Any, **fields: Any) -> DetectResponse:
     request = pb.DetectRequest(image=pb.Image(content=image), **fields)
     return await pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=TIMEOUT, metadata=metadata)
 
 
-def accesses(lines):
+def accesses(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in lines if line["logger"] == "damoserve_server.access_log"]
 
 
-async def test_the_access_log_has_one_line_a_call(serve: Serve, pictures: Pictures, logging_as, lines) -> None:
+async def test_the_access_log_has_one_line_a_call(
+    serve: Serve, pictures: Pictures, logging_as: Callable[..., Any], lines: Callable[..., Any]
+) -> None:
     logging_as(LogFormat.JSON)
     async with serve(access_log=True, tiers={"balanced": {"objective_ms": 5000}}) as client:
         await detect(client, pictures.red, ("x-request-id", "first"))
@@ -91,7 +96,7 @@ async def test_the_access_log_has_one_line_a_call(serve: Serve, pictures: Pictur
 
 
 async def test_the_access_log_has_a_line_for_each_frame_and_one_for_the_stream(
-    serve: Serve, pictures: Pictures, logging_as, lines
+    serve: Serve, pictures: Pictures, logging_as: Callable[..., Any], lines: Callable[..., Any]
 ) -> None:
     logging_as(LogFormat.JSON)
     async with serve(access_log=True) as client:
@@ -108,7 +113,9 @@ async def test_the_access_log_has_a_line_for_each_frame_and_one_for_the_stream(
     assert len({line["request_id"] for line in told}) == 1
 
 
-async def test_it_is_off_by_default(serve: Serve, pictures: Pictures, logging_as, lines) -> None:
+async def test_it_is_off_by_default(
+    serve: Serve, pictures: Pictures, logging_as: Callable[..., Any], lines: Callable[..., Any]
+) -> None:
     logging_as(LogFormat.JSON)
     async with serve() as client:
         await client.detect(pictures.red)
@@ -116,7 +123,7 @@ async def test_it_is_off_by_default(serve: Serve, pictures: Pictures, logging_as
 
 
 async def test_an_internal_error_is_logged_with_its_request_and_traceback(
-    serve: Serve, pictures: Pictures, valve: Valve, logging_as, lines
+    serve: Serve, pictures: Pictures, valve: Valve, logging_as: Callable[..., Any], lines: Callable[..., Any]
 ) -> None:
     logging_as(LogFormat.JSON)
     async with serve(valve.load, access_log=True) as client:
@@ -131,7 +138,7 @@ async def test_an_internal_error_is_logged_with_its_request_and_traceback(
 
 
 async def test_lines_of_a_refused_call_carry_its_request_and_no_secret(
-    serve: Serve, pictures: Pictures, logging_as, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    serve: Serve, pictures: Pictures, logging_as: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     tokens = tmp_path / "tokens.yaml"
     tokens.write_text(yaml.safe_dump({"tokens": [{"name": "someone", "token": TOKEN, "rights": ["detect"]}]}))
@@ -150,7 +157,7 @@ async def test_lines_of_a_refused_call_carry_its_request_and_no_secret(
 
 
 async def test_text_is_for_people_and_quotes_what_callers_choose(
-    serve: Serve, pictures: Pictures, logging_as, capsys: pytest.CaptureFixture[str]
+    serve: Serve, pictures: Pictures, logging_as: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     logging_as(LogFormat.TEXT)
     async with serve(access_log=True) as client:
@@ -163,12 +170,12 @@ async def test_text_is_for_people_and_quotes_what_callers_choose(
 
 
 @pytest.fixture
-def command(repository: Path):
+def command(repository: Path) -> Iterator[Callable[..., Any]]:
     """Starts `damoserve serve` with these settings; a profile of its repository is damaged, so that it has to warn."""
     (repository / "colours/3/quick/model.onnx").write_bytes(b"")
     processes = []
 
-    def start(**settings):
+    def start(**settings: Any) -> Any:
         own = {"repository": repository, "port": 0, "metrics_port": 0, "workers": 1} | settings
         environment = os.environ | {f"DAMOSERVE_{name.upper()}": str(value) for name, value in own.items()}
         arguments = [sys.executable, "-m", "damoserve_server"]
@@ -182,7 +189,7 @@ def command(repository: Path):
         process.communicate()
 
 
-def test_the_whole_log_of_the_command_is_json(command) -> None:
+def test_the_whole_log_of_the_command_is_json(command: Callable[..., Any]) -> None:
     process = command(log_format="json")
     while "serving" not in (line := process.stderr.readline()):
         assert line, "the command has ended"
@@ -194,7 +201,7 @@ def test_the_whole_log_of_the_command_is_json(command) -> None:
     assert all(json.loads(line) for line in log.splitlines())
 
 
-def test_the_log_of_the_command_has_a_level(command) -> None:
+def test_the_log_of_the_command_has_a_level(command: Callable[..., Any]) -> None:
     process = command(log_level="error")
     assert process.stdout.readline().startswith("serving colours (accurate) on ")
     process.send_signal(signal.SIGTERM)
@@ -204,7 +211,9 @@ def test_the_log_of_the_command_has_a_level(command) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_log_of_the_command_tells_why_it_stops_and_how_that_went(command, number) -> None:
+def test_the_log_of_the_command_tells_why_it_stops_and_how_that_went(
+    command: Callable[..., Any], number: signal.Signals
+) -> None:
     process = command(log_format="json")
     while "serving" not in (line := process.stderr.readline()):
         assert line, "the command has ended"

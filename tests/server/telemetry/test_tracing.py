@@ -1,12 +1,14 @@
 """Traces of real calls, as they arrive at an exporter in memory."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from damoserve.kserve.v2 import inference_pb2 as kserve_pb
+from damoserve.kserve.v2.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_client import AsyncClient, Client
@@ -103,12 +105,19 @@ async def test_attributes_of_a_call_say_who_served_it_and_have_no_content(serve:
         ({"latency_budget": Duration(nanos=1)}, "DEADLINE_EXPIRED", StatusCode.ERROR),
     ],
 )
-async def test_a_refusal_is_recorded_with_its_reason(serve: Serve, pictures: Pictures, fields, reason, status) -> None:
+async def test_a_refusal_is_recorded_with_its_reason(
+    serve: Serve,
+    pictures: Pictures,
+    fields: dict[str, Any],
+    reason: str,
+    status: StatusCode,
+) -> None:
     traces = Traces()
     async with serve(tracer=traces.tracer) as client:
         failure = await client.failure(traces.detect(client, pictures.red, **fields))
     call = traces.only(DETECT)
     assert failure.reason == reason
+    assert call.parent is not None
     assert call.parent.span_id == traces.only("caller").context.span_id
     assert (call.attributes["error.type"], call.status.status_code) == (reason, status)
     assert call.attributes["rpc.response.status_code"] == failure.code.name
@@ -182,7 +191,7 @@ async def test_a_frame_that_is_dropped_has_a_span_that_says_so(serve: Serve, pic
     assert outcomes == {"0": None, "1": "dropped_server_behind", "2": None}
 
 
-def infer_request(*images, identifier=""):
+def infer_request(*images: Any, identifier: Any = "") -> ModelInferRequest:
     contents = kserve_pb.InferTensorContents(bytes_contents=images)
     tensor = kserve_pb.ModelInferRequest.InferInputTensor(
         name="images", datatype="BYTES", shape=[len(images)], contents=contents
@@ -190,7 +199,7 @@ def infer_request(*images, identifier=""):
     return kserve_pb.ModelInferRequest(id=identifier, model_name="colours", inputs=[tensor])
 
 
-async def infer(client: ServerClient, *images):
+async def infer(client: ServerClient, *images: Any) -> ModelInferResponse:
     method = client.channel.unary_unary(
         f"/{INFER}",
         request_serializer=kserve_pb.ModelInferRequest.SerializeToString,
@@ -199,7 +208,7 @@ async def infer(client: ServerClient, *images):
     return await method(infer_request(*images), timeout=TIMEOUT)
 
 
-async def stream_infer(client: ServerClient, requests):
+async def stream_infer(client: ServerClient, requests: list[ModelInferRequest]) -> list[ModelStreamInferResponse]:
     method = client.channel.stream_stream(
         f"/{STREAM_INFER}",
         request_serializer=kserve_pb.ModelInferRequest.SerializeToString,
@@ -244,7 +253,7 @@ async def test_our_client_names_the_span_that_it_is_called_in(serve: Serve, pict
                 await client.detect(pictures.red)
                 assert [frame async for frame in client.stream([pictures.red])]
 
-        def synchronous():
+        def synchronous() -> None:
             with Client(address, timeout=TIMEOUT) as client, traces.callers.start_as_current_span("synchronous"):
                 client.detect(pictures.red)
                 assert list(client.stream([pictures.red]))

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -32,7 +34,7 @@ async def test_the_access_log_names_the_trace_of_a_call(
     async with serve(tracer=traces.tracer, access_log=True) as client:
         with caplog.at_level(logging.INFO, "damoserve_server.access_log"):
             await client.detect(pictures.red)
-    (line,) = [record.fields for record in caplog.records if record.name == "damoserve_server.access_log"]
+    (line,) = [vars(record)["fields"] for record in caplog.records if record.name == "damoserve_server.access_log"]
     assert line["trace_id"] == format_trace_id(traces.only(DETECT).context.trace_id)
 
 
@@ -47,27 +49,29 @@ async def test_the_histogram_names_the_trace_of_a_request(serve: Serve, pictures
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Takes spans by OTLP."""
 
-    def __init__(self):
-        self.resources = []
+    def __init__(self) -> None:
+        self.resources: list[Any] = []
+        self.endpoint = ""
         self.answers = threading.Event()
         self.answers.set()
 
-    def Export(self, request, context):
+    def Export(self, request: Any, context: Any) -> Any:
         self.resources += request.resource_spans
         assert self.answers.wait(TIMEOUT)
         return trace_service_pb2.ExportTraceServiceResponse()
 
     @property
-    def names(self):
+    def names(self) -> list[str]:
         scopes = [scope for resource in self.resources for scope in resource.scope_spans]
         return sorted(span.name for scope in scopes for span in scope.spans)
 
 
 @pytest.fixture
-def collector():
+def collector() -> Iterator[Collector]:
     server = grpc.server(ThreadPoolExecutor(1))
     collector = Collector()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    add_to_server: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    add_to_server(collector, server)
     collector.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     yield collector
@@ -76,7 +80,7 @@ def collector():
 
 
 async def test_spans_arrive_at_a_collector_before_the_server_has_stopped(
-    serve: Serve, pictures: Pictures, collector
+    serve: Serve, pictures: Pictures, collector: Collector
 ) -> None:
     tracing = {"endpoint": collector.endpoint, "sample_ratio": 1, "service_name": "eyes"}
     async with serve(tracing=tracing) as client:
@@ -87,7 +91,7 @@ async def test_spans_arrive_at_a_collector_before_the_server_has_stopped(
 
 
 async def test_a_collector_that_does_not_answer_keeps_no_server_from_stopping(
-    serve: Serve, pictures: Pictures, collector, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, pictures: Pictures, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenTelemetry alone would wait for 30 s."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
@@ -105,7 +109,7 @@ def test_an_endpoint_is_an_address_with_its_scheme() -> None:
         TracingSettings(endpoint="127.0.0.1:4317")
 
 
-def without_opentelemetry(script):
+def without_opentelemetry(script: str) -> subprocess.CompletedProcess[str]:
     block = "import sys; sys.modules['opentelemetry'] = None\n"
     environment = {**os.environ, "DAMOSERVE_PORT": "0", "DAMOSERVE_METRICS_PORT": "0"}
     return subprocess.run(
