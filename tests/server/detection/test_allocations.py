@@ -8,14 +8,15 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from damoserve_profiles.golden import GOLDEN_IMAGE
 from damoserve_profiles.imaging import decode
 from damoserve_profiles.repository import BUNDLED
+from damoserve_server.detection.detector import Detector
 from damoserve_server.detection.request import DetectionRequest
+from damoserve_server.inputs.images import Image
 from tests.support.server import Serve
 
 PROFILE = "blood-cells/1/int8+pruned"
@@ -36,13 +37,17 @@ class Allocated:
     """What was still there after the last one."""
 
 
+Measure = Callable[[Image, int], Allocated]
+"""Function that does so many requests with this image at once, again and again."""
+
+
 @pytest.fixture
-def allocated(serve: Serve, tmp_path: Path) -> Callable[..., Any]:
+def allocated(serve: Serve, tmp_path: Path) -> Measure:
     """Does so many requests at once, again and again, after some to warm up."""
     # Not the tiny network of the other tests: its buffers would not stand out.
     shutil.copytree(BUNDLED / PROFILE, tmp_path / "real" / PROFILE)
 
-    async def one_round(detector: Any, image: bytes, at_once: Any) -> None:
+    async def one_round(detector: Detector, image: Image, at_once: int) -> None:
         now = time.monotonic()
         request = DetectionRequest(image, now, now + 20)
         assert all(
@@ -50,13 +55,14 @@ def allocated(serve: Serve, tmp_path: Path) -> Callable[..., Any]:
             for each in await asyncio.gather(*(detector.detect(request) for _ in range(at_once)))
         )
 
-    def measure(image: bytes, at_once: Any) -> Any:
-        async def run() -> Any:
+    def measure(image: Image, at_once: int) -> Allocated:
+        async def run() -> Allocated:
             async with serve(repository=tmp_path / "real") as client:
                 detector = client.application._detector.result()
                 for _ in range(5):
                     await one_round(detector, image, at_once)
-                before, peaks = tracemalloc.get_traced_memory()[0], []
+                before = tracemalloc.get_traced_memory()[0]
+                peaks: list[int] = []
                 for _ in range(ROUNDS):
                     tracemalloc.reset_peak()
                     there = tracemalloc.get_traced_memory()[0]
@@ -75,13 +81,13 @@ def allocated(serve: Serve, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
-def test_pixels_cost_nothing_large(allocated: Callable[..., Any], at_once: int) -> None:
+def test_pixels_cost_nothing_large(allocated: Measure, at_once: int) -> None:
     found = allocated(PIXELS, at_once)
     assert max(found.peaks) < LARGE
     assert found.kept < 4 * LARGE
 
 
-def test_a_file_costs_its_pixels_and_the_copy_that_pillow_makes_of_them(allocated: Callable[..., Any]) -> None:
-    found = allocated(FILE, at_once=1)
+def test_a_file_costs_its_pixels_and_the_copy_that_pillow_makes_of_them(allocated: Measure) -> None:
+    found = allocated(FILE, 1)
     assert max(found.peaks) < 2 * PIXELS.nbytes + LARGE
     assert found.kept < 4 * LARGE

@@ -7,12 +7,13 @@ import asyncio
 import gc
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.rpc.status_pb2 import Status
 
 from damoserve.kserve.v2 import inference_pb2 as kserve
 from damoserve.v1 import admin_pb2 as admin_pb
@@ -20,9 +21,10 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.repository import ALIASES_FILE
-from damoserve_server.engines.engine import EngineOptions
+from damoserve_server.engines.engine import Engine, EngineLoader, EngineOptions
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.kserve.tensors import pack
+from damoserve_server.models.catalogue import ActiveProfile
 from tests.support.administration import active, administered
 from tests.support.pictures import Pictures
 from tests.support.server import Failure, Serve, ServerClient
@@ -31,6 +33,8 @@ from tests.support.valve import Valve
 
 BRIEF = Duration(nanos=50_000_000)
 UNLOAD = admin_pb.UnloadProfileRequest(profile="quick")
+Call = Callable[[ServerClient, bytes, Valve], Awaitable[Failure | Status]]
+Loading = tuple[EngineLoader, "list[weakref.ref[Engine]]"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +48,14 @@ def no_collections() -> Iterator[None]:
     gc.enable()
 
 
-async def freed(*references: Any) -> None:
+async def freed(*references: "weakref.ref[Any]") -> None:
     """Returns when none of them is alive: a worker answers before it lets go."""
     async with asyncio.timeout(TIMEOUT):
         while any(reference() is not None for reference in references):
             await asyncio.sleep(0)
 
 
-def quick(client: ServerClient) -> weakref.ReferenceType[Any]:
+def quick(client: ServerClient) -> "weakref.ref[ActiveProfile]":
     return weakref.ref(next(profile for profile in active(client) if profile.name == "quick"))
 
 
@@ -84,8 +88,8 @@ async def call_triton(client: ServerClient, image: bytes, valve: Valve) -> Failu
     return await client.failure(infer(request, timeout=TIMEOUT))
 
 
-async def frame_undecodable(client: ServerClient, image: bytes, valve: Valve) -> Any:
-    def frames() -> Iterator[Any]:
+async def frame_undecodable(client: ServerClient, image: bytes, valve: Valve) -> Status:
+    def frames() -> Iterator[pb.DetectStreamRequest]:
         yield pb.DetectStreamRequest(options=pb.StreamOptions(profile="quick"))
         yield pb.DetectStreamRequest(frame=pb.Frame(image=pb.Image(content=b"no image")))
 
@@ -94,9 +98,7 @@ async def frame_undecodable(client: ServerClient, image: bytes, valve: Valve) ->
 
 
 @pytest.mark.parametrize("call", [call_undecodable, call_expired, call_failing, call_triton, frame_undecodable])
-async def test_a_request_that_fails_keeps_nothing(
-    serve: Serve, pictures: Pictures, valve: Valve, call: Callable[..., Any]
-) -> None:
+async def test_a_request_that_fails_keeps_nothing(serve: Serve, pictures: Pictures, valve: Valve, call: Call) -> None:
     async with administered(serve, valve.load) as (client, admin):
         await client.detect(pictures.red, profile="quick")
         assert (await call(client, pictures.red, valve)).message
@@ -120,12 +122,13 @@ async def test_an_open_stream_keeps_nothing_but_its_frames(serve: Serve, picture
 
 
 @pytest.fixture
-def loading(valve: Valve) -> tuple[Callable[..., Any], list[Any]]:
+def loading(valve: Valve) -> Loading:
     """A loader that the valve holds up in version 4, and the engines of that version."""
-    engines = []
+    engines: list[weakref.ref[Engine]] = []
 
-    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
-        engine = (valve.load if manifest.version == 4 else OnnxRuntimeEngine)(model, manifest, options)
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
+        load_engine: EngineLoader = valve.load if manifest.version == 4 else OnnxRuntimeEngine
+        engine = load_engine(model, manifest, options)
         if manifest.version == 4:
             engines.append(weakref.ref(engine))
         return engine
@@ -134,7 +137,7 @@ def loading(valve: Valve) -> tuple[Callable[..., Any], list[Any]]:
 
 
 async def test_a_version_that_is_refused_keeps_nothing(
-    serve: Serve, repository: Path, new_profile: Callable[..., None], loading: tuple[Callable[..., Any], list[Any]]
+    serve: Serve, repository: Path, new_profile: Callable[..., None], loading: Loading
 ) -> None:
     """Its first profile is loaded already when the second turns out to be damaged."""
     (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
@@ -149,11 +152,7 @@ async def test_a_version_that_is_refused_keeps_nothing(
 
 
 async def test_a_version_whose_loading_is_given_up_keeps_nothing(
-    serve: Serve,
-    repository: Path,
-    new_profile: Callable[..., None],
-    valve: Valve,
-    loading: tuple[Callable[..., Any], list[Any]],
+    serve: Serve, repository: Path, new_profile: Callable[..., None], valve: Valve, loading: Loading
 ) -> None:
     (repository / "colours" / ALIASES_FILE).write_text('{"serving": 3}')
     new_profile(repository, "accurate", ap=0.7, version=4)

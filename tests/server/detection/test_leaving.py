@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from numpy.typing import NDArray
 
 from damoserve_profiles import imaging
 from damoserve_server.configuration.settings import usable_cores
 from tests.support.pictures import Pictures
-from tests.support.server import Serve
+from tests.support.server import Samples, Serve
 from tests.support.timeouts import TIMEOUT
 from tests.support.valve import Valve
 
@@ -26,11 +28,11 @@ class Gate:
         self.count = 0
         decode = imaging.decode
 
-        def slowly(*arguments: Any) -> Any:
+        def slowly(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
             self.count += 1
             self.entered.release()
             assert self.opened.wait(TIMEOUT)
-            return decode(*arguments)
+            return decode(data, max_pixels)
 
         monkeypatch.setattr(imaging, "decode", slowly)
 
@@ -46,11 +48,11 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate.opened.set()
 
 
-def leased(count: int) -> Callable[..., Any]:
+def leased(count: int) -> Callable[[Samples], bool]:
     return lambda now: now.sum("damoserve_pool_slots", state="leased") == count
 
 
-def queued(count: int, **labels: Any) -> Callable[..., Any]:
+def queued(count: int, **labels: str) -> Callable[[Samples], bool]:
     return lambda now: now.sum("damoserve_queued_requests", **labels) == count
 
 
@@ -96,7 +98,7 @@ async def test_the_deadline_is_answered_at_every_stage(
         if stage != "decoding":
             gate.opened.set()
             valve.shut()
-        calls = []
+        calls: list[asyncio.Future[Any]] = []
         if stage == "waiting":
             calls.append(asyncio.ensure_future(client.detect(pictures.red)))
             await valve.entered()

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
@@ -18,8 +18,8 @@ from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.postprocess import Detections
 from damoserve_profiles.repository import Repository
 from damoserve_server.detection.request import DetectionRequest
-from damoserve_server.detection.worker import Inference, Job, JobBatch, Worker
-from damoserve_server.engines.engine import EngineError, EngineOptions
+from damoserve_server.detection.worker import Inference, Job, JobBatch, JobOutcome, Select, Worker
+from damoserve_server.engines.engine import Engine, EngineError, EngineOptions, Outputs
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from damoserve_server.inputs.buffers import Pool
 from damoserve_server.models.catalogue import ActiveProfile
@@ -39,7 +39,7 @@ class Echo:
 
     lost: int = 0
 
-    def run(self, images: NDArray[np.uint8]) -> Any:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         answers = len(images) - self.lost
         scores = images.mean(axis=(1, 2, 3), dtype=np.float32).reshape(-1, 1, 1)[:answers]
         return scores, np.zeros((answers, 1, 4), np.float32)
@@ -49,25 +49,31 @@ class Echo:
 class OneBatch:
     """Has work for a worker once."""
 
-    batch: Batch[ActiveProfile, Job] | None
-    outcomes: list[Any] = field(default_factory=list)
+    batch: JobBatch | None
+    outcomes: list[JobOutcome] = field(default_factory=list)
 
-    def next_batch(self, worker: Worker) -> Any:
+    def next_batch(self, worker: Worker) -> JobBatch | None:
         batch, self.batch = self.batch, None
         return batch
 
-    def finish(self, worker: Worker, batch: JobBatch, outcomes: Any) -> None:
+    def finish(self, worker: Worker, batch: JobBatch, outcomes: list[JobOutcome]) -> None:
         self.outcomes = outcomes
 
     def died(self, worker: Worker) -> None:
         raise AssertionError
 
 
+class Compute(Protocol):
+    """Computes one batch of images of these values, and returns what a worker made of it."""
+
+    def __call__(self, engine: Engine, values: list[int], select: Select, **fields: Any) -> list[JobOutcome]: ...
+
+
 @pytest.fixture
-def compute(pristine: Path) -> Callable[..., Any]:
+def compute(pristine: Path) -> Compute:
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
 
-    def run(engine: Any, values: Any, select: Any, **fields: Any) -> Any:
+    def run(engine: Engine, values: list[int], select: Select, **fields: Any) -> list[JobOutcome]:
         estimate = LatencyEstimate(dict.fromkeys(range(1, 5), 1.0))
         profile = ActiveProfile(manifest, [engine], estimate, new_engine=lambda: engine)
         pool = Pool(len(values), profile.size)
@@ -89,49 +95,54 @@ def compute(pristine: Path) -> Callable[..., Any]:
     return run
 
 
-def keep(job: Job, profile: str, scores: NDArray[np.float32], boxes: NDArray[np.float32]) -> Any:
+def keep(job: Job, profile: ActiveProfile, scores: NDArray[np.float32], boxes: NDArray[np.float32]) -> Detections:
     return Detections(boxes, scores[0], np.zeros(1, np.int64))
 
 
-def refuse_seven(job: Job, profile: str, scores: NDArray[np.float32], boxes: NDArray[np.float32]) -> Any:
+def refuse_seven(
+    job: Job, profile: ActiveProfile, scores: NDArray[np.float32], boxes: NDArray[np.float32]
+) -> Detections:
     if scores[0] == 7:
         raise ZeroDivisionError
     return keep(job, profile, scores, boxes)
 
 
 @pytest.mark.parametrize("values", [[5], [5, 6], [1, 2, 3, 4]])
-def test_each_image_gets_its_own_answer(compute: Callable[..., Any], values: list[int]) -> None:
+def test_each_image_gets_its_own_answer(compute: Compute, values: list[int]) -> None:
     outcomes = compute(Echo(), values, keep)
-    assert [outcome.detections.scores[0] for outcome in outcomes] == values
-    assert {outcome.batch_size for outcome in outcomes} == {len(values)}
+    inferences = [outcome for outcome in outcomes if isinstance(outcome, Inference)]
+    assert [outcome.detections.scores[0] for outcome in inferences] == values
+    assert {outcome.batch_size for outcome in inferences} == {len(values)}
 
 
-def test_missing_answers_fail_the_whole_batch(compute: Callable[..., Any]) -> None:
+def test_missing_answers_fail_the_whole_batch(compute: Compute) -> None:
     outcomes = compute(Echo(lost=1), [1, 2, 3], keep)
     assert [type(outcome) for outcome in outcomes] == [EngineError] * 3
 
 
-def test_what_fails_for_one_image_fails_that_one_only(compute: Callable[..., Any]) -> None:
+def test_what_fails_for_one_image_fails_that_one_only(compute: Compute) -> None:
     outcomes = compute(Echo(), [6, 7, 8], refuse_seven)
     assert [type(outcome) for outcome in outcomes] == [Inference, ZeroDivisionError, Inference]
 
 
-def test_outcomes_of_an_abandoned_worker_are_not_learned_from(compute: Callable[..., Any]) -> None:
+def test_outcomes_of_an_abandoned_worker_are_not_learned_from(compute: Compute) -> None:
     [hung] = compute(Echo(), [5], keep, abandoned=True)
+    assert isinstance(hung, Inference)
     assert hung.profile.latency.expected() == 1.0
     [sound] = compute(Echo(), [5], keep)
+    assert isinstance(sound, Inference)
     assert sound.profile.latency.expected() < 1.0
 
 
 class Faulty:
     """Loads engines of which the first, once armed, does `fault` in its next run; later ones are sound."""
 
-    def __init__(self, fault: Callable[..., Any]) -> None:
+    def __init__(self, fault: Callable[[], object]) -> None:
         self.fault = fault
         self.armed = threading.Event()
         self.loaded = 0
 
-    def load(self, model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
+    def load(self, model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
         self.loaded += 1
         return _FaultyEngine(OnnxRuntimeEngine(model, manifest, options), self)
 
@@ -141,7 +152,7 @@ class _FaultyEngine:
     engine: OnnxRuntimeEngine
     faulty: Faulty
 
-    def run(self, images: NDArray[np.uint8]) -> Any:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         if self.faulty.armed.is_set():
             self.faulty.armed.clear()
             self.faulty.fault()
@@ -203,7 +214,7 @@ class Stuck:
         self.let_go = threading.Event()
         self.shared = False
 
-    def load(self, model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
+    def load(self, model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
         return _StuckEngine(OnnxRuntimeEngine(model, manifest, options), self)
 
 
@@ -213,7 +224,7 @@ class _StuckEngine:
     stuck: Stuck
     hangs: bool = False
 
-    def run(self, images: NDArray[np.uint8]) -> Any:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         self.stuck.shared |= self.hangs
         if self.stuck.armed.is_set():
             self.stuck.armed.clear()
@@ -245,11 +256,11 @@ async def test_a_server_without_workers_is_not_ready_in_either_protocol(serve: S
     let_go, made = threading.Event(), threading.Event()
     faulty = Faulty(lambda: let_go.wait(20))
 
-    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
         assert made.wait(20)
         return faulty.load(model, manifest, options)
 
-    async def readiness(client: ServerClient) -> Any:
+    async def readiness(client: ServerClient) -> tuple[str, bool]:
         ready = client.channel.unary_unary(
             "/inference.GRPCInferenceService/ServerReady",
             request_serializer=kserve.ServerReadyRequest.SerializeToString,
@@ -274,7 +285,7 @@ async def test_without_workers_requests_are_refused_at_once_and_not_let_in(serve
     let_go, made = threading.Event(), threading.Event()
     faulty = Faulty(lambda: let_go.wait(20))
 
-    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
         assert made.wait(20)
         return faulty.load(model, manifest, options)
 
@@ -298,11 +309,11 @@ async def test_without_workers_requests_are_refused_at_once_and_not_let_in(serve
 @dataclass
 class _ClosableEngine:
     engine: OnnxRuntimeEngine
-    closed: list[Any]
+    closed: list[bool]
     hang: threading.Event | None = None
     running: bool = False
 
-    def run(self, images: NDArray[np.uint8]) -> Any:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         self.running = True
         if self.hang is not None:
             self.hang.wait(20)
@@ -319,11 +330,11 @@ async def test_a_stopping_server_closes_engines_unless_one_still_computes(
     serve: Serve, pictures: Pictures, hangs: bool
 ) -> None:
     let_go = threading.Event()
-    engines: list[Any] = []
+    engines: list[_ClosableEngine] = []
     calls: list[Any] = []
-    closed: list[Any] = []
+    closed: list[bool] = []
 
-    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
         engines.append(_ClosableEngine(OnnxRuntimeEngine(model, manifest, options), closed))
         return engines[-1]
 

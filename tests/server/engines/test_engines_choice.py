@@ -10,6 +10,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import Repository
 from damoserve_profiles.runtimes import EngineName
@@ -25,10 +26,13 @@ from damoserve_server.engines.engine import (
 
 LIMIT = 4
 ON_CUDA = (CUDA_PROVIDER, CPU_PROVIDER)
+MakeManifest = Callable[..., Manifest]
+Forget = Callable[[str], None]
+Replace = Callable[[str, str], None]
 
 
 @pytest.fixture
-def manifest(pristine: Path) -> Callable[..., Any]:
+def manifest(pristine: Path) -> MakeManifest:
     """`manifest(target="gpu")`: what a recipe for that target would have made."""
     read = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     return lambda target="cpu", **update: read.model_copy(
@@ -47,7 +51,7 @@ def manifest(pristine: Path) -> Callable[..., Any]:
     ],
 )
 def test_a_profile_for_a_gpu_runs_where_the_operator_or_else_its_manifest_says(
-    manifest: Callable[..., Any], preferred: str, options: dict[str, Any], chosen: str
+    manifest: MakeManifest, preferred: EngineName, options: dict[str, Any], chosen: EngineName
 ) -> None:
     assert choose(manifest("gpu", engine=preferred), EngineOptions(LIMIT, **options)) == chosen
 
@@ -63,17 +67,17 @@ def test_a_profile_for_a_gpu_runs_where_the_operator_or_else_its_manifest_says(
     ],
 )
 def test_a_profile_for_another_device_is_refused_with_what_to_do(
-    manifest: Callable[..., Any], target: str, options: dict[str, Any], message: str
+    manifest: MakeManifest, target: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(EngineMissing, match=message):
         load_engine(b"", manifest(target), EngineOptions(LIMIT, **options))
 
 
 @pytest.fixture
-def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def forget(monkeypatch: pytest.MonkeyPatch) -> Forget:
     """`forget("openvino")`: the next import of the runtime, and of the engine that needs it, is the first."""
 
-    def forget(engine: Any) -> None:
+    def forget(engine: str) -> None:
         ours = (f"damoserve_server.engines.{module}" for module in (engine, "tensorrt_plan", "cuda"))
         for module in (engine, *ours):
             monkeypatch.delitem(sys.modules, module, raising=False)
@@ -85,7 +89,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     "modules", [{"tensorrt": None}, {"tensorrt": ModuleType("tensorrt"), "cuda": None, "cuda.bindings": None}]
 )
 def test_without_tensorrt_or_cuda_it_cannot_be_forced(
-    manifest: Callable[..., Any], forget: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, modules: dict[str, None]
+    manifest: MakeManifest, forget: Forget, monkeypatch: pytest.MonkeyPatch, modules: dict[str, ModuleType | None]
 ) -> None:
     forget("tensorrt")
     for name, module in modules.items():
@@ -95,10 +99,7 @@ def test_without_tensorrt_or_cuda_it_cannot_be_forced(
 
 
 def test_without_tensorrt_a_profile_that_prefers_it_goes_to_onnx_runtime(
-    manifest: Callable[..., Any],
-    forget: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    manifest: MakeManifest, forget: Forget, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     forget("tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -113,10 +114,10 @@ def test_without_tensorrt_a_profile_that_prefers_it_goes_to_onnx_runtime(
 
 
 @pytest.fixture
-def replace_runtime(forget: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+def replace_runtime(forget: Forget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Replace:
     """`replace_runtime("openvino", "raise ImportError")`: a module with this content is what is installed."""
 
-    def replace(engine: Any, content: Any) -> None:
+    def replace(engine: str, content: str) -> None:
         forget(engine)
         (tmp_path / f"{engine}.py").write_text(content)
         monkeypatch.syspath_prepend(tmp_path)
@@ -132,7 +133,7 @@ def replace_runtime(forget: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
     ],
 )
 def test_a_runtime_that_is_installed_but_broken_is_not_called_missing(
-    manifest: Callable[..., Any], replace_runtime: Callable[..., Any], engine: EngineName, title: str, content: str
+    manifest: MakeManifest, replace_runtime: Replace, engine: EngineName, title: str, content: str
 ) -> None:
     replace_runtime(engine, content)
     target = "gpu" if engine == "tensorrt" else "cpu"

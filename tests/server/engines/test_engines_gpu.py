@@ -4,13 +4,14 @@ import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import pytest
 
+from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.recipe import Quantise, Recipe
 from damoserve_profiles.repository import Repository
-from damoserve_server.engines.cache import EngineCache, digest
+from damoserve_server.engines.cache import EngineCache, Identity, digest
 from damoserve_server.engines.engine import CPU_PROVIDER, CUDA_PROVIDER, EngineError, EngineOptions, GpuOptions
 from damoserve_server.engines.providers import cuda_options, provider_options, tensorrt_options
 
@@ -43,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "not" / "there" / "yet"
 
 
-def restore(folder: Path | None, runtime: Runtime, identity: dict[str, str] = IDENTITY) -> str:
+def restore(folder: Path | None, runtime: Runtime, identity: Identity = IDENTITY) -> str:
     """As a new process would."""
     return EngineCache(folder).restore(identity, runtime.load, runtime.build)
 
@@ -80,7 +81,7 @@ def test_the_order_of_an_identity_does_not_matter() -> None:
     ids=["empty", "no hash", "cut short", "changed", "other"],
 )
 def test_what_was_damaged_is_built_again(
-    folder: Path, runtime: Runtime, damage: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    folder: Path, runtime: Runtime, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     restore(folder, runtime)
     (path,) = folder.iterdir()
@@ -149,8 +150,14 @@ def test_kinds_of_files_do_not_meet(folder: Path) -> None:
     assert cache.read(MACHINE, "plan") is None
 
 
+class MakeManifest(Protocol):
+    """Makes a manifest of a profile for this target."""
+
+    def __call__(self, target: str, quantise: Quantise | None = None) -> Manifest: ...
+
+
 @pytest.fixture
-def manifest(pristine: Path) -> Callable[..., Any]:
+def manifest(pristine: Path) -> MakeManifest:
     """`manifest("gpu")`: 64 x 32 pixels, by a recipe for that target."""
     read = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     return lambda target, quantise=None: read.model_copy(
@@ -158,7 +165,7 @@ def manifest(pristine: Path) -> Callable[..., Any]:
     )
 
 
-def test_providers_take_the_device_the_batches_and_the_precision_of_the_graph(manifest: Callable[..., Any]) -> None:
+def test_providers_take_the_device_the_batches_and_the_precision_of_the_graph(manifest: MakeManifest) -> None:
     options = EngineOptions(8, gpu=GpuOptions(device=1, memory_bytes=2**30))
     chosen = tensorrt_options(manifest("gpu", Quantise(calibration_images=9)), options)
     assert chosen | {"trt_fp16_enable": "1", "trt_int8_enable": "1", "device_id": "1"} == chosen
@@ -169,7 +176,7 @@ def test_providers_take_the_device_the_batches_and_the_precision_of_the_graph(ma
     assert (tensorrt_options(manifest("cpu"), options)["trt_fp16_enable"]) == "0"
 
 
-def test_every_provider_has_its_options_and_only_gpus_have_any(manifest: Callable[..., Any]) -> None:
+def test_every_provider_has_its_options_and_only_gpus_have_any(manifest: MakeManifest) -> None:
     options = EngineOptions(1, providers=(CUDA_PROVIDER, CPU_PROVIDER))
     cuda, cpu = provider_options(b"", manifest("cpu"), options)
     assert cuda == {
@@ -185,7 +192,7 @@ KEPT = ("trt_engine_cache_enable", "trt_engine_cache_path", "trt_timing_cache_en
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_the_installed_runtime_knows_the_options(manifest: Callable[..., Any], provider: str) -> None:
+def test_the_installed_runtime_knows_the_options(manifest: MakeManifest, provider: str) -> None:
     spec = find_spec("onnxruntime")
     assert spec is not None
     assert spec.origin is not None

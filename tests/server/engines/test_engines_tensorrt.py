@@ -12,12 +12,14 @@ import pytest
 from damoserve_profiles.recipe import Recipe
 from damoserve_profiles.repository import Repository
 from damoserve_server.engines.choice import load_engine
-from damoserve_server.engines.engine import EngineError, EngineOptions, GpuOptions, close_engine
+from damoserve_server.engines.engine import Engine, EngineError, EngineOptions, GpuOptions, close_engine
 from tests.support.imitated_gpu import TensorRt, imitated_gpu
 from tests.support.pictures import Pictures
 from tests.support.server import Serve
 
 IMAGES = np.full((3, 32, 64, 3), 255, np.uint8)
+Load = Callable[..., Any]
+"""Loads an engine, of a type that can be imported only while the GPU is imitated."""
 
 
 @pytest.fixture
@@ -27,14 +29,14 @@ def gpu() -> Iterator[TensorRt]:
 
 
 @pytest.fixture
-def load(repository: Path, tmp_path: Path) -> Callable[..., Any]:
+def load(repository: Path, tmp_path: Path) -> Load:
     """Loads the network of the four quarters: `load(device=1)`, `load(candidates=5)`."""
     for profile in ("accurate", "quick"):
         folder = Repository(repository).folder("colours", 3, profile)
         manifest = folder.read_manifest()
         folder.write(manifest.model_copy(update={"recipe": Recipe(name=profile, target="gpu")}))
 
-    def load(limit: Any = 3, device: Any = 0, cache: Any = tmp_path / "cache", **update: Any) -> Any:
+    def load(limit: int = 3, device: int = 0, cache: Path | None = tmp_path / "cache", **update: Any) -> Engine:
         options = EngineOptions(limit, engine="tensorrt", gpu=GpuOptions(device, cache))
         manifest = folder.read_manifest().model_copy(update=update)
         return load_engine(folder.model_path.read_bytes(), manifest, options)
@@ -48,9 +50,7 @@ def restart() -> None:
     import_module("damoserve_server.engines.tensorrt_plan")._plans.clear()
 
 
-def test_workers_share_what_was_built_and_the_next_process_finds_it(
-    gpu: TensorRt, load: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_workers_share_what_was_built_and_the_next_process_finds_it(gpu: TensorRt, load: Load, tmp_path: Path) -> None:
     engines = [load(), load()]
     assert engines[0]._plan is engines[1]._plan
     restart()
@@ -59,9 +59,7 @@ def test_workers_share_what_was_built_and_the_next_process_finds_it(
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".plan", ".timing"]
 
 
-def test_another_batch_limit_is_built_anew_with_the_same_timings(
-    gpu: TensorRt, load: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_another_batch_limit_is_built_anew_with_the_same_timings(gpu: TensorRt, load: Load, tmp_path: Path) -> None:
     load(limit=3)
     load(limit=2)
     assert gpu.builds == 2
@@ -69,14 +67,14 @@ def test_another_batch_limit_is_built_anew_with_the_same_timings(
     assert timing.read_bytes().endswith(b"!!")
 
 
-def test_without_a_cache_workers_share_all_the_same(gpu: TensorRt, load: Callable[..., Any]) -> None:
+def test_without_a_cache_workers_share_all_the_same(gpu: TensorRt, load: Load) -> None:
     engines = [load(cache=None), load(cache=None)]
     assert gpu.builds == 1
     close_engine(engines[0])
     assert (engines[1].run(IMAGES)[0] == 1).all()
 
 
-def test_closing_gives_back_what_the_device_has(gpu: TensorRt, load: Callable[..., Any]) -> None:
+def test_closing_gives_back_what_the_device_has(gpu: TensorRt, load: Load) -> None:
     engine = load()
     before = gpu.cuda.in_use
     close_engine(engine)
@@ -86,7 +84,7 @@ def test_closing_gives_back_what_the_device_has(gpu: TensorRt, load: Callable[..
         engine.run(IMAGES)
 
 
-def test_forgetting_an_engine_gives_everything_back(gpu: TensorRt, load: Callable[..., Any]) -> None:
+def test_forgetting_an_engine_gives_everything_back(gpu: TensorRt, load: Load) -> None:
     engine = load()
     engine.run(IMAGES)
     del engine
@@ -94,7 +92,7 @@ def test_forgetting_an_engine_gives_everything_back(gpu: TensorRt, load: Callabl
     assert not gpu.cuda.in_use
 
 
-def test_outputs_outlive_their_engine(gpu: TensorRt, load: Callable[..., Any]) -> None:
+def test_outputs_outlive_their_engine(gpu: TensorRt, load: Load) -> None:
     scores = load().run(IMAGES)[0]
     gc.collect()
     assert (scores == 1).all()
@@ -103,14 +101,14 @@ def test_outputs_outlive_their_engine(gpu: TensorRt, load: Callable[..., Any]) -
     assert not gpu.cuda.in_use
 
 
-def test_a_failed_load_gives_its_memory_back(gpu: TensorRt, load: Callable[..., Any]) -> None:
+def test_a_failed_load_gives_its_memory_back(gpu: TensorRt, load: Load) -> None:
     with pytest.raises(EngineError, match="its manifest promises"):
         load(candidates=5)
     gc.collect()
     assert not gpu.cuda.in_use
 
 
-def test_a_network_that_cannot_be_captured_runs_without_graphs(load: Callable[..., Any]) -> None:
+def test_a_network_that_cannot_be_captured_runs_without_graphs(load: Load) -> None:
     with imitated_gpu(capturable=False) as tensorrt:
         engine = load()
         assert (engine.run(IMAGES)[0] == 1).all()
@@ -120,13 +118,13 @@ def test_a_network_that_cannot_be_captured_runs_without_graphs(load: Callable[..
         assert not tensorrt.cuda.in_use
 
 
-def test_graphs_are_tried_for_every_batch_size(gpu: TensorRt, load: Callable[..., Any]) -> None:
+def test_graphs_are_tried_for_every_batch_size(gpu: TensorRt, load: Load) -> None:
     load(limit=3)
     timed = import_module("damoserve_server.engines.tensorrt").TIMED_RUNS
     assert gpu.cuda.launches == 3 * timed
 
 
-def test_a_device_that_is_not_there_is_an_engine_error(gpu: TensorRt, load: Callable[..., Any]) -> None:
+def test_a_device_that_is_not_there_is_an_engine_error(gpu: TensorRt, load: Load) -> None:
     with pytest.raises(EngineError, match=r"CUDA: .* \(cudaErrorInvalidDevice\)"):
         load(device=1)
 

@@ -16,9 +16,9 @@ from damoserve_profiles.imaging import decode, resize
 from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.postprocess import Detections, select
 from damoserve_profiles.repository import BUNDLED, Repository
-from damoserve_profiles.runtimes import openvino_core
+from damoserve_profiles.runtimes import EngineName, openvino_core
 from damoserve_server.engines.choice import choose, load_engine
-from damoserve_server.engines.engine import EngineError, EngineMissing, EngineOptions
+from damoserve_server.engines.engine import EngineError, EngineLoader, EngineMissing, EngineOptions, Outputs
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from tests.support.pictures import Pictures
 from tests.support.server import Serve
@@ -29,7 +29,7 @@ ENGINE_MODULE = "damoserve_server.engines.openvino"
 
 
 @pytest.fixture(scope="module")
-def openvino_engine() -> Any:
+def openvino_engine() -> EngineLoader:
     from damoserve_server.engines.openvino import OpenVinoEngine
 
     return OpenVinoEngine
@@ -42,7 +42,7 @@ def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def images() -> NDArray[Any]:
+def images() -> NDArray[np.uint8]:
     """Four views of one picture at the bundled networks' size."""
     manifest = Repository(BUNDLED).folder("blood-cells", 1, "fp32").read_manifest()
     picture = resize(decode(PICTURE.read_bytes()), manifest.input.size, "stretch")
@@ -63,7 +63,7 @@ def rewrite(repository: Path, profile: str, **update: Any) -> None:
     folder.write(prefer_openvino(folder.read_manifest(), **update))
 
 
-def detections(outputs: tuple[NDArray[Any], NDArray[Any]], manifest: Manifest) -> list[Detections]:
+def detections(outputs: Outputs, manifest: Manifest) -> list[Detections]:
     """Of each image, by the server's own selection: boxes by falling score."""
     size = manifest.input.size
     return [select(scores, boxes, manifest.thresholds, size, size) for scores, boxes in zip(*outputs, strict=True)]
@@ -75,7 +75,7 @@ def detections(outputs: tuple[NDArray[Any], NDArray[Any]], manifest: Manifest) -
     [("fp32", 1e-4, 0.01), ("pruned", 1e-4, 0.01), ("int8", 0.1, 5), ("int8+pruned", 0.1, 5)],
 )
 def test_bundled_profiles_find_the_same_in_both_runtimes(
-    openvino_engine: Any, images: NDArray[Any], profile: str, score: float, pixels: float | int
+    openvino_engine: EngineLoader, images: NDArray[np.uint8], profile: str, score: float, pixels: float
 ) -> None:
     model, manifest = bundled(profile)
     ours, theirs = (
@@ -95,7 +95,9 @@ def test_bundled_profiles_find_the_same_in_both_runtimes(
 
 
 @pytest.mark.openvino
-def test_a_batch_gives_what_its_images_give_in_buffers_that_stay(openvino_engine: Any, images: NDArray[Any]) -> None:
+def test_a_batch_gives_what_its_images_give_in_buffers_that_stay(
+    openvino_engine: EngineLoader, images: NDArray[np.uint8]
+) -> None:
     engine = openvino_engine(*bundled("int8"), OPTIONS)
     batch = engine.run(images)
     kept = [part.copy() for part in batch]
@@ -108,7 +110,9 @@ def test_a_batch_gives_what_its_images_give_in_buffers_that_stay(openvino_engine
 
 
 @pytest.mark.openvino
-def test_bfloat16_is_close_to_the_file_but_not_the_same(openvino_engine: Any, images: NDArray[Any]) -> None:
+def test_bfloat16_is_close_to_the_file_but_not_the_same(
+    openvino_engine: EngineLoader, images: NDArray[np.uint8]
+) -> None:
     model, manifest = bundled("fp32")
     half = prefer_openvino(manifest, precision="bf16")
     if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -125,7 +129,7 @@ def test_bfloat16_is_close_to_the_file_but_not_the_same(openvino_engine: Any, im
     [({"candidates": 5}, "its manifest promises"), ({"labels": ("red",)}, "its manifest promises")],
 )
 def test_a_model_that_is_not_the_manifests_is_refused(
-    openvino_engine: Any, pristine: Path, update: dict[str, tuple[str] | int], message: str
+    openvino_engine: EngineLoader, pristine: Path, update: dict[str, Any], message: str
 ) -> None:
     folder = Repository(pristine).folder("colours", 3, "quick")
     manifest = prefer_openvino(folder.read_manifest(), **update)
@@ -134,7 +138,7 @@ def test_a_model_that_is_not_the_manifests_is_refused(
 
 
 @pytest.mark.openvino
-def test_a_file_that_is_no_model_is_refused(openvino_engine: Any, pristine: Path) -> None:
+def test_a_file_that_is_no_model_is_refused(openvino_engine: EngineLoader, pristine: Path) -> None:
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     with pytest.raises(EngineError, match="OpenVINO refused the model"):
         openvino_engine(b"no model", manifest, OPTIONS)
@@ -151,7 +155,7 @@ def test_a_file_that_is_no_model_is_refused(openvino_engine: Any, pristine: Path
     ],
 )
 def test_the_operator_goes_before_the_manifest(
-    pristine: Path, preferred: str, options: dict[str, Any], chosen: str
+    pristine: Path, preferred: EngineName, options: dict[str, Any], chosen: EngineName
 ) -> None:
     manifest = Repository(pristine).folder("colours", 3, "quick").read_manifest()
     manifest = manifest.model_copy(update={"engine": preferred})
@@ -159,10 +163,12 @@ def test_the_operator_goes_before_the_manifest(
 
 
 @pytest.mark.openvino
-def test_the_preferred_engine_serves(openvino_engine: Any, serve: Serve, repository: Path, pictures: Pictures) -> None:
+def test_the_preferred_engine_serves(
+    openvino_engine: EngineLoader, serve: Serve, repository: Path, pictures: Pictures
+) -> None:
     rewrite(repository, "accurate")
 
-    async def scenario(**settings: Any) -> Any:
+    async def scenario(**settings: Any) -> tuple[dict[str, Any], pb.DetectResponse]:
         async with serve(load_engine=load_engine, **settings) as client:
             engines = {p.name: type(p.engines[0]) for p in client.application._detector.result().catalogue.active()}
             return engines, await client.detect(pictures.red, profile="accurate")
@@ -212,7 +218,7 @@ def test_a_bfloat16_profile_cannot_be_forced_into_onnx_runtime(pristine: Path) -
 
 
 @pytest.mark.openvino
-def test_no_usage_statistics_are_sent(openvino_engine: Any, tmp_path: Path) -> None:
+def test_no_usage_statistics_are_sent(openvino_engine: EngineLoader, tmp_path: Path) -> None:
     script = (
         f"import sys, {ENGINE_MODULE}, openvino.tools.ovc as ovc\n"
         "print([name for name, module in sys.modules.items() if 'openvino_telemetry' in name and module is not None])\n"
