@@ -47,7 +47,8 @@ class FinishedSpan(Protocol):
     status: Status
     resource: Resource
 
-    def to_json(self) -> str: ...
+    def to_json(self) -> str:
+        """Writes all of it."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import onnxruntime
@@ -316,7 +317,7 @@ async def test_the_newest_version_serves_and_the_default_model_can_be_set(
     ],
 )
 def test_with_nothing_to_serve_it_does_not_start(
-    application: MakeApplication, settings: dict[str, str | list[str]], message: str
+    application: MakeApplication, settings: dict[str, Any], message: str
 ) -> None:
     async def scenario() -> None:
         async with application(**settings):
@@ -358,7 +359,7 @@ def test_the_command_serves_until_a_signal(repository: Path, pictures: Pictures)
         line = process.stdout.readline()
         at = r"127\.0\.0\.1:\d+"
         served = re.fullmatch(rf"serving colours \(accurate, quick\) on ({at}), metrics on http://{at}/metrics\n", line)
-        assert served is not None
+        assert served, line
         with grpc.insecure_channel(served[1]) as channel:
             request = pb.DetectRequest(image=pb.Image(content=pictures.red))
             assert len(pb_grpc.DetectionServiceStub(channel).Detect(request, timeout=20).detections) == 4

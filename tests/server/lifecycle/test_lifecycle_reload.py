@@ -22,7 +22,7 @@ from damoserve_profiles.golden import GOLDEN_FILE
 from damoserve_profiles.manifest import Manifest
 from damoserve_profiles.repository import ALIASES_FILE, BUNDLED
 from damoserve_server import app
-from damoserve_server.engines.engine import Engine, EngineError, EngineOptions
+from damoserve_server.engines.engine import Engine, EngineError, EngineOptions, Outputs
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from tests.support.administration import FRENCH, Callers, active, administered, only_version
 from tests.support.pictures import Pictures
@@ -81,7 +81,7 @@ def profiles_shown(metrics: Samples) -> list[tuple[str, str, str, float]]:
 
 
 def test_the_metrics_tell_of_the_version_that_serves_and_of_no_other(serve: Serve, next_version: Path) -> None:
-    async def scenario() -> Any:
+    async def scenario() -> list[list[tuple[str, str, str, float]]]:
         async with administered(serve) as (client, admin):
             shown = [profiles_shown(await client.metrics())]
             for version in (4, 4, 3):
@@ -139,7 +139,7 @@ def empty(version: Path) -> None:
     ],
 )
 async def test_a_bad_version_is_refused_under_sixteen_callers(
-    serve: Serve, repository: Path, next_version: Path, pictures: Pictures, case: tuple[Callable[..., Any], str]
+    serve: Serve, repository: Path, next_version: Path, pictures: Pictures, case: tuple[Callable[[Path], None], str]
 ) -> None:
     harm, what = case
     harm(next_version)
@@ -220,7 +220,7 @@ async def test_a_replaced_version_is_freed_at_once_whatever_came_of_its_requests
 ) -> None:
     """A collection may be minutes away, and a version takes hundreds of megabytes."""
 
-    async def stream() -> AsyncIterator[Any]:
+    async def stream() -> AsyncIterator[pb.DetectStreamRequest]:
         yield pb.DetectStreamRequest(options=pb.StreamOptions())
         for image in (pictures.red, b"no image", b""):
             yield pb.DetectStreamRequest(frame=pb.Frame(image=pb.Image(content=image)))
@@ -228,8 +228,8 @@ async def test_a_replaced_version_is_freed_at_once_whatever_came_of_its_requests
     async with administered(serve, valve.load) as (client, admin):
         gone = [weakref.ref(profile) for profile in active(client)]
         await client.detect(pictures.red)
-        nobody: dict[str, Any] = {"profile": "none"}
-        for image, fields in ((b"no image", {}), (b"", {}), (pictures.red, nobody)):
+        wrong: list[tuple[bytes, dict[str, Any]]] = [(b"no image", {}), (b"", {}), (pictures.red, {"profile": "none"})]
+        for image, fields in wrong:
             await client.failure(client.detect(image, **fields))
         valve.shut()
         left = client.detect(pictures.red)
@@ -299,7 +299,7 @@ async def test_memory_is_flat_after_twenty_reloads(serve: Serve, repository: Pat
     process = psutil.Process()
     async with administered(serve, repository=tmp_path / "cells", max_batch_size=1) as (client, admin):
 
-        async def reload(times: int) -> Any:
+        async def reload(times: int) -> int:
             for _ in range(times):
                 await admin.ReloadModel(admin_pb.ReloadModelRequest(model="blood-cells"))
                 await client.detect(picture, profile="pruned")
@@ -317,16 +317,16 @@ async def test_a_model_that_computes_something_else_is_refused(
     bundled(tmp_path / "cells", "int8+pruned")
 
     class Wrong:
-        def __init__(self, engine: Any) -> None:
+        def __init__(self, engine: Engine) -> None:
             self._engine = engine
 
-        def run(self, images: NDArray[np.uint8]) -> Any:
+        def run(self, images: NDArray[np.uint8]) -> Outputs:
             scores, boxes = self._engine.run(images)
             return scores * 0.9, boxes
 
     broken = False
 
-    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Any:
+    def load(model: bytes, manifest: Manifest, options: EngineOptions) -> Engine:
         engine = OnnxRuntimeEngine(model, manifest, options)
         return Wrong(engine) if broken else engine
 

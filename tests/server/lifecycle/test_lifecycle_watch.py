@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ from tests.support.administration import FRENCH, Callers, active
 from tests.support.pictures import Pictures
 from tests.support.server import Samples, Serve, ServerClient
 
-OFTEN = {"watch_seconds": 0.01, "workers": 2, "tiers": {"balanced": {"objective_ms": 60_000}}}
+OFTEN: dict[str, Any] = {"watch_seconds": 0.01, "workers": 2, "tiers": {"balanced": {"objective_ms": 60_000}}}
+
+Watching = Callable[[], AbstractAsyncContextManager[ServerClient]]
 
 
 @pytest.fixture
-def watching(serve: Serve) -> Callable[..., Any]:
+def watching(serve: Serve) -> Watching:
     @asynccontextmanager
-    async def running() -> AsyncIterator[Any]:
+    async def running() -> AsyncIterator[ServerClient]:
         async with serve(**OFTEN) as client:
             yield client
 
@@ -33,7 +35,7 @@ async def counted(client: ServerClient, result: str, model: str = "colours", tim
     await client.until(lambda now: _reloads(now, result, model) >= times)
 
 
-def _reloads(now: Samples, result: str, model: str) -> float | int:
+def _reloads(now: Samples, result: str, model: str) -> float:
     try:
         return now.sum("damoserve_reloads_total", model=model, result=result)
     except AssertionError:  # a model that was never heard of has no series
@@ -46,7 +48,7 @@ async def looks(client: ServerClient, times: int = 3) -> None:
     left = times
     look = Repository.models
 
-    def counted_look(self: Any) -> Any:
+    def counted_look(self: Repository) -> list[str]:
         nonlocal left
         left -= 1
         if left <= 0:
@@ -61,7 +63,7 @@ async def looks(client: ServerClient, times: int = 3) -> None:
 
 
 async def test_a_new_version_is_served_under_sixteen_callers(
-    watching: Callable[..., Any], repository: Path, new_profile: Callable[..., None], pictures: Pictures
+    watching: Watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures
 ) -> None:
     async with watching() as client, Callers(client, pictures) as callers:
         new_profile(repository, "accurate", ap=0.7, version=4, labels=FRENCH)
@@ -72,7 +74,7 @@ async def test_a_new_version_is_served_under_sixteen_callers(
     assert [answer.model_version for _, answer in callers.answers[-16:]] == [4] * 16
 
 
-async def test_nothing_is_loaded_again_without_a_change(watching: Callable[..., Any]) -> None:
+async def test_nothing_is_loaded_again_without_a_change(watching: Watching) -> None:
     async with watching() as client:
         before = active(client)
         await looks(client, 5)
@@ -81,7 +83,7 @@ async def test_nothing_is_loaded_again_without_a_change(watching: Callable[..., 
 
 
 async def test_half_a_version_is_reported_once_and_served_when_it_is_whole(
-    watching: Callable[..., Any],
+    watching: Watching,
     repository: Path,
     new_profile: Callable[..., None],
     pictures: Pictures,
@@ -113,9 +115,9 @@ async def test_half_a_version_is_reported_once_and_served_when_it_is_whole(
 
 
 def test_models_come_and_go(
-    watching: Callable[..., Any], repository: Path, new_profile: Callable[..., None], pictures: Pictures
+    watching: Watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures
 ) -> None:
-    async def scenario() -> Any:
+    async def scenario() -> tuple[str, str | None, set[tuple[str, str]], str]:
         async with watching() as client:
             new_profile(repository, "only", ap=0.1, name="birds")
             await counted(client, "switched", "birds")
@@ -135,7 +137,7 @@ def test_models_come_and_go(
 
 
 async def test_an_alias_that_is_written_rolls_back(
-    watching: Callable[..., Any], repository: Path, new_profile: Callable[..., None], pictures: Pictures
+    watching: Watching, repository: Path, new_profile: Callable[..., None], pictures: Pictures
 ) -> None:
     new_profile(repository, "accurate", ap=0.7, version=4)
     async with watching() as client:
@@ -154,7 +156,7 @@ async def test_an_alias_that_is_written_rolls_back(
 
 
 async def test_an_alias_that_changes_while_it_is_followed_is_not_missed(
-    watching: Callable[..., Any],
+    watching: Watching,
     repository: Path,
     new_profile: Callable[..., None],
     pictures: Pictures,
@@ -165,7 +167,7 @@ async def test_an_alias_that_changes_while_it_is_followed_is_not_missed(
     changes = [4]
     find_version = lookup.find_version
 
-    def find_before_the_change(*arguments: Any) -> Any:
+    def find_before_the_change(*arguments: Any) -> int:
         version = find_version(*arguments)
         while changes:
             aliases.set_alias("colours", "serving", changes.pop())
@@ -182,7 +184,7 @@ async def test_an_alias_that_changes_while_it_is_followed_is_not_missed(
 
 
 async def test_a_repository_that_vanishes_takes_nothing_along(
-    watching: Callable[..., Any], repository: Path, pictures: Pictures, caplog: pytest.LogCaptureFixture
+    watching: Watching, repository: Path, pictures: Pictures, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watching() as client:
         away = repository.rename(repository.with_name("away"))

@@ -13,9 +13,11 @@ from tests.support.valve import Valve
 
 TIMEOUT = 20.0
 
+Told = Callable[[], list[tuple[str, dict[str, Any]]]]
+
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> Callable[..., Any]:
+def told(caplog: pytest.LogCaptureFixture) -> Told:
     """The message and the fields of what was logged about stops."""
     caplog.set_level(logging.INFO)
     name = "damoserve_server.lifecycle.shutdown"
@@ -23,7 +25,7 @@ def told(caplog: pytest.LogCaptureFixture) -> Callable[..., Any]:
 
 
 async def test_accepted_requests_are_answered_and_later_ones_refused(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve, told: Callable[..., Any]
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve, told: Told
 ) -> None:
     server = application(valve.load, max_batch_size=1)
     async with server, client_of(server) as client:
@@ -47,7 +49,7 @@ async def test_accepted_requests_are_answered_and_later_ones_refused(
 
 
 async def test_what_the_drain_cannot_wait_for_is_refused_or_abandoned(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve, told: Callable[..., Any]
+    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve, told: Told
 ) -> None:
     server = application(valve.load, max_batch_size=1, drain_seconds=0)
     async with server, client_of(server) as client:
@@ -66,7 +68,7 @@ async def test_what_the_drain_cannot_wait_for_is_refused_or_abandoned(
     assert at_last == {"answered": 0, "refused": 1, "abandoned": 1, "failed": 0}
 
 
-async def test_a_stop_is_told_once(application: MakeApplication, told: Callable[..., Any]) -> None:
+async def test_a_stop_is_told_once(application: MakeApplication, told: Told) -> None:
     server = application()
     async with server:
         server.log_stop("SIGTERM")
@@ -75,7 +77,7 @@ async def test_a_stop_is_told_once(application: MakeApplication, told: Callable[
     assert [message for message, _ in told()] == ["stopping", "stopped"]
 
 
-async def test_a_server_that_nobody_told_to_stop_says_nothing(serve: Serve, told: Callable[..., Any]) -> None:
+async def test_a_server_that_nobody_told_to_stop_says_nothing(serve: Serve, told: Told) -> None:
     async with serve():
         pass
     assert told() == []

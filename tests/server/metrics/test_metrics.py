@@ -1,6 +1,5 @@
 import platform
 from importlib.metadata import version
-from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -13,7 +12,7 @@ from damoserve_server.kserve.methods import NOT_OFFERED
 from damoserve_server.metrics.requests import STAGES
 from tests.support.pictures import Pictures
 from tests.support.quarters import HEIGHT, WIDTH
-from tests.support.server import Serve
+from tests.support.server import Samples, Serve
 
 NEVER = {grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.DATA_LOSS}
 """Codes that nothing in the server ends with."""
@@ -52,7 +51,7 @@ async def test_series_exist_at_zero_before_the_first_call(serve: Serve) -> None:
 async def test_a_histogram_of_seconds_has_what_has_a_value(serve: Serve, pictures: Pictures) -> None:
     """Zeros of every method, profile, tier and stage were most of what an idle server showed."""
 
-    def rows(samples: Any) -> Any:
+    def rows(samples: Samples) -> list[tuple[str, str]]:
         kinds = (
             "damoserve_request_seconds_count",
             "damoserve_stage_seconds_count",
@@ -149,8 +148,8 @@ async def test_no_caller_can_make_a_series(serve: Serve, pictures: Pictures) -> 
         before = (await client.metrics()).series()
         for method in ("/evil.Service/Evil", "/damoserve.v1.DetectionService/Evil"):
             metadata = (("x-request-id", "evil"), ("authorization", "Bearer evil"))
-            unread: Any = client.channel.unary_unary(method)
-            await client.failure(unread(b"", metadata=metadata))
+            evil: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = client.channel.unary_unary(method)
+            await client.failure(evil(b"", metadata=metadata))
         await client.failure(client.detect(pictures.red, model="evil"))
         await client.failure(client.detect(pictures.red, profile="evil"))
         await client.failure(client.health("evil"))

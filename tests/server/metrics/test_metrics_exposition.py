@@ -3,11 +3,12 @@
 import asyncio
 import gzip
 import urllib.request
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from http.client import HTTPMessage
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
@@ -17,19 +18,19 @@ from damoserve_server.metrics.exposition import Registry
 from damoserve_server.metrics.rows import Histogram
 from tests.support.server import Serve
 
+Parse = Callable[[str], Iterable[Metric]]
+Encode = Callable[[CollectorRegistry], bytes]
+Shown = tuple[str, dict[str, str], float, Exemplar | None]
+
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
-FORMATS = [
+FORMATS: list[tuple[str, Parse, Encode]] = [
     ("text/plain", parse_prometheus, generate_latest),
     (OPENMETRICS, parse_openmetrics, openmetrics.generate_latest),
 ]
 EDGES = (0.1, 1.0)
 
 
-Family = tuple[str, str, str, list[tuple[str, dict[str, str], float, Exemplar | None]]]
-"""Name, type, help text and samples."""
-
-
-def families(parse: Callable[..., Any], text: str) -> list[Family]:
+def families(parse: Parse, text: str) -> list[tuple[str, str, str, list[Shown]]]:
     return sorted(
         (
             family.name,
@@ -55,9 +56,7 @@ def registry() -> Registry:
 
 
 @pytest.mark.parametrize(("accept", "parse", "encode"), FORMATS)
-def test_rows_are_written_as_the_library_writes(
-    registry: Registry, accept: str, parse: Callable[..., Any], encode: Callable[..., Any]
-) -> None:
+def test_rows_are_written_as_the_library_writes(registry: Registry, accept: str, parse: Parse, encode: Encode) -> None:
     text, content_type = registry.text(accept)
     assert families(parse, text.decode()) == families(parse, encode(registry).decode())
     assert content_type.startswith(accept.split(";", maxsplit=1)[0])
@@ -92,7 +91,7 @@ async def test_the_endpoint_speaks_both_formats_and_compresses(serve: Serve) -> 
     async with serve() as client:
         url = f"http://127.0.0.1:{client.application.metrics_port}/metrics"
 
-        def ask(query: Any = "", **headers: Any) -> Any:
+        def ask(query: str = "", **headers: str) -> tuple[HTTPMessage, bytes]:
             request = urllib.request.Request(url + query, headers=headers)
             with urllib.request.urlopen(request, timeout=20) as response:
                 return response.headers, response.read()
@@ -102,7 +101,7 @@ async def test_the_endpoint_speaks_both_formats_and_compresses(serve: Serve) -> 
         one = await asyncio.to_thread(ask, "?name[]=damoserve_requests_in_flight")
     assert plain[0]["Content-Type"].startswith("text/plain")
     assert packed[0]["Content-Type"].startswith("application/openmetrics-text")
-    families = parse_openmetrics(gzip.decompress(packed[1]).decode())  # type: ignore[no-untyped-call]  # that of the other has
-    names = {family.name for family in families}
+    parsed = parse_openmetrics(gzip.decompress(packed[1]).decode())  # type: ignore[no-untyped-call]  # the other has types
+    names = {family.name for family in parsed}
     assert names == {family.name for family in parse_prometheus(plain[1].decode())}
     assert [family.name for family in parse_prometheus(one[1].decode())] == ["damoserve_requests_in_flight"]

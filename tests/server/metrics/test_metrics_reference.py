@@ -3,12 +3,11 @@
 import asyncio
 import re
 from pathlib import Path
-from typing import Any
 
 from damoserve_profiles.repository import BUNDLED
 from damoserve_server.metrics.reference import page
 from tests.support.pictures import Pictures
-from tests.support.server import Serve
+from tests.support.server import Samples, Serve
 
 PAGE = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
 
@@ -20,7 +19,7 @@ def test_page_is_what_the_code_writes() -> None:
 def test_a_running_server_shows_what_the_page_lists(serve: Serve, pictures: Pictures) -> None:
     """With the bundled model, whose manifests have all that there is to show, once something was asked of it."""
 
-    async def scenario() -> Any:
+    async def scenario() -> Samples:
         async with serve(repository=BUNDLED, fidelity={"share": 1}) as client:
             await client.detect(pictures.red)
             return await client.metrics()

@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import AsyncIterable, Awaitable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import yaml
@@ -13,10 +15,10 @@ from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
 from damoserve.kserve.v2 import inference_pb2
-from damoserve.kserve.v2.inference_pb2 import ModelInferRequest
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.access.tokens import digest_of
+from damoserve_server.engines.engine import Engine, Outputs
 from damoserve_server.metrics.requests import NO_TIER, Outcome
 from damoserve_server.scheduling.selection import Tier
 from tests.support.pictures import Pictures
@@ -30,13 +32,7 @@ NAMED: dict[str, Any] = {"profile": "quick"}
 HURRIED: dict[str, Any] = {"latency_budget": Duration(seconds=2)}
 
 
-def ends(
-    now: Samples,
-) -> (
-    dict[tuple[Tier, Outcome], int]
-    | dict[tuple[Tier, Outcome] | tuple[str, Outcome], int]
-    | dict[tuple[str, Outcome], int]
-):
+def ends(now: Samples) -> dict[tuple[str, str], int]:
     """How often each tier had each end."""
     found = {
         (tier, outcome): int(now.sum("damoserve_requests_total", tier=tier, outcome=outcome))
@@ -50,13 +46,15 @@ def in_flight(now: Samples) -> float:
     return now.sum("damoserve_requests_in_flight")
 
 
-def infer_request(images: list[bytes], name: str = "colours", **fields: Any) -> ModelInferRequest:
+def infer_request(images: Sequence[bytes], name: str = "colours", **fields: Any) -> inference_pb2.ModelInferRequest:
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="images", datatype="BYTES", shape=[len(images)])
     tensor.contents.bytes_contents.extend(images)
     return inference_pb2.ModelInferRequest(model_name=name, inputs=[tensor], **fields)
 
 
-def infer(client: ServerClient, request: ModelInferRequest) -> Any:
+def infer(
+    client: ServerClient, request: inference_pb2.ModelInferRequest
+) -> Awaitable[inference_pb2.ModelInferResponse]:
     method = client.channel.unary_unary(
         "/inference.GRPCInferenceService/ModelInfer",
         request_serializer=inference_pb2.ModelInferRequest.SerializeToString,
@@ -65,7 +63,9 @@ def infer(client: ServerClient, request: ModelInferRequest) -> Any:
     return method(request, timeout=TIMEOUT)
 
 
-def infer_stream(client: ServerClient, requests: list[ModelInferRequest]) -> Any:
+def infer_stream(
+    client: ServerClient, requests: Iterable[inference_pb2.ModelInferRequest]
+) -> AsyncIterable[inference_pb2.ModelStreamInferResponse]:
     method = client.channel.stream_stream(
         "/inference.GRPCInferenceService/ModelStreamInfer",
         request_serializer=inference_pb2.ModelInferRequest.SerializeToString,
@@ -74,7 +74,9 @@ def infer_stream(client: ServerClient, requests: list[ModelInferRequest]) -> Any
     return method(iter(requests), timeout=TIMEOUT)
 
 
-def frames(client: ServerClient, images: list[bytes], **options: Any) -> Any:
+def frames(
+    client: ServerClient, images: Iterable[bytes], **options: Any
+) -> "grpc.aio.StreamStreamCall[pb.DetectStreamRequest, pb.DetectStreamResponse]":
     messages = [pb.DetectStreamRequest(options=pb.StreamOptions(**options))]
     messages += [
         pb.DetectStreamRequest(frame=pb.Frame(id=number, image=pb.Image(content=image)))
@@ -115,8 +117,8 @@ async def test_calls_that_nobody_could_read_are_invalid(serve: Serve) -> None:
     async with serve() as client:
         await client.failure(client.detect(b"", latency_budget=Duration()))
         for method in ("damoserve.v1.DetectionService/Detect", "inference.GRPCInferenceService/ModelInfer"):
-            unread: Any = client.channel.unary_unary(f"/{method}")
-            await client.failure(unread(b"\xff"))
+            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = client.channel.unary_unary(f"/{method}")
+            await client.failure(call(b"\xff"))
         await client.failure(infer(client, inference_pb2.ModelInferRequest(model_name="colours")))
         now = await client.metrics()
     assert ends(now) == {("none", "invalid"): 4}
@@ -195,7 +197,7 @@ async def test_frames_of_a_stream_whose_caller_leaves_are_cancelled_and_those_dr
 ) -> None:
     async with serve(valve.load, stream_window=1, max_batch_size=1) as client:
         valve.shut()
-        options = {"on_overload": pb.StreamOptions.OVERLOAD_DROP_OLDEST, **NAMED}
+        options: dict[str, Any] = {"on_overload": pb.StreamOptions.OVERLOAD_DROP_OLDEST, **NAMED}
         call = frames(client, [pictures.red] * 4, **options)
         await valve.entered()
         await client.until(lambda now: now.sum("grpc_server_msg_received_total", grpc_method="DetectStream") == 5)
@@ -261,10 +263,10 @@ async def test_a_call_that_waits_for_the_models_is_a_request(
 class Sleeper:
     """An engine that takes a twentieth of a second more."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def run(self, images: NDArray[np.uint8]) -> Any:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         time.sleep(0.05)
         return self.engine.run(images)
 

@@ -29,10 +29,11 @@ def open_calls(now: Samples) -> float:
     return now.sum("grpc_server_started_total", **DETECT) - now.sum("grpc_server_handled_total", **DETECT)
 
 
-def read(client: ServerClient) -> Any:
+def read(client: ServerClient) -> str:
     url = f"http://127.0.0.1:{client.application.metrics_port}/metrics"
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        return response.read().decode()
+        text: str = response.read().decode()
+    return text
 
 
 async def call_all(client: ServerClient, pictures: Pictures, seed: int) -> int:
@@ -58,7 +59,7 @@ async def call_all(client: ServerClient, pictures: Pictures, seed: int) -> int:
     return failed
 
 
-async def scrape_until(client: ServerClient, loaded: Any) -> list[str]:
+async def scrape_until(client: ServerClient, loaded: asyncio.Future[list[int]]) -> list[str]:
     texts = []
     while not loaded.done():
         texts.append(await asyncio.to_thread(read, client))
@@ -68,13 +69,13 @@ async def scrape_until(client: ServerClient, loaded: Any) -> list[str]:
 async def test_sums_hold_at_any_moment_under_load(serve: Serve, pictures: Pictures) -> None:
     async with serve(workers=2, max_queue=6) as client:
         loaded = asyncio.gather(*(call_all(client, pictures, seed) for seed in range(CALLERS)))
-        scrapes = await scrape_until(client, loaded)
+        texts = await scrape_until(client, loaded)
         await client.until(lambda now: open_calls(now) == 0)
-        failed, samples, end = sum(await loaded), [Samples(text) for text in scrapes], await client.metrics()
+        failed, scrapes, end = sum(await loaded), [Samples(text) for text in texts], await client.metrics()
     assert len(scrapes) > 3
-    assert any(open_calls(now) > 0 for now in samples), "nobody looked while a call was open"
+    assert any(open_calls(now) > 0 for now in scrapes), "nobody looked while a call was open"
     before = 0.0
-    for now in [*samples, end]:
+    for now in [*scrapes, end]:
         assert 0 <= open_calls(now) <= CALLERS
         for tier in (*Tier, NO_TIER):
             assert 0 <= now.sum("damoserve_requests_in_flight", tier=tier) <= CALLERS
@@ -95,7 +96,7 @@ async def test_sums_hold_at_any_moment_under_load(serve: Serve, pictures: Pictur
 def test_a_thread_that_looks_never_sees_more_ended_than_begun() -> None:
     metrics = Metrics(Registry(), Tiers())
     calls, tier = metrics.calls.of(("unary", "service", "method")), metrics.requests.tiers[NO_TIER]
-    looks = []
+    looks: list[tuple[float, float]] = []
 
     def look() -> None:
         for _ in range(5000):

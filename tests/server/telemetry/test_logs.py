@@ -17,7 +17,6 @@ import yaml
 
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
-from damoserve.v1.detection_pb2 import DetectResponse
 from damoserve_server.detection.request import Timings
 from damoserve_server.telemetry.logs import make_handler
 from damoserve_server.telemetry.settings import LogFormat
@@ -30,13 +29,18 @@ STAGES = [stage.name for stage in fields(Timings)]
 TOKEN = "a-token-that-nobody-is-to-read-in-a-log"
 DETECT = "damoserve.v1.DetectionService/Detect"
 
+Line = dict[str, Any]
+LoggingAs = Callable[[LogFormat], None]
+Lines = Callable[[], list[Line]]
+Command = Callable[..., subprocess.Popen[str]]
+
 
 @pytest.fixture
-def logging_as(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Any]]:
+def logging_as(caplog: pytest.LogCaptureFixture) -> Iterator[LoggingAs]:
     """Adds our handler to those of the tests."""
-    added = []
+    added: list[logging.Handler] = []
 
-    def configured(format: Any) -> None:
+    def configured(format: LogFormat) -> None:
         caplog.set_level(logging.DEBUG)
         added.append(make_handler(format))
         logging.getLogger().addHandler(added[-1])
@@ -47,22 +51,22 @@ def logging_as(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Any]]
 
 
 @pytest.fixture
-def lines(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
     """The lines since the last look, as objects."""
     return lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-async def detect(client: ServerClient, image: bytes, *metadata: Any, **fields: Any) -> DetectResponse:
+async def detect(client: ServerClient, image: bytes, *metadata: tuple[str, str], **fields: Any) -> pb.DetectResponse:
     request = pb.DetectRequest(image=pb.Image(content=image), **fields)
     return await pb_grpc.DetectionServiceStub(client.channel).Detect(request, timeout=TIMEOUT, metadata=metadata)
 
 
-def accesses(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def accesses(lines: list[Line]) -> list[Line]:
     return [line for line in lines if line["logger"] == "damoserve_server.access_log"]
 
 
 async def test_the_access_log_has_one_line_a_call(
-    serve: Serve, pictures: Pictures, logging_as: Callable[..., Any], lines: Callable[..., Any]
+    serve: Serve, pictures: Pictures, logging_as: LoggingAs, lines: Lines
 ) -> None:
     logging_as(LogFormat.JSON)
     async with serve(access_log=True, tiers={"balanced": {"objective_ms": 5000}}) as client:
@@ -96,7 +100,7 @@ async def test_the_access_log_has_one_line_a_call(
 
 
 async def test_the_access_log_has_a_line_for_each_frame_and_one_for_the_stream(
-    serve: Serve, pictures: Pictures, logging_as: Callable[..., Any], lines: Callable[..., Any]
+    serve: Serve, pictures: Pictures, logging_as: LoggingAs, lines: Lines
 ) -> None:
     logging_as(LogFormat.JSON)
     async with serve(access_log=True) as client:
@@ -113,9 +117,7 @@ async def test_the_access_log_has_a_line_for_each_frame_and_one_for_the_stream(
     assert len({line["request_id"] for line in told}) == 1
 
 
-async def test_it_is_off_by_default(
-    serve: Serve, pictures: Pictures, logging_as: Callable[..., Any], lines: Callable[..., Any]
-) -> None:
+async def test_it_is_off_by_default(serve: Serve, pictures: Pictures, logging_as: LoggingAs, lines: Lines) -> None:
     logging_as(LogFormat.JSON)
     async with serve() as client:
         await client.detect(pictures.red)
@@ -123,7 +125,7 @@ async def test_it_is_off_by_default(
 
 
 async def test_an_internal_error_is_logged_with_its_request_and_traceback(
-    serve: Serve, pictures: Pictures, valve: Valve, logging_as: Callable[..., Any], lines: Callable[..., Any]
+    serve: Serve, pictures: Pictures, valve: Valve, logging_as: LoggingAs, lines: Lines
 ) -> None:
     logging_as(LogFormat.JSON)
     async with serve(valve.load, access_log=True) as client:
@@ -138,7 +140,7 @@ async def test_an_internal_error_is_logged_with_its_request_and_traceback(
 
 
 async def test_lines_of_a_refused_call_carry_its_request_and_no_secret(
-    serve: Serve, pictures: Pictures, logging_as: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    serve: Serve, pictures: Pictures, logging_as: LoggingAs, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     tokens = tmp_path / "tokens.yaml"
     tokens.write_text(yaml.safe_dump({"tokens": [{"name": "someone", "token": TOKEN, "rights": ["detect"]}]}))
@@ -157,7 +159,7 @@ async def test_lines_of_a_refused_call_carry_its_request_and_no_secret(
 
 
 async def test_text_is_for_people_and_quotes_what_callers_choose(
-    serve: Serve, pictures: Pictures, logging_as: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    serve: Serve, pictures: Pictures, logging_as: LoggingAs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logging_as(LogFormat.TEXT)
     async with serve(access_log=True) as client:
@@ -170,13 +172,13 @@ async def test_text_is_for_people_and_quotes_what_callers_choose(
 
 
 @pytest.fixture
-def command(repository: Path) -> Iterator[Callable[..., Any]]:
+def command(repository: Path) -> Iterator[Command]:
     """Starts `damoserve serve` with these settings; a profile of its repository is damaged, so that it has to warn."""
     (repository / "colours/3/quick/model.onnx").write_bytes(b"")
-    processes = []
+    processes: list[subprocess.Popen[str]] = []
 
-    def start(**settings: Any) -> Any:
-        own = {"repository": repository, "port": 0, "metrics_port": 0, "workers": 1} | settings
+    def start(**settings: Any) -> subprocess.Popen[str]:
+        own: dict[str, Any] = {"repository": repository, "port": 0, "metrics_port": 0, "workers": 1} | settings
         environment = os.environ | {f"DAMOSERVE_{name.upper()}": str(value) for name, value in own.items()}
         arguments = [sys.executable, "-m", "damoserve_server"]
         pipe = subprocess.PIPE
@@ -189,8 +191,9 @@ def command(repository: Path) -> Iterator[Callable[..., Any]]:
         process.communicate()
 
 
-def test_the_whole_log_of_the_command_is_json(command: Callable[..., Any]) -> None:
+def test_the_whole_log_of_the_command_is_json(command: Command) -> None:
     process = command(log_format="json")
+    assert process.stderr is not None
     while "serving" not in (line := process.stderr.readline()):
         assert line, "the command has ended"
         assert {"time", "level", "logger", "message"} <= json.loads(line).keys()
@@ -201,8 +204,9 @@ def test_the_whole_log_of_the_command_is_json(command: Callable[..., Any]) -> No
     assert all(json.loads(line) for line in log.splitlines())
 
 
-def test_the_log_of_the_command_has_a_level(command: Callable[..., Any]) -> None:
+def test_the_log_of_the_command_has_a_level(command: Command) -> None:
     process = command(log_level="error")
+    assert process.stdout is not None
     assert process.stdout.readline().startswith("serving colours (accurate) on ")
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=TIMEOUT)
@@ -211,10 +215,9 @@ def test_the_log_of_the_command_has_a_level(command: Callable[..., Any]) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_log_of_the_command_tells_why_it_stops_and_how_that_went(
-    command: Callable[..., Any], number: signal.Signals
-) -> None:
+def test_the_log_of_the_command_tells_why_it_stops_and_how_that_went(command: Command, number: signal.Signals) -> None:
     process = command(log_format="json")
+    assert process.stderr is not None
     while "serving" not in (line := process.stderr.readline()):
         assert line, "the command has ended"
     process.send_signal(number)

@@ -1,6 +1,7 @@
 """Traces of real calls, as they arrive at an exporter in memory."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
@@ -8,7 +9,6 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from damoserve.kserve.v2 import inference_pb2 as kserve_pb
-from damoserve.kserve.v2.inference_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_client import AsyncClient, Client
@@ -106,11 +106,7 @@ async def test_attributes_of_a_call_say_who_served_it_and_have_no_content(serve:
     ],
 )
 async def test_a_refusal_is_recorded_with_its_reason(
-    serve: Serve,
-    pictures: Pictures,
-    fields: dict[str, Any],
-    reason: str,
-    status: StatusCode,
+    serve: Serve, pictures: Pictures, fields: dict[str, Any], reason: str, status: StatusCode
 ) -> None:
     traces = Traces()
     async with serve(tracer=traces.tracer) as client:
@@ -191,7 +187,7 @@ async def test_a_frame_that_is_dropped_has_a_span_that_says_so(serve: Serve, pic
     assert outcomes == {"0": None, "1": "dropped_server_behind", "2": None}
 
 
-def infer_request(*images: Any, identifier: Any = "") -> ModelInferRequest:
+def infer_request(*images: bytes, identifier: str = "") -> kserve_pb.ModelInferRequest:
     contents = kserve_pb.InferTensorContents(bytes_contents=images)
     tensor = kserve_pb.ModelInferRequest.InferInputTensor(
         name="images", datatype="BYTES", shape=[len(images)], contents=contents
@@ -199,7 +195,7 @@ def infer_request(*images: Any, identifier: Any = "") -> ModelInferRequest:
     return kserve_pb.ModelInferRequest(id=identifier, model_name="colours", inputs=[tensor])
 
 
-async def infer(client: ServerClient, *images: Any) -> ModelInferResponse:
+async def infer(client: ServerClient, *images: bytes) -> kserve_pb.ModelInferResponse:
     method = client.channel.unary_unary(
         f"/{INFER}",
         request_serializer=kserve_pb.ModelInferRequest.SerializeToString,
@@ -208,7 +204,9 @@ async def infer(client: ServerClient, *images: Any) -> ModelInferResponse:
     return await method(infer_request(*images), timeout=TIMEOUT)
 
 
-async def stream_infer(client: ServerClient, requests: list[ModelInferRequest]) -> list[ModelStreamInferResponse]:
+async def stream_infer(
+    client: ServerClient, requests: Iterable[kserve_pb.ModelInferRequest]
+) -> list[kserve_pb.ModelStreamInferResponse]:
     method = client.channel.stream_stream(
         f"/{STREAM_INFER}",
         request_serializer=kserve_pb.ModelInferRequest.SerializeToString,

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -24,6 +23,7 @@ from tests.support.traces import DETECT, STAGES, Traces, exemplars
 pytest.importorskip("opentelemetry.proto", reason="the extra tracing is not installed")
 
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 from opentelemetry.trace import format_trace_id
 
 
@@ -49,13 +49,16 @@ async def test_the_histogram_names_the_trace_of_a_request(serve: Serve, pictures
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Takes spans by OTLP."""
 
+    endpoint: str
+
     def __init__(self) -> None:
-        self.resources: list[Any] = []
-        self.endpoint = ""
+        self.resources: list[ResourceSpans] = []
         self.answers = threading.Event()
         self.answers.set()
 
-    def Export(self, request: Any, context: Any) -> Any:
+    def Export(
+        self, request: trace_service_pb2.ExportTraceServiceRequest, context: grpc.ServicerContext
+    ) -> trace_service_pb2.ExportTraceServiceResponse:
         self.resources += request.resource_spans
         assert self.answers.wait(TIMEOUT)
         return trace_service_pb2.ExportTraceServiceResponse()
@@ -70,8 +73,8 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 def collector() -> Iterator[Collector]:
     server = grpc.server(ThreadPoolExecutor(1))
     collector = Collector()
-    add_to_server: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
-    add_to_server(collector, server)
+    add = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    add(collector, server)  # type: ignore[no-untyped-call]  # generated without types
     collector.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     yield collector
