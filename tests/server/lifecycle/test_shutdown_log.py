@@ -32,6 +32,7 @@ async def test_accepted_requests_are_answered_and_later_ones_refused(
         await client.detect(pictures.red)
         valve.shut()
         calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(3)]
+        await client.until(lambda now: now.sum("damoserve_requests_in_flight") == 3)
         await client.until(lambda now: now.sum("damoserve_queued_requests") == 2)
         server.log_stop("SIGTERM")
         stopping = asyncio.ensure_future(server.stop())
@@ -55,6 +56,7 @@ async def test_what_the_drain_cannot_wait_for_is_refused_or_abandoned(
     async with server, client_of(server) as client:
         valve.shut()
         calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(2)]
+        await client.until(lambda now: now.sum("damoserve_requests_in_flight") == 2)
         await client.until(lambda now: now.sum("damoserve_queued_requests") == 1)
         server.log_stop("SIGINT")
         stopping = asyncio.ensure_future(server.stop())
