@@ -8,15 +8,13 @@ from pathlib import Path
 from socketserver import BaseServer
 from typing import Any
 
-import grpc
 import pytest
 
 from damoserve_server import app
-from damoserve_server.app import Application
 from damoserve_server.engines.onnxruntime import OnnxRuntimeEngine
 from tests.support.pictures import Pictures
 from tests.support.quarters import add_profile
-from tests.support.server import ClientOf, MakeApplication, Serve, ServerClient, make_application
+from tests.support.server import MakeApplication, Serve, ServerClient, connected, make_application
 from tests.support.valve import Valve
 
 
@@ -68,23 +66,10 @@ def serve(repository: Path) -> Serve:
     @asynccontextmanager
     async def running(load_engine: Any = OnnxRuntimeEngine, **settings: Any) -> AsyncIterator[ServerClient]:
         application = make_application(repository, load_engine, **settings)
-        async with (
-            application,
-            grpc.aio.insecure_channel(f"127.0.0.1:{application.port}") as channel,
-        ):
-            yield ServerClient(application, channel)
+        async with application, connected(application) as client:
+            yield client
 
     return running
-
-
-@pytest.fixture
-def client_of() -> ClientOf:
-    @asynccontextmanager
-    async def connect(application: Application) -> AsyncIterator[ServerClient]:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{application.port}") as channel:
-            yield ServerClient(application, channel)
-
-    return connect
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import asyncio
 import urllib.request
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,10 +125,26 @@ class Samples:
         return sum(found)
 
 
+@asynccontextmanager
+async def connected(application: Application) -> AsyncIterator[ServerClient]:
+    """Connects a client to an application that listens."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{application.port}") as channel:
+        yield ServerClient(application, channel)
+
+
+@asynccontextmanager
+async def listening(application: Application) -> AsyncIterator[ServerClient]:
+    """Connects a client to a server that listens, and loads nothing until the test calls `load`."""
+    await application.listen()
+    try:
+        async with connected(application) as client:
+            yield client
+    finally:
+        await application.stop()
+
+
 Serve = Callable[..., AbstractAsyncContextManager[ServerClient]]
 """`async with serve(max_queue=2) as client`: a server with these settings, and a client of it."""
-ClientOf = Callable[[Application], AbstractAsyncContextManager[ServerClient]]
-"""Connects a client to an application that the test has started."""
 MakeApplication = Callable[..., Application]
 """Makes an application that is not started yet, with these settings."""
 

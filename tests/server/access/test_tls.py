@@ -111,27 +111,25 @@ async def test_rotation_under_load_loses_no_answer(
                 answered.append(colour)
 
     connections = {"max_age_seconds": 0.2}
-    async with serve(tls=paths, connections=connections, max_queue=CALLERS) as client:
-        done = asyncio.Event()
-        async with asyncio.TaskGroup() as callers:
-            for number in range(CALLERS):
-                callers.create_task(call_until(done, client, COLOURS[number % 3]))
-            for pair in (pairs[1], Pair(pairs[2].certificate, pairs[1].key), pairs[3]):
-                pair.write(tmp_path)
-                current = pair if pair in pairs else pairs[1]
-                while await asyncio.to_thread(presented, client.application.port) != current.certificate:
-                    pass
-                count = len(answered)
-                while len(answered) < count + 10 * CALLERS:
-                    await asyncio.sleep(0)
-            done.set()
-        metrics = await client.metrics()
-        taken = metrics.sum("damoserve_credential_reloads_total", file="certificate", result="taken")
-        broken = metrics.sum("damoserve_credential_reloads_total", file="certificate", result="refused")
-        handled = metrics.sum("grpc_server_handled_total", grpc_code="OK")
-        result = taken, broken, handled
     with caplog.at_level(logging.ERROR):
-        taken, broken, handled = result
+        async with serve(tls=paths, connections=connections, max_queue=CALLERS) as client:
+            done = asyncio.Event()
+            async with asyncio.TaskGroup() as callers:
+                for number in range(CALLERS):
+                    callers.create_task(call_until(done, client, COLOURS[number % 3]))
+                for pair in (pairs[1], Pair(pairs[2].certificate, pairs[1].key), pairs[3]):
+                    pair.write(tmp_path)
+                    current = pair if pair in pairs else pairs[1]
+                    while await asyncio.to_thread(presented, client.application.port) != current.certificate:
+                        pass
+                    count = len(answered)
+                    while len(answered) < count + 10 * CALLERS:
+                        await asyncio.sleep(0)
+                done.set()
+            metrics = await client.metrics()
+            taken = metrics.sum("damoserve_credential_reloads_total", file="certificate", result="taken")
+            broken = metrics.sum("damoserve_credential_reloads_total", file="certificate", result="refused")
+            handled = metrics.sum("grpc_server_handled_total", grpc_code="OK")
     assert taken >= 2
     assert broken >= 1
     assert handled == len(answered)

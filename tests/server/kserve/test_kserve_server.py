@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, FileDescriptor
 
 from damoserve.kserve.v2 import inference_pb2
 from tests.support.pictures import Pictures
-from tests.support.server import ClientOf, MakeApplication, Serve
+from tests.support.server import MakeApplication, Serve, listening
 from tests.support.timeouts import TIMEOUT
 from tests.support.triton_calls import (
     InferenceServerException,
@@ -186,17 +186,15 @@ async def test_what_is_not_offered_says_so(serve: Serve) -> None:
     assert counted == len(outcomes)
 
 
-async def test_a_server_that_loads_is_alive_but_not_ready(application: MakeApplication, client_of: ClientOf) -> None:
+async def test_a_server_that_loads_is_alive_but_not_ready(application: MakeApplication) -> None:
     def state(client: Any) -> tuple[bool, bool, bool]:
         return client.is_server_live(), client.is_server_ready(), client.is_model_ready("colours")
 
     server = application()
-    await server.listen()
-    async with client_of(server) as connected:
+    async with listening(server) as connected:
         loading = await call(connected, state)
         await server.load()
         loaded = await call(connected, state)
-    await server.stop()
     assert loading == (True, False, False)
     assert loaded == (True, True, True)
 
@@ -215,8 +213,7 @@ async def test_a_server_that_drains_is_no_longer_ready(serve: Serve, pictures: P
         valve.open()
         await held
         await stopping
-        result = code
-    assert result == "UNAVAILABLE"
+    assert code == "UNAVAILABLE"
 
 
 async def test_the_service_can_be_switched_off(serve: Serve, pictures: Pictures) -> None:

@@ -149,8 +149,7 @@ async def test_malformed_requests(serve: Serve, pictures: Pictures) -> None:
             assert len(failure.message) < 500, name
             outcomes[name] = failure.detail(error_details_pb2.BadRequest).field_violations[0].field
             assert len((await client.detect(pictures.red)).detections) == 4
-    result = outcomes
-    assert result == {name: field for name, (_, field) in cases.items()}
+    assert outcomes == {name: field for name, (_, field) in cases.items()}
 
 
 async def test_a_request_that_fails_withdraws_its_other_images(serve: Serve, pictures: Pictures, valve: Valve) -> None:
@@ -163,8 +162,7 @@ async def test_a_request_that_fails_withdraws_its_other_images(serve: Serve, pic
         await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 1)
         valve.open()
         await blocking
-        result = failure
-    assert result.reason == "IMAGE_UNDECODABLE"
+    assert failure.reason == "IMAGE_UNDECODABLE"
     assert len(valve.sizes) == 1
 
 
@@ -287,9 +285,8 @@ async def test_a_server_that_drains_changes_no_model(serve: Serve, pictures: Pic
         valve.open()
         await accepted
         await stopping
-        result = refused, failure
-    for failure in result:
-        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    for each in (refused, failure):
+        assert (each.code, each.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 
 
 async def test_only_what_serves_is_listed_if_so_asked(

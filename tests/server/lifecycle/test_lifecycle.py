@@ -29,82 +29,71 @@ from damoserve_server.errors import ShuttingDown
 from damoserve_server.models.catalogue import CatalogueError
 from damoserve_server.models.loading import WARM_UP_RUNS
 from tests.support.pictures import Pictures
-from tests.support.server import ClientOf, MakeApplication, Serve
+from tests.support.server import MakeApplication, Serve, connected, listening
 from tests.support.valve import Valve
 
 DETECTION = "damoserve.v1.DetectionService"
 
 
 async def test_not_serving_until_warm_and_calls_wait_for_it(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
+    application: MakeApplication, pictures: Pictures, valve: Valve
 ) -> None:
     valve.shut()
     server = application(valve.load)
-    await server.listen()
-    async with client_of(server) as client:
-        loader = asyncio.ensure_future(server.load())
+    async with listening(server) as client:
+        loading = asyncio.ensure_future(server.load())
         await valve.entered()
         before = [await client.health(), await client.health(DETECTION)]
         early = asyncio.ensure_future(client.detect(pictures.red))
         await client.until(lambda now: now.sum("grpc_server_started_total", grpc_method="Detect") == 1)
         valve.open()
-        await loader
+        await loading
         after = [await client.health(), await client.health(DETECTION)]
         answer = await early
-    await server.stop()
     assert (before, after) == (["NOT_SERVING"] * 2, ["SERVING"] * 2)
     assert len(answer.detections) == 4
 
 
-async def test_an_early_call_may_give_up(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
-) -> None:
+async def test_an_early_call_may_give_up(application: MakeApplication, pictures: Pictures, valve: Valve) -> None:
     valve.shut()
     server = application(valve.load)
-    await server.listen()
-    async with client_of(server) as client:
-        loader = asyncio.ensure_future(server.load())
+    async with listening(server) as client:
+        loading = asyncio.ensure_future(server.load())
         failure = await client.failure(client.detect(pictures.red, timeout=0.2))
         valve.open()
-        await loader
+        await loading
         assert len((await client.detect(pictures.red)).detections) == 4
-    await server.stop()
-    result = failure
-    assert result.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert failure.code == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_an_early_call_waits_no_longer_than_its_budget(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
+    application: MakeApplication, pictures: Pictures, valve: Valve
 ) -> None:
     valve.shut()
     server = application(valve.load, default_deadline_seconds=0.2)
-    await server.listen()
-    async with client_of(server) as client:
-        loader = asyncio.ensure_future(server.load())
+    async with listening(server) as client:
+        loading = asyncio.ensure_future(server.load())
         failures = [
             await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=100_000_000))),
             await client.failure(client.detect(pictures.red, timeout=None)),
             await client.failure(client.profiles.ListProfiles(pb.ListProfilesRequest())),
         ]
-        assert not loader.done()
+        assert not loading.done()
         valve.open()
-        await loader
+        await loading
         assert len((await client.detect(pictures.red)).detections) == 4
-    await server.stop()
-    result = failures
-    for failure in result:
+    for failure in failures:
         assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXPIRED")
         assert failure.detail(error_details_pb2.RetryInfo).retry_delay.ToNanoseconds() > 0
 
 
 async def test_a_server_that_stops_while_it_loads_loads_no_further_profile(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
+    application: MakeApplication, pictures: Pictures, valve: Valve
 ) -> None:
     valve.shut()
     server = application(valve.load, max_batch_size=1)
-    await server.listen()
-    async with client_of(server) as client:
-        loader = asyncio.ensure_future(server.load())
+    async with listening(server) as client:
+        loading = asyncio.ensure_future(server.load())
         await valve.entered()
         early = asyncio.ensure_future(client.detect(pictures.red))
         await client.until(lambda now: now.sum("grpc_server_started_total", grpc_method="Detect") == 1)
@@ -113,7 +102,7 @@ async def test_a_server_that_stops_while_it_loads_loads_no_further_profile(
         await stopping
         valve.open()
         with pytest.raises(ShuttingDown):
-            await loader
+            await loading
     assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     assert valve.sizes == [1] * WARM_UP_RUNS
 
@@ -135,10 +124,10 @@ async def test_a_signal_ends_the_loading(repository: Path) -> None:
 
 
 async def test_a_stopping_server_answers_what_it_has_accepted(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
+    application: MakeApplication, pictures: Pictures, valve: Valve
 ) -> None:
     server = application(valve.load, max_batch_size=1)
-    async with server, client_of(server) as client:
+    async with server, connected(server) as client:
         valve.shut()
         calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(3)]
         await client.until(lambda now: now.sum("damoserve_queued_requests") == 2)
@@ -155,10 +144,10 @@ async def test_a_stopping_server_answers_what_it_has_accepted(
 
 
 async def test_a_stopping_server_takes_requests_until_the_balancers_know(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures
+    application: MakeApplication, pictures: Pictures
 ) -> None:
     server = application(grace_seconds=1)
-    async with server, client_of(server) as client:
+    async with server, connected(server) as client:
         stopping = asyncio.ensure_future(server.stop())
         while await client.health() == "SERVING":
             pass
@@ -170,42 +159,36 @@ async def test_a_stopping_server_takes_requests_until_the_balancers_know(
 
 
 async def test_a_fault_is_told_until_it_is_over(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, caplog: pytest.LogCaptureFixture
+    application: MakeApplication, pictures: Pictures, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = application()
     states = []
-    async with server, client_of(server) as client:
+    async with server, connected(server) as client:
         for tell in (server.health.degraded("worker 1 hangs"), server.health.recovered()):
             await tell
             states.append([await client.health(), await client.health(DETECTION)])
         assert len((await client.detect(pictures.red)).detections) == 4
-    result = states
-    assert result == [["NOT_SERVING"] * 2, ["SERVING"] * 2]
+    assert states == [["NOT_SERVING"] * 2, ["SERVING"] * 2]
     assert "NOT_SERVING: worker 1 hangs" in caplog.text
 
 
-async def test_a_fault_that_is_over_does_not_make_a_loading_server_serve(
-    application: MakeApplication, client_of: ClientOf
-) -> None:
+async def test_a_fault_that_is_over_does_not_make_a_loading_server_serve(application: MakeApplication) -> None:
     server = application()
-    await server.listen()
-    async with client_of(server) as client:
+    async with listening(server) as client:
         await server.health.degraded("worker 1 hangs")
         await server.health.recovered()
-        loader = await client.health()
+        while_loading = await client.health()
         await server.health.degraded("worker 1 hangs")
         await server.load()
         loaded = await client.health()
-        await server.stop()
-    result = loader, loaded
-    assert result == ("NOT_SERVING", "NOT_SERVING")
+    assert (while_loading, loaded) == ("NOT_SERVING", "NOT_SERVING")
 
 
 async def test_draining_takes_no_longer_than_it_may(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
+    application: MakeApplication, pictures: Pictures, valve: Valve
 ) -> None:
     server = application(valve.load, max_batch_size=1, drain_seconds=0)
-    async with server, client_of(server) as client:
+    async with server, connected(server) as client:
         valve.shut()
         calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(2)]
         await client.until(lambda now: now.sum("damoserve_queued_requests") == 1)
@@ -233,8 +216,7 @@ async def test_a_cancelled_call_is_not_computed(serve: Serve, pictures: Pictures
         await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 0)
         await client.until(lambda now: now.sum("grpc_server_handled_total", grpc_code="CANCELLED") == 2)
         assert len((await client.detect(pictures.red)).detections) == 4
-        result = leased, held
-    assert result == (2, 1)
+    assert (leased, held) == (2, 1)
     assert valve.sizes == [1, 1]
 
 

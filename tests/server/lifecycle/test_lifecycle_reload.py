@@ -375,5 +375,4 @@ async def test_an_engine_is_made_anew_when_its_file_is_gone(serve: Serve, reposi
         (repository / "colours" / "3" / "quick" / "model.onnx").write_bytes(b"overwritten")
         with pytest.raises(Exception, match="differs from its manifest"):
             other.new_engine()
-        result = engine
-    assert isinstance(result, OnnxRuntimeEngine)
+    assert isinstance(engine, OnnxRuntimeEngine)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.pictures import Pictures
-from tests.support.server import ClientOf, MakeApplication, Serve
+from tests.support.server import MakeApplication, Serve, connected
 from tests.support.valve import Valve
 
 TIMEOUT = 20.0
@@ -25,10 +25,10 @@ def told(caplog: pytest.LogCaptureFixture) -> Told:
 
 
 async def test_accepted_requests_are_answered_and_later_ones_refused(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve, told: Told
+    application: MakeApplication, pictures: Pictures, valve: Valve, told: Told
 ) -> None:
     server = application(valve.load, max_batch_size=1)
-    async with server, client_of(server) as client:
+    async with server, connected(server) as client:
         await client.detect(pictures.red)
         valve.shut()
         calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(3)]
@@ -50,10 +50,10 @@ async def test_accepted_requests_are_answered_and_later_ones_refused(
 
 
 async def test_what_the_drain_cannot_wait_for_is_refused_or_abandoned(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve, told: Told
+    application: MakeApplication, pictures: Pictures, valve: Valve, told: Told
 ) -> None:
     server = application(valve.load, max_batch_size=1, drain_seconds=0)
-    async with server, client_of(server) as client:
+    async with server, connected(server) as client:
         valve.shut()
         calls = [asyncio.ensure_future(client.detect(pictures.red)) for _ in range(2)]
         await client.until(lambda now: now.sum("damoserve_requests_in_flight") == 2)

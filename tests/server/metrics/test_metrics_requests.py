@@ -22,7 +22,7 @@ from damoserve_server.engines.engine import Engine, Outputs
 from damoserve_server.metrics.requests import NO_TIER, Outcome
 from damoserve_server.scheduling.selection import Tier
 from tests.support.pictures import Pictures
-from tests.support.server import ClientOf, MakeApplication, Samples, Serve, ServerClient
+from tests.support.server import MakeApplication, Samples, Serve, ServerClient, listening
 from tests.support.timeouts import TIMEOUT
 from tests.support.valve import Valve
 
@@ -239,24 +239,17 @@ async def test_each_image_of_a_kserve_request_is_a_request_and_all_end_alike(ser
     assert in_flight(now) == 0
 
 
-async def test_a_call_that_waits_for_the_models_is_a_request(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures
-) -> None:
-    server = application()
-    await server.listen()
-    try:
-        async with client_of(server) as client:
-            call = client.detect(pictures.red)
-            await client.until(lambda now: in_flight(now) == 1)
-            call.cancel()
-            await client.until(lambda now: in_flight(now) == 0)
-            # By its budget: at a gRPC deadline the client's own timer may be first, and cancel.
-            late = await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=50 * 10**6)))
-            assert late.code.name == "DEADLINE_EXCEEDED"
-            await client.until(lambda now: sum(ends(now).values()) == 2)
-            result = await client.metrics()
-    finally:
-        await server.stop()
+async def test_a_call_that_waits_for_the_models_is_a_request(application: MakeApplication, pictures: Pictures) -> None:
+    async with listening(application()) as client:
+        call = client.detect(pictures.red)
+        await client.until(lambda now: in_flight(now) == 1)
+        call.cancel()
+        await client.until(lambda now: in_flight(now) == 0)
+        # By its budget: at a gRPC deadline the client's own timer may be first, and cancel.
+        late = await client.failure(client.detect(pictures.red, latency_budget=Duration(nanos=50 * 10**6)))
+        assert late.code.name == "DEADLINE_EXCEEDED"
+        await client.until(lambda now: sum(ends(now).values()) == 2)
+        result = await client.metrics()
     assert ends(result) == {("balanced", "cancelled"): 1, ("balanced", "expired"): 1}
 
 

@@ -65,8 +65,7 @@ async def test_invalid_requests(serve: Serve, pictures: Pictures) -> None:
             assert violation.description == failure.message == failure.status.message
             outcomes[name] = (failure.reason, violation.field)
             assert len((await client.detect(red)).detections) == 4
-    result = outcomes
-    assert result == {name: expected for name, (_, _, expected) in cases.items()}
+    assert outcomes == {name: expected for name, (_, _, expected) in cases.items()}
 
 
 async def test_a_message_above_the_limit_is_refused_by_grpc(serve: Serve, pictures: Pictures) -> None:
@@ -130,8 +129,7 @@ async def test_accuracy_that_no_profile_reaches(serve: Serve, pictures: Pictures
             await client.failure(client.detect(pictures.red, min_accuracy=0.5, profile="quick")),
         ]
         assert len((await client.detect(pictures.red, min_accuracy=0.6)).detections) == 4
-        result = failures
-    for failure in result:
+    for failure in failures:
         assert (failure.code, failure.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ACCURACY_UNAVAILABLE")
 
 
@@ -146,8 +144,7 @@ async def test_budget_that_no_profile_can_meet(serve: Serve, pictures: Pictures,
         ]
         assert valve.sizes == []
         assert len((await client.detect(pictures.red, timeout=5000.0)).detections) == 4
-        result = failures
-    for failure in result:
+    for failure in failures:
         assert (failure.code, failure.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_UNREACHABLE")
         assert float(failure.detail(error_details_pb2.ErrorInfo).metadata["budget_ms"]) > 0
 
@@ -169,8 +166,7 @@ async def test_grpc_deadline_of_one_millisecond(serve: Serve, pictures: Pictures
         failure = await client.failure(client.detect(slow, timeout=0.001))
         assert len((await client.detect(pictures.red)).detections) == 4
         await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 0)
-        result = failure
-    assert result.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert failure.code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert valve.sizes == [1]
 
 
@@ -230,14 +226,12 @@ async def test_a_fault_is_logged_once_under_the_request_id_and_not_shown(
     serve: Serve, pictures: Pictures, valve: Valve, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.setFormatter(TextFormatter())
-    async with serve(valve.load) as client:
-        valve.fault = ZeroDivisionError("secret")
-        failure = await client.failure(client.detect(pictures.red))
-        valve.fault = None
-        assert len((await client.detect(pictures.red)).detections) == 4
-        result = failure
     with caplog.at_level(logging.ERROR):
-        failure = result
+        async with serve(valve.load) as client:
+            valve.fault = ZeroDivisionError("secret")
+            failure = await client.failure(client.detect(pictures.red))
+            valve.fault = None
+            assert len((await client.detect(pictures.red)).detections) == 4
     assert (failure.code, failure.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert failure.message == "internal error"
     assert caplog.text.count(str(failure.metadata["x-request-id"])) == 1

@@ -17,7 +17,7 @@ from damoserve.v1 import detection_pb2 as pb
 from damoserve.v1 import detection_pb2_grpc as pb_grpc
 from damoserve_server.telemetry.logs import TextFormatter
 from tests.support.pictures import Pictures
-from tests.support.server import ClientOf, Failure, MakeApplication, Serve, ServerClient
+from tests.support.server import Failure, MakeApplication, Serve, ServerClient, listening
 from tests.support.timeouts import TIMEOUT
 from tests.support.valve import Valve
 
@@ -129,16 +129,15 @@ async def test_a_fault_is_the_frames_and_shows_nothing(
     serve: Serve, pictures: Pictures, valve: Valve, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.setFormatter(TextFormatter())
-    async with serve(valve.load) as client, opened(client) as stream:
-        request_id = str(dict(await stream.call.initial_metadata())["x-request-id"])
-        valve.fault = ZeroDivisionError("secret")
-        await stream.frame(7, pictures.red)
-        faulty = await stream.answer()
-        valve.fault = None
-        await stream.frame(8, pictures.red)
-        result = request_id, faulty, await stream.answer()
     with caplog.at_level(logging.ERROR):
-        request_id, faulty, good = result
+        async with serve(valve.load) as client, opened(client) as stream:
+            request_id = str(dict(await stream.call.initial_metadata())["x-request-id"])
+            valve.fault = ZeroDivisionError("secret")
+            await stream.frame(7, pictures.red)
+            faulty = await stream.answer()
+            valve.fault = None
+            await stream.frame(8, pictures.red)
+            good = await stream.answer()
     assert (reason_of(faulty.error), faulty.error.message) == ("INTERNAL", "internal error")
     assert request_id.encode() in faulty.error.SerializeToString()
     assert "frame 7 failed" in caplog.text
@@ -239,8 +238,7 @@ async def test_a_client_that_vanishes_frees_everything(
         await client.until(lambda now: now.sum("damoserve_pool_slots", state="leased") == 0)
         await client.until(lambda now: now.sum("grpc_server_handled_total", **METHOD, grpc_code="CANCELLED") == 1)
         assert len((await client.detect(pictures.red)).detections) == 4
-        result = held
-    assert result == 3
+    assert held == 3
     assert valve.sizes == [1, 1]
 
 
@@ -452,13 +450,10 @@ async def test_what_cannot_be_in_time_for_its_stream_or_itself_is_not_let_in(
     assert reason_of(answer.error) == "DEADLINE_UNREACHABLE"
 
 
-async def test_a_stream_waits_for_the_models(
-    application: MakeApplication, client_of: ClientOf, pictures: Pictures, valve: Valve
-) -> None:
+async def test_a_stream_waits_for_the_models(application: MakeApplication, pictures: Pictures, valve: Valve) -> None:
     valve.shut()
     server = application(valve.load)
-    await server.listen()
-    async with client_of(server) as client:
+    async with listening(server) as client:
         loading = asyncio.ensure_future(server.load())
         await valve.entered()
         async with opened(client) as stream:
@@ -467,9 +462,7 @@ async def test_a_stream_waits_for_the_models(
             valve.open()
             await loading
             answer = await stream.answer()
-    await server.stop()
-    result = answer
-    assert len(result.result.detections) == 4
+    assert len(answer.result.detections) == 4
 
 
 async def test_other_streams_are_counted_and_work(serve: Serve) -> None:

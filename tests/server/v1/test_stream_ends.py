@@ -81,5 +81,4 @@ async def test_only_the_frame_that_waits_is_begun_at_its_deadline_not_one_that_w
     seen = list(caller.begun)
     run.cancel()
     await asyncio.gather(run, return_exceptions=True)
-    result = seen
-    assert result == begun
+    assert seen == begun
